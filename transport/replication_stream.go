@@ -1,0 +1,362 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"sync"
+	"time"
+)
+
+// replFlushBytes is how much is gathered before it is written. It is a few TLS
+// records, and little enough not to add lag.
+const replFlushBytes = 64 << 10
+
+// replCalm is how long a stream must have run since the last snapshot, in units
+// of the longest wait, before the next snapshot is begun with the shortest wait.
+const replCalm = 10
+
+// replStream writes one connection's frames: snapshot, changes, keepalives.
+type replStream struct {
+	p       *replPeer
+	conn    net.Conn
+	version uint16
+
+	mu        sync.Mutex // held while frames are put in order and written
+	out       []byte
+	lastWrite time.Time
+	broken    bool // a write failed: the peer cannot be told anything any more
+}
+
+// write alternates between a snapshot and the stream of changes until the
+// connection ends.
+func (s *replStream) write(ctx context.Context) error {
+	cfg := &s.p.r.cfg
+	wait := newReplBackoff(cfg.ReconnectMin, cfg.ReconnectMax)
+	for generation := uint64(1); ; generation++ {
+		complete, err := s.snapshot(ctx, generation)
+		if err != nil {
+			return err
+		}
+		began := time.Now()
+		if complete {
+			if err := s.stream(ctx); err != nil {
+				return err
+			}
+		}
+		cfg.Logger.Warn("replication to peer: behind, a snapshot follows",
+			"peer", s.p.peer.Node, "reason", s.p.r.log.view(s.p.cursor).reason)
+		s.p.unmark()
+		s.p.setState(ReplicationSnapshot)
+		if complete && time.Since(began) > replCalm*cfg.ReconnectMax {
+			wait.reset()
+		}
+		if !replSleep(ctx, wait.next()) {
+			return ctx.Err()
+		}
+	}
+}
+
+// snapshot sends everything that lives here. Between two chunks it sends what
+// was published meanwhile; REPLICATION.md says why that is right. It is not
+// complete when the peer fell behind on the way: then everything was sent, but
+// not the mark that says so.
+func (s *replStream) snapshot(ctx context.Context, generation uint64) (complete bool, err error) {
+	p := s.p
+	p.beginSnapshot()
+	p.r.log.open(p.cursor)
+	if err := s.control(ctx, replFrameSnapshotBegin, binary.BigEndian.AppendUint64(nil, generation)); err != nil {
+		return false, err
+	}
+	records := uint64(0)
+	for chunk, err := range p.r.cfg.Source.Snapshot(ctx) {
+		if err != nil {
+			return false, fmt.Errorf("read snapshot: %w", err)
+		}
+		if len(chunk)%p.r.cfg.RecordSize != 0 {
+			return false, fmt.Errorf("snapshot chunk of %d bytes is not whole records of %d", len(chunk), p.r.cfg.RecordSize)
+		}
+		if err := s.chunk(ctx, chunk); err != nil {
+			return false, err
+		}
+		records += uint64(len(chunk) / p.r.cfg.RecordSize)
+		if _, err := s.changes(ctx, p.r.log.end()); err != nil {
+			return false, err
+		}
+	}
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	behind, err := s.changes(ctx, p.r.log.end())
+	if behind || err != nil {
+		return false, err
+	}
+	end := binary.BigEndian.AppendUint64(nil, generation)
+	return true, s.control(ctx, replFrameSnapshotEnd, binary.BigEndian.AppendUint64(end, records))
+}
+
+// stream sends changes as they come until the peer falls behind.
+func (s *replStream) stream(ctx context.Context) error {
+	for {
+		behind, err := s.changes(ctx, replNoLimit)
+		if behind || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.p.cursor.wake:
+		}
+	}
+}
+
+// changes sends the queued records that lie before limit.
+func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.p
+	for {
+		place := len(s.out)
+		s.out = appendReplFrame(s.out, replFrame{})
+		var n int
+		var at int64
+		var ok bool
+		s.out, n, at, ok = p.r.log.next(p.cursor, limit, p.r.cfg.BatchRecords, s.out)
+		if n == 0 {
+			s.out = s.out[:place]
+			return !ok, s.flush(ctx)
+		}
+		if err := s.seal(place, 0, n, at); err != nil {
+			return false, err
+		}
+		if len(s.out) >= replFlushBytes {
+			if err := s.flush(ctx); err != nil {
+				return false, err
+			}
+		}
+	}
+}
+
+// chunk sends a piece of the snapshot in frames of a batch each. It is not
+// interleaved with changes: they wait for the whole piece.
+func (s *replStream) chunk(ctx context.Context, records []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	size := s.p.r.cfg.RecordSize
+	now := s.p.r.now()
+	for len(records) > 0 {
+		n := min(len(records)/size, s.p.r.cfg.BatchRecords)
+		place := len(s.out)
+		s.out = appendReplFrame(s.out, replFrame{})
+		s.out = append(s.out, records[:n*size]...)
+		records = records[n*size:]
+		if err := s.seal(place, replFlagSnapshot, n, now); err != nil {
+			return err
+		}
+		if len(s.out) >= replFlushBytes {
+			if err := s.flush(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// seal converts the n records behind the header at place to the version the
+// peer reads, and writes the header.
+func (s *replStream) seal(place int, flags uint8, n int, at int64) error {
+	cfg := &s.p.r.cfg
+	payload := s.out[place+replFrameHeader:]
+	if s.version != cfg.RecordVersions[0] {
+		if err := cfg.Convert(cfg.RecordVersions[0], s.version, payload); err != nil {
+			return fmt.Errorf("convert records to version %d: %w", s.version, err)
+		}
+	}
+	appendReplFrame(s.out[:place], replFrame{
+		length: uint32(len(payload)), typ: replFrameRecords, flags: flags,
+		sequence: s.p.sending(n, at, false), count: uint32(n),
+	})
+	return nil
+}
+
+// control sends a frame without records at once.
+func (s *replStream) control(ctx context.Context, typ replFrameType, payload []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.controlLocked(ctx, typ, payload)
+}
+
+func (s *replStream) controlLocked(ctx context.Context, typ replFrameType, payload []byte) error {
+	sequence := s.p.sending(0, 0, typ == replFrameSnapshotEnd)
+	s.out = appendReplFrame(s.out, replFrame{length: uint32(len(payload)), typ: typ, sequence: sequence})
+	s.out = append(s.out, payload...)
+	return s.flush(ctx)
+}
+
+// flush writes what was gathered. It waits as long as the peer shows signs of
+// life: readAcks ends the stream when it does not.
+func (s *replStream) flush(ctx context.Context) error {
+	if len(s.out) == 0 {
+		return ctx.Err()
+	}
+	_ = s.conn.SetWriteDeadline(time.Now().Add(s.p.r.cfg.progressTimeout()))
+	// Looked at after the deadline is set, so that the shorter one set at the
+	// end of ctx is never overwritten.
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	_, err := s.conn.Write(s.out)
+	s.out = s.out[:0]
+	s.lastWrite = time.Now()
+	if err != nil {
+		s.broken = true
+		return fmt.Errorf("write to peer: %w", err)
+	}
+	return nil
+}
+
+// keepalive speaks up when nothing was written for a while. It runs beside the
+// writer because a snapshot's source may take its time.
+func (s *replStream) keepalive(ctx context.Context) error {
+	ticker := time.NewTicker(s.p.r.cfg.KeepaliveInterval / 2)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		// A writer that holds the lock is writing: no need to speak up.
+		if !s.mu.TryLock() {
+			continue
+		}
+		var err error
+		if time.Since(s.lastWrite) >= s.p.r.cfg.KeepaliveInterval/2 {
+			err = s.controlLocked(ctx, replFrameKeepalive, nil)
+		}
+		s.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// readAcks takes the peer's acknowledgements. An acknowledgement that says
+// nothing new is the peer's sign of life.
+func (s *replStream) readAcks(ctx context.Context) error {
+	cfg := &s.p.r.cfg
+	rd := bufio.NewReaderSize(s.conn, 4096)
+	var buf []byte
+	for {
+		_ = s.conn.SetReadDeadline(time.Now().Add(cfg.StallTimeout))
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		frame, payload, err := readReplFrame(rd, cfg.RecordSize, buf)
+		if err != nil {
+			return replStall(ctx, err, cfg.StallTimeout)
+		}
+		buf = payload
+		switch frame.typ {
+		case replFrameAck:
+			if err := s.p.acknowledge(frame.sequence); err != nil {
+				return err
+			}
+		case replFrameBye:
+			return fmt.Errorf("peer ended the stream: %s", payload)
+		default:
+			return fmt.Errorf("frame type %d instead of an acknowledgement: %w", frame.typ, ErrReplicationMalformed)
+		}
+	}
+}
+
+// bye tells the peer why the stream ends, if it listens.
+func (s *replStream) bye(reason string) {
+	if s.broken {
+		return
+	}
+	s.broken = replSayBye(s.conn, reason) != nil
+}
+
+// replSayBye sends a bye frame. It has no place in the sequence.
+func replSayBye(conn net.Conn, reason string) error {
+	reason = replReason(reason)
+	b := appendReplFrame(nil, replFrame{length: uint32(len(reason)), typ: replFrameBye})
+	_ = conn.SetWriteDeadline(time.Now().Add(replGoodbye))
+	_, err := conn.Write(append(b, reason...))
+	return err
+}
+
+// replStall turns the end of a read deadline into words.
+func replStall(ctx context.Context, err error, limit time.Duration) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	var timeout net.Error
+	if errors.As(err, &timeout) && timeout.Timeout() {
+		return fmt.Errorf("peer was silent for %v: %w", limit, err)
+	}
+	return err
+}
+
+// beginSnapshot counts a snapshot and makes it the peer's state.
+func (p *replPeer) beginSnapshot() {
+	p.mu.Lock()
+	p.snapshots++
+	p.mu.Unlock()
+	p.unmark()
+	p.setState(ReplicationSnapshot)
+}
+
+// unmark forgets the last snapshot's end: its acknowledgement must not make a
+// stream that fell behind look complete.
+func (p *replPeer) unmark() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.window.marker = 0
+}
+
+// sending puts a frame into the window.
+func (p *replPeer) sending(records int, at int64, marker bool) uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.sent += uint64(records)
+	sequence := p.window.add(records, at)
+	if marker {
+		p.window.marker = sequence
+	}
+	return sequence
+}
+
+// acknowledge takes in that the peer has applied everything up to a frame.
+func (p *replPeer) acknowledge(sequence uint64) error {
+	p.mu.Lock()
+	records, at, err := p.window.ack(sequence)
+	p.acked += records
+	if records > 0 {
+		p.lastLag = p.r.now() - at
+	}
+	complete := p.window.marker != 0 && sequence >= p.window.marker
+	if complete {
+		p.window.marker, p.window.marked = 0, true
+	}
+	stuck := time.Duration(math.MinInt64)
+	if p.window.first < len(p.window.entries) {
+		stuck = time.Since(p.window.progress)
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if complete {
+		p.setState(ReplicationStreaming)
+	}
+	if limit := p.r.cfg.progressTimeout(); stuck > limit {
+		return fmt.Errorf("peer is alive but has applied nothing for %v", limit)
+	}
+	return nil
+}
