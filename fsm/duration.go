@@ -1,28 +1,24 @@
 package fsm
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 )
 
-// Duration is a time.Duration that reads and writes as "1h0m0s" in JSON and YAML.
+// Duration is a time.Duration that reads and writes as text in Go's notation
+// ("1h0m0s"), in JSON and in YAML.
 type Duration time.Duration
 
-// MarshalJSON writes the duration in Go's notation.
-func (d Duration) MarshalJSON() ([]byte, error) {
-	return json.Marshal(time.Duration(d).String())
+// MarshalText writes the duration in Go's notation.
+func (d Duration) MarshalText() ([]byte, error) {
+	return []byte(time.Duration(d).String()), nil
 }
 
-// UnmarshalJSON reads Go's notation ("90s", "1h").
-func (d *Duration) UnmarshalJSON(b []byte) error {
-	var s string
-	if err := json.Unmarshal(b, &s); err != nil {
-		return fmt.Errorf("duration %s: want a string like \"90s\" or \"1h\"", b)
-	}
-	v, err := time.ParseDuration(s)
+// UnmarshalText reads Go's notation ("90s", "1h").
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return fmt.Errorf("duration %q: want a number with a unit, like \"90s\" or \"1h\"", s)
+		return fmt.Errorf("duration %q: want a number with a unit, like \"90s\" or \"1h\"", b)
 	}
 	*d = Duration(v)
 	return nil

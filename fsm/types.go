@@ -22,6 +22,9 @@ const (
 // cluster without asking anybody (design.md §5).
 const MaxSlots = 8
 
+// NoSlot is the slot of a witness, which translates nothing.
+const NoSlot = 255
+
 // Node is one member of the cluster: what it is, and the last committed
 // verdict about how it is.
 type Node struct {
@@ -29,7 +32,7 @@ type Node struct {
 	Role       Role   `json:"role"`
 	Address    string `json:"address"`     // cluster port, "ip:port"
 	GossipPort uint16 `json:"gossip_port"` // UDP and TCP on the same ip
-	Slot       uint8  `json:"slot"`        // SNAT port partition, 0..MaxSlots-1; 255 for a witness
+	Slot       uint8  `json:"slot"`        // SNAT port partition, 0..MaxSlots-1; NoSlot for a witness
 	Voter      bool   `json:"voter"`       // has caught up and votes
 	Alive      bool   `json:"alive"`       // the leader's verdict (gossip, later BFD)
 	Ready      bool   `json:"ready"`       // its data plane is attached and has applied the state
@@ -51,9 +54,9 @@ const DefaultInstance = "default"
 
 // Assignment is the committed outcome of an election.
 type Assignment struct {
-	Master     NodeID   `json:"master"`     // "" while nobody is eligible
+	Master     NodeID   `json:"master"`     // "" while nobody can be it
 	Succession []NodeID `json:"succession"` // the master first, then who follows, in order
-	Epoch      uint64   `json:"epoch"`      // index at which Master last changed; only grows
+	Epoch      uint64   `json:"epoch"`      // index at which Master last changed; only grows; 0 before the first
 }
 
 // VIPKind says what a VIP is for.
@@ -74,13 +77,13 @@ const (
 	AnnounceNone AnnounceMode = "none"
 )
 
-// VIP is an address that moves with its instance.
+// VIP is an address that moves with its instance. Apply fills in the defaults.
 type VIP struct {
 	Address   netip.Addr   `json:"address"`
-	Instance  string       `json:"instance"`            // default "default"
-	Kind      VIPKind      `json:"kind"`                // default "service"
-	Interface string       `json:"interface,omitempty"` // default: the one whose subnet contains Address
-	Announce  AnnounceMode `json:"announce"`            // default "l2"
+	Instance  string       `json:"instance" required:"false"` // default "default"
+	Kind      VIPKind      `json:"kind" required:"false"`     // default "service"
+	Interface string       `json:"interface,omitempty"`       // default: the one whose subnet contains Address
+	Announce  AnnounceMode `json:"announce" required:"false"` // default "l2"
 }
 
 // Protocol is a transport protocol.
@@ -122,31 +125,50 @@ const (
 )
 
 // Endpoint is one backend of a service.
+//
+// A weight of 0 is legal and means "no new flows", so absence has to be told
+// from zero: JSON without the key reads as weight 1 (see UnmarshalJSON), while
+// a literal Endpoint in Go has the weight it says.
 type Endpoint struct {
 	Address netip.AddrPort `json:"address"`
-	Weight  uint16         `json:"weight"` // 1..100 when up; 0 takes no new flows
-	Admin   AdminState     `json:"admin"`  // default "up"
+	Weight  uint16         `json:"weight" required:"false"` // 0..MaxWeight; 0 takes no new flows
+	Admin   AdminState     `json:"admin" required:"false"`  // default "up"
 }
 
-// Service maps a VIP, protocol and port to endpoints.
+// MaxEndpoints is the greatest number of endpoints of one service.
+const MaxEndpoints = 256
+
+// MaxWeight is the greatest weight of an endpoint.
+const MaxWeight = 100
+
+// The bounds and defaults of Service.IdleTimeout.
+const (
+	MinIdleTimeout        = Duration(time.Second)
+	MaxIdleTimeout        = Duration(24 * time.Hour)
+	DefaultIdleTimeoutTCP = Duration(time.Hour)
+	DefaultIdleTimeoutUDP = Duration(2 * time.Minute)
+)
+
+// Service maps a VIP, protocol and port to endpoints. Apply fills in the
+// defaults and sorts the endpoints.
 type Service struct {
 	Name        string     `json:"name"`
-	ID          uint32     `json:"id"` // given by Apply, never reused; 0 in a request
+	ID          uint32     `json:"id" required:"false"` // given by Apply, never reused; ignored in a request
 	VIP         netip.Addr `json:"vip"`
 	Port        uint16     `json:"port"`
-	Protocol    Protocol   `json:"protocol"`
-	Mode        Mode       `json:"mode"`
-	Algorithm   Algorithm  `json:"algorithm"`
-	IdleTimeout Duration   `json:"idle_timeout"` // of an established flow; default 1h (TCP), 2m (UDP)
-	Endpoints   []Endpoint `json:"endpoints"`    // sorted by address
+	Protocol    Protocol   `json:"protocol" required:"false"`     // default "tcp"
+	Mode        Mode       `json:"mode" required:"false"`         // default "fullnat"
+	Algorithm   Algorithm  `json:"algorithm" required:"false"`    // default "rr"
+	IdleTimeout Duration   `json:"idle_timeout" required:"false"` // of an established flow; default 1h (TCP), 2m (UDP)
+	Endpoints   []Endpoint `json:"endpoints" required:"false"`    // sorted by address
 }
 
 // Token lets one node join. Only the hash of its secret is kept.
 type Token struct {
 	ID      string    `json:"id"`
-	Hash    []byte    `json:"hash"` // SHA-256 of the secret
+	Hash    []byte    `json:"hash"` // SHA-256 of the secret, 32 bytes
 	Role    Role      `json:"role"`
-	Expires time.Time `json:"expires"`
+	Expires time.Time `json:"expires"` // kept in UTC; valid before this instant
 }
 
 // Cluster is what the cluster as a whole agrees on.

@@ -1,0 +1,76 @@
+package fsm
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+)
+
+// normalVIP fills in the defaults.
+func normalVIP(v VIP) VIP {
+	v.Address = v.Address.Unmap()
+	v.Instance = cmp.Or(v.Instance, DefaultInstance)
+	v.Kind = cmp.Or(v.Kind, VIPService)
+	v.Announce = cmp.Or(v.Announce, AnnounceL2)
+	return v
+}
+
+func (c PutVIP) apply(d *draft) error {
+	v := normalVIP(c.VIP)
+	chk := &checker{object: "vip " + shown(v.Address)}
+	addressOK := chk.address("address", v.Address)
+	if !d.instances.has(v.Instance) {
+		chk.bad("instance", v.Instance, "does not exist: create it with \"pontoon instance create\"")
+	}
+	oneOf(chk, "kind", v.Kind, VIPService, VIPGateway)
+	oneOf(chk, "announce", v.Announce, AnnounceL2, AnnounceNone)
+	if !validInterface(v.Interface) {
+		chk.bad("interface", v.Interface, "is no name of an interface")
+	}
+	if addressOK {
+		d.checkVIPClashes(chk, v)
+	}
+	if err := chk.err(); err != nil {
+		return err
+	}
+	d.vips.put(v.Address, v)
+	return nil
+}
+
+func (d *draft) checkVIPClashes(chk *checker, v VIP) {
+	if users := d.servicesOn(v.Address); len(users) > 0 && v.Kind != VIPService {
+		chk.clash(ErrInUse, "kind", v.Kind, "would leave services %s without their VIP: delete them first", few(users))
+	}
+	if d.vips.has(v.Address) {
+		return // checked when it was created, and again with every node and service since
+	}
+	for _, n := range d.nodes.values() {
+		if own, ok := sockets(n); ok && own[0].Addr() == v.Address {
+			chk.clash(ErrInUse, "address", v.Address, "is the address of node %s: give an address nobody has", n.Name)
+		}
+	}
+	for _, r := range d.services.rows {
+		if hasEndpointAt(r.val.Endpoints, v.Address) {
+			chk.clash(ErrInUse, "address", v.Address, "is an endpoint of service %s: give an address nobody has", r.key)
+			return
+		}
+	}
+}
+
+// hasEndpointAt looks an address up in sorted endpoints.
+func hasEndpointAt(endpoints []Endpoint, addr netip.Addr) bool {
+	i, _ := slices.BinarySearchFunc(endpoints, netip.AddrPortFrom(addr, 0), compareEndpoint)
+	return i < len(endpoints) && endpoints[i].Address.Addr() == addr
+}
+
+func (c DeleteVIP) apply(d *draft) error {
+	addr := c.Address.Unmap()
+	if !d.vips.has(addr) {
+		return refuse(ErrNotFound, "vip %s does not exist: see \"pontoon vip list\"", shown(addr))
+	}
+	if users := d.servicesOn(addr); len(users) > 0 {
+		return refuse(ErrInUse, "vip %s is used by services %s: delete them first", addr, few(users))
+	}
+	d.vips.drop(addr)
+	return nil
+}

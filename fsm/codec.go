@@ -1,0 +1,179 @@
+package fsm
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// commandVersion is the version of the envelope and of the commands in it. It
+// is raised when an older version could misread a command; the older one then
+// stops with ErrUnsupported rather than let its replica drift.
+const commandVersion = 1
+
+type envelope struct {
+	Version int             `json:"v"`
+	Type    string          `json:"type"`
+	Data    json.RawMessage `json:"data"`
+}
+
+// Encode returns a command as it stands in the log:
+// {"v":1,"type":"put_service","data":{…}}.
+func Encode(c Command) ([]byte, error) {
+	if c == nil {
+		return nil, refuse(ErrInvalid, "encode command: there is none")
+	}
+	data, err := json.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("encode command %s: %w", c.kind(), err)
+	}
+	b, err := json.Marshal(envelope{Version: commandVersion, Type: c.kind(), Data: data})
+	if err != nil {
+		return nil, fmt.Errorf("encode command %s: %w", c.kind(), err)
+	}
+	return b, nil
+}
+
+// Decode reads what Encode wrote. A newer version or an unknown type matches
+// ErrUnsupported; anything else that cannot be read, unknown keys included,
+// matches ErrInvalid.
+func Decode(b []byte) (Command, error) { return decode(b, true) }
+
+func decode(b []byte, batchAllowed bool) (Command, error) {
+	var env envelope
+	if err := strict(b, &env); err != nil {
+		// The envelope of a newer version may have keys this one does not know.
+		var probe struct {
+			Version int `json:"v"`
+		}
+		if json.Unmarshal(b, &probe) != nil || probe.Version <= commandVersion {
+			return nil, refuse(ErrInvalid, "decode command: %v", err)
+		}
+		env.Version = probe.Version
+	}
+	switch {
+	case env.Version > commandVersion:
+		return nil, refuse(ErrUnsupported, "decode command: it has version %d, and this program reads up to %d: upgrade this node", env.Version, commandVersion)
+	case env.Version < 1:
+		return nil, refuse(ErrInvalid, "decode command: version %d never was", env.Version)
+	case env.Type == Batch{}.kind() && !batchAllowed:
+		return nil, refuse(ErrInvalid, "decode command: a batch inside a batch")
+	}
+	return decodeData(env.Type, env.Data)
+}
+
+func decodeData(kind string, data []byte) (Command, error) {
+	switch kind {
+	case InitCluster{}.kind():
+		return decodeAs[InitCluster](data)
+	case CreateToken{}.kind():
+		return decodeAs[CreateToken](data)
+	case RevokeToken{}.kind():
+		return decodeAs[RevokeToken](data)
+	case JoinNode{}.kind():
+		return decodeAs[JoinNode](data)
+	case SetVoter{}.kind():
+		return decodeAs[SetVoter](data)
+	case RemoveNode{}.kind():
+		return decodeAs[RemoveNode](data)
+	case NodeVerdict{}.kind():
+		return decodeAs[NodeVerdict](data)
+	case NodeReport{}.kind():
+		return decodeAs[NodeReport](data)
+	case DrainNode{}.kind():
+		return decodeAs[DrainNode](data)
+	case PutInstance{}.kind():
+		return decodeAs[PutInstance](data)
+	case DeleteInstance{}.kind():
+		return decodeAs[DeleteInstance](data)
+	case MoveInstance{}.kind():
+		return decodeAs[MoveInstance](data)
+	case PutVIP{}.kind():
+		return decodeAs[PutVIP](data)
+	case DeleteVIP{}.kind():
+		return decodeAs[DeleteVIP](data)
+	case PutService{}.kind():
+		return decodeAs[PutService](data)
+	case DeleteService{}.kind():
+		return decodeAs[DeleteService](data)
+	case SetEndpointAdmin{}.kind():
+		return decodeAs[SetEndpointAdmin](data)
+	case Batch{}.kind():
+		return decodeAs[Batch](data)
+	}
+	return nil, refuse(ErrUnsupported, "decode command: type %s is unknown: upgrade this node", shown(kind))
+}
+
+func decodeAs[C Command](data []byte) (Command, error) {
+	var c C
+	if err := strict(data, &c); err != nil {
+		if errors.Is(err, ErrUnsupported) {
+			return nil, fmt.Errorf("decode command %s: %w", c.kind(), err)
+		}
+		return nil, refuse(ErrInvalid, "decode command %s: %v", c.kind(), err)
+	}
+	return c, nil
+}
+
+// strict reads exactly one JSON value and no key it does not know.
+func strict(b []byte, into any) error {
+	dec := json.NewDecoder(bytes.NewReader(b))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("there is something after the end")
+	}
+	return nil
+}
+
+// batchData is the form of a Batch in the log.
+type batchData struct {
+	Commands []json.RawMessage `json:"commands"`
+}
+
+// MarshalJSON writes each command in its envelope.
+func (b Batch) MarshalJSON() ([]byte, error) {
+	out := batchData{Commands: make([]json.RawMessage, len(b.Commands))}
+	for i, c := range b.Commands {
+		raw, err := Encode(c)
+		if err != nil {
+			return nil, fmt.Errorf("command %d: %w", i+1, err)
+		}
+		out.Commands[i] = raw
+	}
+	return json.Marshal(out)
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote. A batch inside the batch is an
+// error, so that hostile bytes cannot make it recurse.
+func (b *Batch) UnmarshalJSON(data []byte) error {
+	var in batchData
+	if err := strict(data, &in); err != nil {
+		return err
+	}
+	b.Commands = make([]Command, len(in.Commands))
+	for i, raw := range in.Commands {
+		c, err := decode(raw, false)
+		if err != nil {
+			return fmt.Errorf("command %d: %w", i+1, err)
+		}
+		b.Commands[i] = c
+	}
+	return nil
+}
+
+// UnmarshalJSON reads an endpoint; without the key "weight" it has weight 1.
+// Unknown keys are an error.
+func (e *Endpoint) UnmarshalJSON(b []byte) error {
+	type plain Endpoint // without this method
+	p := plain{Weight: 1}
+	if err := strict(b, &p); err != nil {
+		return err
+	}
+	*e = Endpoint(p)
+	return nil
+}

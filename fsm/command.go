@@ -1,0 +1,178 @@
+package fsm
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Command is one typed change of the state. The commands are the plain structs
+// of this package; they are passed by value and never written to.
+type Command interface {
+	// kind is the name of the command in the log.
+	kind() string
+	// apply makes the change in the draft, or returns an error and leaves the
+	// draft exactly as it was.
+	apply(d *draft) error
+}
+
+// Kind returns the name of a command as it stands in the log, like
+// "put_service"; "" for nil. It is meant for logs and events.
+func Kind(c Command) string {
+	if c == nil {
+		return ""
+	}
+	return c.kind()
+}
+
+// InitCluster makes the first node's cluster. Of Node the name, role, address
+// and gossip port are taken; it starts as voter, alive, with slot 0 (role lb).
+// Refused with ErrAlreadyInitialised.
+type InitCluster struct {
+	Cluster Cluster `json:"cluster"`
+	Node    Node    `json:"node"`
+}
+
+// CreateToken adds a join token that lives at most MaxTokenTTL from Now, and
+// forgets tokens that expired more than TokenMemory before Now. Refused with
+// ErrExists, ErrInvalid.
+type CreateToken struct {
+	Token Token     `json:"token"`
+	Now   time.Time `json:"now"` // the proposer's clock
+}
+
+// RevokeToken removes a join token. Refused with ErrNotFound.
+type RevokeToken struct {
+	ID string `json:"id"`
+}
+
+// JoinNode checks and uses up a token and makes the node a member, in one
+// step. Of Node the name, role, address and gossip port are taken; it starts
+// as a non-voter, not alive until the leader's first verdict, with the lowest
+// free slot (role lb). Refused with ErrTokenInvalid, ErrExists (name), ErrInUse
+// (address, slots), ErrInvalid; then the token stays as it was.
+type JoinNode struct {
+	TokenID    string    `json:"token_id"`
+	SecretHash []byte    `json:"secret_hash"` // SHA-256 of the secret the joiner showed
+	Node       Node      `json:"node"`
+	Now        time.Time `json:"now"` // the proposer's clock
+}
+
+// SetVoter records that a node has caught up and votes. Refused with
+// ErrNotFound.
+type SetVoter struct {
+	Node NodeID `json:"node"`
+}
+
+// RemoveNode takes a node out of the cluster and out of all priorities. The
+// last voter is refused with ErrInUse unless Force is set. Refused with
+// ErrNotFound.
+type RemoveNode struct {
+	Node  NodeID `json:"node"`
+	Force bool   `json:"force"`
+}
+
+// NodeVerdict is the leader's verdict on a node. Alive=false also clears Ready,
+// LinksUp and InSync: a node that comes back has to earn them again. Reason is
+// for the log's reader only. Refused with ErrNotFound.
+type NodeVerdict struct {
+	Node   NodeID `json:"node"`
+	Alive  bool   `json:"alive"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// NodeReport is what a node says about itself. Refused with ErrNotFound, and
+// with ErrNodeDown while the last verdict on the node is "dead".
+type NodeReport struct {
+	Node    NodeID `json:"node"`
+	Ready   bool   `json:"ready"`
+	LinksUp bool   `json:"links_up"`
+	InSync  bool   `json:"in_sync"`
+}
+
+// DrainNode asks a node to own nothing, or takes the request back. Refused
+// with ErrNotFound.
+type DrainNode struct {
+	Node     NodeID `json:"node"`
+	Draining bool   `json:"draining"`
+}
+
+// PutInstance creates an instance or replaces its priorities. It never moves
+// an instance whose master stays eligible. Refused with ErrInvalid.
+type PutInstance struct {
+	Name       string         `json:"name"`
+	Priorities map[NodeID]int `json:"priorities,omitempty"`
+}
+
+// DeleteInstance removes an instance. Refused with ErrNotFound, with ErrInUse
+// while it has VIPs, and always for DefaultInstance.
+type DeleteInstance struct {
+	Name string `json:"name"`
+}
+
+// MoveInstance makes an eligible node master. Moving to the present master
+// changes nothing. Refused with ErrNotFound, ErrNotEligible.
+type MoveInstance struct {
+	Name string `json:"name"`
+	To   NodeID `json:"to"`
+}
+
+// PutVIP creates or replaces a VIP. Refused with ErrInvalid, and with ErrInUse
+// if the address is that of a node or an endpoint, or if services use the VIP
+// and it would cease to be of kind service.
+type PutVIP struct {
+	VIP VIP `json:"vip"`
+}
+
+// DeleteVIP removes a VIP. Refused with ErrNotFound, and with ErrInUse while
+// services use it.
+type DeleteVIP struct {
+	Address netip.Addr `json:"address"`
+}
+
+// PutService creates or replaces a service, which keeps its id when replaced.
+// With Create, an existing name is refused with ErrExists. Refused with
+// ErrInvalid, and with ErrInUse if another service has the same VIP, protocol
+// and port.
+type PutService struct {
+	Service Service `json:"service"`
+	Create  bool    `json:"create"`
+}
+
+// DeleteService removes a service. Refused with ErrNotFound.
+type DeleteService struct {
+	Name string `json:"name"`
+}
+
+// SetEndpointAdmin changes the administrative state of one endpoint. Refused
+// with ErrNotFound, ErrInvalid.
+type SetEndpointAdmin struct {
+	Service  string         `json:"service"`
+	Endpoint netip.AddrPort `json:"endpoint"`
+	Admin    AdminState     `json:"admin"`
+}
+
+// Batch applies commands in order, all or none, with one election at the end.
+// If some are refused, the error lists every refusal. A batch inside a batch is
+// refused with ErrInvalid.
+type Batch struct {
+	Commands []Command
+}
+
+func (InitCluster) kind() string      { return "init_cluster" }
+func (CreateToken) kind() string      { return "create_token" }
+func (RevokeToken) kind() string      { return "revoke_token" }
+func (JoinNode) kind() string         { return "join_node" }
+func (SetVoter) kind() string         { return "set_voter" }
+func (RemoveNode) kind() string       { return "remove_node" }
+func (NodeVerdict) kind() string      { return "node_verdict" }
+func (NodeReport) kind() string       { return "node_report" }
+func (DrainNode) kind() string        { return "drain_node" }
+func (PutInstance) kind() string      { return "put_instance" }
+func (DeleteInstance) kind() string   { return "delete_instance" }
+func (MoveInstance) kind() string     { return "move_instance" }
+func (PutVIP) kind() string           { return "put_vip" }
+func (DeleteVIP) kind() string        { return "delete_vip" }
+func (PutService) kind() string       { return "put_service" }
+func (DeleteService) kind() string    { return "delete_service" }
+func (SetEndpointAdmin) kind() string { return "set_endpoint_admin" }
+func (Batch) kind() string            { return "batch" }
