@@ -1,0 +1,96 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+// Config says what a lab shall hold. The zero value is an empty two-leg
+// network without a product binary.
+type Config struct {
+	// Binary is the product's executable. It may stay empty when no node is
+	// started.
+	Binary string
+	// Topology is TwoLeg when empty.
+	Topology Topology
+	// Nodes, Clients and Endpoints count the hosts of each kind; see
+	// MaxNodes, MaxClients and MaxEndpoints. Nodes are called lb1, lb2, …,
+	// clients client1, …, endpoints ep1, ….
+	Nodes, Clients, Endpoints int
+	// NodeArgs are put behind the flags every node is started with.
+	NodeArgs []string
+	// Dir is where the lab's own directory is made; os.TempDir() when empty.
+	// It must be short: the nodes' Unix sockets live below it and their
+	// paths may have 107 bytes.
+	Dir string
+	// BPFFS is where the BPF file system is, or will be mounted while the
+	// lab lives; /sys/fs/bpf when empty.
+	BPFFS string
+	// Detach lets started processes outlive this one. Without it the kernel
+	// kills them when this process dies.
+	Detach bool
+	// Logger gets one line for each thing made, hurt and removed;
+	// slog.DiscardHandler when nil.
+	Logger *slog.Logger
+}
+
+// withDefaults fills the empty fields in.
+func (c Config) withDefaults() Config {
+	if c.Topology == "" {
+		c.Topology = TwoLeg
+	}
+	if c.Dir == "" {
+		c.Dir = os.TempDir()
+	}
+	if c.BPFFS == "" {
+		c.BPFFS = defaultBPFFS
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Validate reports everything that is wrong with the configuration at once.
+func (c Config) Validate() error {
+	c = c.withDefaults()
+	var errs []error
+	if c.Topology != TwoLeg && c.Topology != OneLeg {
+		errs = append(errs, fmt.Errorf("topology %q: want %q or %q", c.Topology, TwoLeg, OneLeg))
+	}
+	for _, n := range []struct {
+		what     string
+		have, at int
+	}{{"nodes", c.Nodes, MaxNodes}, {"clients", c.Clients, MaxClients}, {"endpoints", c.Endpoints, MaxEndpoints}} {
+		if n.have < 0 || n.have > n.at {
+			errs = append(errs, fmt.Errorf("%d %s: want 0 to %d", n.have, n.what, n.at))
+		}
+	}
+	if !filepath.IsAbs(c.Dir) {
+		errs = append(errs, fmt.Errorf("directory %q: want an absolute path", c.Dir))
+	}
+	if l := len(filepath.Join(c.Dir, "pt0000", "lb1", "run", socketName)); l > maxSocketPath {
+		errs = append(errs, fmt.Errorf("directory %q: too long by %d bytes for Unix sockets below it; set TMPDIR to a shorter one",
+			c.Dir, l-maxSocketPath))
+	}
+	if c.Binary != "" {
+		if err := checkExecutable(c.Binary); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkExecutable(path string) error {
+	st, err := os.Stat(path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("binary: %w", err)
+	case st.IsDir() || st.Mode()&0o111 == 0:
+		return fmt.Errorf("binary %s: not an executable file", path)
+	}
+	return nil
+}

@@ -1,0 +1,129 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+)
+
+// Topology names the shape of the network.
+type Topology string
+
+// The topologies.
+const (
+	// TwoLeg puts the load balancers between two segments. Clients
+	// (192.168.80.101 and up) and the nodes' eth1 (.11 and up) share
+	// 192.168.80.0/24; endpoints (10.2.0.21 and up) and the nodes' eth2
+	// (.11 and up) share 10.2.0.0/24. The endpoints' default route is
+	// GatewayVIP. A node's cluster address is its eth1 address.
+	TwoLeg Topology = "two-leg"
+	// OneLeg puts everybody into 192.168.80.0/24 with the same last octets:
+	// nodes from .11, endpoints from .21, clients from .101. Nobody has a
+	// default route.
+	OneLeg Topology = "one-leg"
+)
+
+// The sizes a lab may have; the address plan has no room for more.
+const (
+	MaxNodes     = 9
+	MaxEndpoints = 50
+	MaxClients   = 90
+)
+
+// role says which of the three kinds of host a namespace is.
+type role string
+
+const (
+	roleNode     role = "node"
+	roleClient   role = "client"
+	roleEndpoint role = "endpoint"
+)
+
+// hostSpec is what one host shall look like.
+type hostSpec struct {
+	name    string
+	role    role
+	ports   []portSpec
+	gateway netip.Addr // default route; the zero value for none
+}
+
+// portSpec is one leg of a host.
+type portSpec struct {
+	iface   string // name inside the host
+	segment string
+	address netip.Prefix
+	mac     net.HardwareAddr
+}
+
+// peerName is the name of the port's other end, on the segment's side.
+func (p portSpec) peerName(host string) string { return host + "-" + p.iface }
+
+// layout is the whole wanted network.
+type layout struct {
+	segments []string
+	hosts    []hostSpec
+}
+
+// GatewayVIP is the endpoints' default route in [TwoLeg].
+func GatewayVIP() netip.Addr { return netip.AddrFrom4([4]byte{10, 2, 0, 1}) }
+
+// ServiceVIP is an address of the clients' segment that no host has, in both
+// topologies: the address the demo serves on.
+func ServiceVIP() netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 80, 200}) }
+
+const (
+	segClients   = "clients"
+	segEndpoints = "endpoints"
+)
+
+func frontAddr(last int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 80, byte(last)}), 24)
+}
+
+func backAddr(last int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, 0, byte(last)}), 24)
+}
+
+// planLayout computes the network for cfg. The hardware addresses hold the
+// lab's id, so that a host keeps its own over a power loss and no two labs
+// share one.
+func planLayout(cfg Config, id [2]byte) layout {
+	two := cfg.Topology == TwoLeg
+	l := layout{segments: []string{segClients}}
+	if two {
+		l.segments = append(l.segments, segEndpoints)
+	}
+	add := func(h hostSpec) {
+		for i := range h.ports {
+			p := &h.ports[i]
+			p.iface = fmt.Sprintf("eth%d", i+1)
+			p.mac = net.HardwareAddr{0x02, 0x50, id[0], id[1], byte(len(l.hosts) + 1), byte(i + 1)}
+		}
+		l.hosts = append(l.hosts, h)
+	}
+	for i := range cfg.Nodes {
+		h := hostSpec{name: fmt.Sprintf("lb%d", i+1), role: roleNode}
+		h.ports = []portSpec{{segment: segClients, address: frontAddr(11 + i)}}
+		if two {
+			h.ports = append(h.ports, portSpec{segment: segEndpoints, address: backAddr(11 + i)})
+		}
+		add(h)
+	}
+	for i := range cfg.Clients {
+		add(hostSpec{
+			name: fmt.Sprintf("client%d", i+1), role: roleClient,
+			ports: []portSpec{{segment: segClients, address: frontAddr(101 + i)}},
+		})
+	}
+	for i := range cfg.Endpoints {
+		h := hostSpec{name: fmt.Sprintf("ep%d", i+1), role: roleEndpoint}
+		if two {
+			h.ports = []portSpec{{segment: segEndpoints, address: backAddr(21 + i)}}
+			h.gateway = GatewayVIP()
+		} else {
+			h.ports = []portSpec{{segment: segClients, address: frontAddr(21 + i)}}
+		}
+		add(h)
+	}
+	return l
+}

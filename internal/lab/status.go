@@ -1,0 +1,140 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Status is the part of `pontoon status -o json` (and of GET /v1/status,
+// which is the same document) the lab looks at. The lab keeps its own copy of
+// the names on purpose: it stands outside and notices when they change.
+type Status struct {
+	Cluster struct {
+		ID      string `json:"id"`
+		Leader  string `json:"leader"`
+		Applied uint64 `json:"applied"`
+		Quorum  bool   `json:"quorum"`
+	} `json:"cluster"`
+	Self      string           `json:"self"`
+	Nodes     []NodeStatus     `json:"nodes"`
+	Instances []InstanceStatus `json:"instances"`
+	Flows     struct {
+		Established uint64 `json:"established"`
+		Owned       uint64 `json:"owned"`
+		Replica     uint64 `json:"replica"`
+		Adopted     uint64 `json:"adopted"`
+	} `json:"flows"`
+}
+
+// NodeStatus is one node as another one sees it.
+type NodeStatus struct {
+	Name     string   `json:"name"`
+	Raft     string   `json:"raft"` // leader, voter, nonvoter
+	Alive    bool     `json:"alive"`
+	Ready    bool     `json:"ready"`
+	InSync   bool     `json:"in_sync"`
+	Applied  uint64   `json:"applied"`
+	MasterOf []string `json:"master_of"`
+}
+
+// InstanceStatus is one instance and its master, "" for none.
+type InstanceStatus struct {
+	Name   string `json:"name"`
+	Master string `json:"master"`
+	Epoch  uint64 `json:"epoch"`
+}
+
+// Master is the master of the named instance, "" when there is none.
+func (s Status) Master(instance string) string {
+	for _, i := range s.Instances {
+		if i.Name == instance {
+			return i.Master
+		}
+	}
+	return ""
+}
+
+// Node is the entry of the named node.
+func (s Status) Node(name string) (NodeStatus, bool) {
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			return n, true
+		}
+	}
+	return NodeStatus{}, false
+}
+
+// CheckHealthy returns nil when all the named nodes vote, live, are ready and
+// hold every flow, and otherwise an error that names the first that does not.
+func (s Status) CheckHealthy(names ...string) error {
+	if !s.Cluster.Quorum {
+		return fmt.Errorf("%s sees no quorum", s.Self)
+	}
+	for _, name := range names {
+		n, ok := s.Node(name)
+		switch {
+		case !ok:
+			return fmt.Errorf("%s does not know %s", s.Self, name)
+		case !n.Alive:
+			return fmt.Errorf("%s is not alive", name)
+		case n.Raft != "voter" && n.Raft != "leader":
+			return fmt.Errorf("%s does not vote (%s)", name, n.Raft)
+		case !n.Ready:
+			return fmt.Errorf("%s is not ready", name)
+		case !n.InSync:
+			return fmt.Errorf("%s is not in sync", name)
+		}
+	}
+	return nil
+}
+
+// statusTimeout bounds one question: a stopped daemon accepts and is silent.
+const statusTimeout = time.Second
+
+// maxStatus bounds the answer; a real one has a few kilobytes.
+const maxStatus = 4 << 20
+
+// Status asks the node's daemon over its Unix socket. It is much cheaper than
+// the command line and may be called every few milliseconds.
+func (n *Node) Status(ctx context.Context) (Status, error) {
+	var s Status
+	if err := n.getJSON(ctx, "/v1/status", &s); err != nil {
+		return s, fmt.Errorf("status of %s: %w", n.Name(), err)
+	}
+	return s, nil
+}
+
+// getJSON fetches one document from the daemon's API.
+func (n *Node) getJSON(ctx context.Context, path string, into any) error {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
+	tr := &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", n.Socket())
+		},
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := tr.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	if err != nil {
+		return err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %.200s", resp.Status, body)
+	}
+	return json.Unmarshal(body, into)
+}

@@ -1,0 +1,100 @@
+// Command standin takes the product's place in the tests of the lab: `run`
+// serves a status on the Unix socket until it is told to end and counts its
+// starts in the data directory; anything else is echoed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) > 0 && args[0] == "run" {
+		return daemon(args[1:])
+	}
+	if len(args) > 2 && args[0] == "--socket" {
+		if args[2] == "fail" {
+			return errors.New("asked to fail")
+		}
+		fmt.Println(strings.Join(args[2:], " "))
+		return nil
+	}
+	return fmt.Errorf("wrong usage: %q", args)
+}
+
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+func daemon(args []string) error {
+	fs := flag.NewFlagSet("run", flag.ContinueOnError)
+	name := fs.String("name", "", "")
+	data := fs.String("data-dir", "", "")
+	runDir := fs.String("run-dir", "", "")
+	address := fs.String("address", "", "")
+	pin := fs.String("pin-dir", "", "")
+	fs.String("gossip-port", "", "")
+	fs.String("api-listen", "", "")
+	fs.String("max-flows", "", "")
+	var ifs list
+	fs.Var(&ifs, "interface", "")
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	for _, i := range ifs {
+		if _, err := net.InterfaceByName(i); err != nil {
+			return fmt.Errorf("interface %s: %w", i, err)
+		}
+	}
+	starts, err := os.OpenFile(filepath.Join(*data, "starts"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(starts, "start")
+	starts.Close()
+	if err := os.MkdirAll(*pin, 0o700); err != nil {
+		return err
+	}
+	cluster, err := net.Listen("tcp4", *address)
+	if err != nil {
+		return err
+	}
+	defer cluster.Close()
+	sock := filepath.Join(*runDir, "pontoon.sock")
+	os.Remove(sock)
+	ln, err := net.Listen("unix", sock)
+	if err != nil {
+		return err
+	}
+	http.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprintf(w, `{"cluster":{"leader":%q,"quorum":true},"self":%q,
+			"nodes":[{"name":%q,"raft":"leader","alive":true,"ready":true,"in_sync":true}],
+			"instances":[{"name":"default","master":%q,"epoch":7}]}`, *name, *name, *name, *name)
+	})
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	srv := &http.Server{}
+	context.AfterFunc(ctx, func() { srv.Close() })
+	fmt.Println("standin", *name, "runs")
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
