@@ -1,0 +1,18 @@
+// Package announce tells the network where a virtual IP lives.
+//
+// A Speaker is given the whole set of addresses this node must announce, as
+// often as the caller likes, and finds out by itself what is new. L2 is the
+// speaker for a shared Ethernet segment: gratuitous ARP, in a burst when an
+// address is new or its mastership was decided again, then repeated at growing
+// distance, and again whenever another machine claims the address.
+//
+// What to say when is decided by a pure schedule (schedule.go), what a frame
+// looks like by a pure codec (arp.go); l2.go and run.go only carry frames and
+// time between them and the packet sockets (wire.go).
+//
+// The package decides no mastership, sets no address and answers no ARP request:
+// the kernel does that for the addresses the host holds. It cannot take an
+// announcement back either, because ARP knows no such thing; whoever takes over
+// announces louder. L2Config.Fence is the guard against speaking when the right to has
+// run out unnoticed.
+package announce

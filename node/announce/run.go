@@ -1,0 +1,136 @@
+package announce
+
+import (
+	"context"
+	"errors"
+	"net"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// idle is how long Run sleeps when nothing is wanted; any change wakes it.
+const idle = time.Hour
+
+// Run repeats announcements and listens for foreign claims until ctx ends, when
+// it returns nil, or the speaker is closed, when it returns ErrClosed. It must run
+// once at a time. Its sockets are closed at the end; a later Run opens them again.
+func (l *L2) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer l.dropAll()
+		return l.repeat(ctx, group)
+	})
+	err := group.Wait()
+	if errors.Is(err, ErrClosed) {
+		return ErrClosed
+	}
+	return nil // ctx has ended; no other error leaves the group
+}
+
+// repeat is Run's loop.
+func (l *L2) repeat(ctx context.Context, group *errgroup.Group) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	looked := time.Now()
+	for {
+		l.mu.Lock()
+		closed := l.closed
+		fresh := l.listeners
+		l.listeners = nil
+		wake, wanted := l.sched.wake()
+		l.mu.Unlock()
+		if closed {
+			return ErrClosed
+		}
+		for _, f := range fresh {
+			group.Go(func() error { l.listen(f); return nil })
+		}
+		pause := idle
+		if wanted {
+			pause = min(time.Until(wake), time.Until(looked.Add(lookEvery)))
+		}
+		timer.Reset(max(pause, 0))
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-l.signal:
+		case <-timer.C:
+		}
+		now := time.Now()
+		look := now.Sub(looked) >= lookEvery
+		if look {
+			looked = now
+		}
+		l.io.Lock()
+		_ = l.pass(now, look) // counted, and logged per link when it is new
+		l.io.Unlock()
+	}
+}
+
+// listen reads ARP from one port until it is closed.
+func (l *L2) listen(f listener) {
+	buf := make([]byte, 128) // an ARP frame with the longest padding is 60
+	for {
+		n, err := f.port.receive(buf)
+		if errors.Is(err, unix.ENETDOWN) {
+			// Told once each time the interface goes down; the socket revives with it.
+			f.cut.Store(true)
+			continue
+		}
+		if err != nil {
+			l.lost(f, err)
+			return
+		}
+		l.heard(f.link, buf[:n])
+	}
+}
+
+// lost gives up a port that cannot be read; the next look opens another. If it
+// was the speaker that closed the port, there is nothing to give up.
+func (l *L2) lost(f listener, err error) {
+	l.io.Lock()
+	defer l.io.Unlock()
+	if k, ok := l.links[f.link]; ok && k.port == f.port {
+		l.fail(f.link, err)
+	}
+}
+
+// heard looks for a foreign claim in a received frame: an ARP frame of either
+// operation from another machine that has one of our addresses as the sender. (A
+// probe, RFC 5227 section 2.1.1, has sender 0.0.0.0 and claims nothing yet; the
+// kernel answers it.)
+func (l *L2) heard(link string, frame []byte) {
+	f, err := parseARP(frame)
+	if err != nil {
+		l.malformed.Add(1)
+		return
+	}
+	l.mu.Lock()
+	if l.own[f.senderHW] {
+		l.mu.Unlock()
+		return
+	}
+	wanted, tell := l.sched.claim(target{addr: f.senderIP, link: link}, time.Now())
+	l.mu.Unlock()
+	if !wanted {
+		return
+	}
+	l.foreign.Add(1)
+	if tell > 0 {
+		l.cfg.Logger.Warn("another machine claims a VIP of this node, announcing it again",
+			"vip", f.senderIP, "link", link, "mac", net.HardwareAddr(f.senderHW[:]).String(), "claims", tell)
+	}
+	l.wakeRun()
+}
+
+// dropAll closes all ports at the end of Run, so that the listeners end.
+func (l *L2) dropAll() {
+	l.io.Lock()
+	defer l.io.Unlock()
+	l.keepLinks(nil)
+	l.mu.Lock()
+	l.listeners = nil
+	l.mu.Unlock()
+}

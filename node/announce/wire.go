@@ -1,0 +1,91 @@
+package announce
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/mdlayher/packet"
+)
+
+// sendTimeout bounds one frame. A packet socket only blocks when its own send
+// buffer is full, which is when the driver's queue has stood still.
+const sendTimeout = 200 * time.Millisecond
+
+var (
+	errLinkDown = errors.New("the link is down")
+	errNoMAC    = errors.New("the link has no Ethernet address")
+)
+
+// linkState is what a packet socket depends on. If any of it changes, the socket
+// is opened anew.
+type linkState struct {
+	index int
+	hw    mac
+}
+
+// wire is the network as the driver needs it: packet sockets, or in tests a
+// recording.
+type wire interface {
+	// lookup reads a link that can carry frames now. Errors wrap errLinkDown or
+	// errNoMAC, or say that there is no such link.
+	lookup(name string) (linkState, error)
+	// open opens a port for ARP on the link.
+	open(name string, state linkState) (port, error)
+}
+
+// port sends and receives ARP frames on one link. send and receive may run at the
+// same time; close ends both.
+type port interface {
+	send(frame []byte) error
+	receive(buf []byte) (int, error)
+	close() error
+}
+
+// sockets is the wire made of AF_PACKET sockets in the caller's network namespace.
+type sockets struct{}
+
+func (sockets) lookup(name string) (linkState, error) {
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return linkState{}, fmt.Errorf("look up link %s: %w", name, err)
+	}
+	const up = net.FlagUp | net.FlagRunning
+	switch {
+	case i.Flags&up != up:
+		return linkState{}, fmt.Errorf("link %s: %w", name, errLinkDown)
+	case len(i.HardwareAddr) != len(mac{}):
+		return linkState{}, fmt.Errorf("link %s: %w", name, errNoMAC)
+	}
+	return linkState{index: i.Index, hw: mac(i.HardwareAddr)}, nil
+}
+
+func (sockets) open(name string, state linkState) (port, error) {
+	conn, err := packet.Listen(&net.Interface{Index: state.index, Name: name}, packet.Raw, etherTypeARP, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open packet socket on %s: %w", name, err)
+	}
+	return socket{conn}, nil
+}
+
+// socket is a packet socket bound to one link and to ARP. The kernel does not
+// hand it the frames it sends itself.
+type socket struct{ conn *packet.Conn }
+
+func (s socket) send(frame []byte) error {
+	if err := s.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
+		return fmt.Errorf("send ARP frame: %w", err)
+	}
+	if _, err := s.conn.WriteTo(frame, &packet.Addr{HardwareAddr: broadcast[:]}); err != nil {
+		return fmt.Errorf("send ARP frame: %w", err)
+	}
+	return nil
+}
+
+func (s socket) receive(buf []byte) (int, error) {
+	n, _, err := s.conn.ReadFrom(buf)
+	return n, err
+}
+
+func (s socket) close() error { return s.conn.Close() }
