@@ -164,11 +164,12 @@ func (m *Mux) Handle(alpn string, h Handler) {
 	m.handlers[alpn] = h
 }
 
-// Listen returns a listener whose Accept yields the *tls.Conn connections that
-// speak the given protocol, handshake done. It must be called before Run, and
-// replaces an earlier Handle or Listen for that protocol. Closing it refuses
-// that protocol from then on and leaves the port open. Accept returns an error
-// wrapping net.ErrClosed after Close and after the end of Run.
+// Listen returns a listener whose Accept yields the connections that speak the
+// given protocol, handshake done. They have a ConnectionState method, from which
+// an http.Server fills Request.TLS; PeerOf names their other side. Listen must be
+// called before Run, and replaces an earlier Handle or Listen for that protocol.
+// Closing it refuses that protocol from then on and leaves the port open. Accept
+// returns an error wrapping net.ErrClosed after Close and after the end of Run.
 func (m *Mux) Listen(alpn string) net.Listener {
 	m.mu.Lock()
 	defer m.mu.Unlock()

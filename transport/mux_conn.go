@@ -63,7 +63,6 @@ type connTable struct {
 }
 
 // trackedConn is the raw connection below a tls.Conn. Tracking sits there, so
-// that what callers get is a genuine *tls.Conn (net/http looks for one), and so
 // that closing from outside is at once: tls.Conn.Close may wait to send an alert.
 type trackedConn struct {
 	net.Conn
@@ -155,6 +154,12 @@ func (t *connTable) closeWhere(match func(peer string) bool, final bool) int {
 	return len(hit)
 }
 
+// acceptedConn is what a muxListener yields. It hides that it is a *tls.Conn: of
+// one of those net/http would drop the connection, as it does with every ALPN
+// name it does not know. Of any other connection with a ConnectionState method it
+// takes the TLS state for Request.TLS.
+type acceptedConn struct{ *tls.Conn }
+
 // muxListener is the net.Listener of one protocol.
 type muxListener struct {
 	addr net.Addr
@@ -173,7 +178,7 @@ func newMuxListener(addr net.Addr) *muxListener {
 func (l *muxListener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.ch:
-		return c, nil
+		return acceptedConn{c}, nil
 	case <-l.done:
 		return nil, &net.OpError{Op: "accept", Net: "tcp", Addr: l.addr, Err: net.ErrClosed}
 	}

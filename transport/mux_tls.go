@@ -142,10 +142,10 @@ func (m *Mux) serverConfigFor(alpn string) *tls.Config {
 
 // PeerOf returns the node name in the certificate of the other side of a
 // connection made by this package. It reports false when the other side showed no
-// certificate, as on an accepted ALPNJoin connection, or the connection is no
-// *tls.Conn.
+// certificate, as on an accepted ALPNJoin connection, or the connection is not
+// from this package.
 func PeerOf(conn net.Conn) (string, bool) {
-	tc, ok := conn.(*tls.Conn)
+	tc, ok := conn.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok {
 		return "", false
 	}
