@@ -97,7 +97,7 @@ type L2Stats struct {
 }
 
 // NewL2 returns a speaker with nothing to say. Sockets are opened when a link is
-// first needed, in the network namespace of the calling thread of Announce or Run.
+// first needed, in the network namespace of the thread that calls Announce or Run.
 func NewL2(cfg L2Config) (*L2, error) { return newL2(cfg, sockets{}) }
 
 func newL2(cfg L2Config, w wire) (*L2, error) {

@@ -17,20 +17,14 @@ const idle = time.Hour
 // it returns nil, or the speaker is closed, when it returns ErrClosed. It must run
 // once at a time. Its sockets are closed at the end; a later Run opens them again.
 func (l *L2) Run(ctx context.Context) error {
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error {
-		defer l.dropAll()
-		return l.repeat(ctx, group)
-	})
-	err := group.Wait()
-	if errors.Is(err, ErrClosed) {
-		return ErrClosed
-	}
-	return nil // ctx has ended; no other error leaves the group
+	var listeners errgroup.Group
+	err := l.repeat(ctx, &listeners) // here, because sockets are opened by this thread
+	l.dropAll()
+	return errors.Join(err, listeners.Wait())
 }
 
 // repeat is Run's loop.
-func (l *L2) repeat(ctx context.Context, group *errgroup.Group) error {
+func (l *L2) repeat(ctx context.Context, listeners *errgroup.Group) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	looked := time.Now()
@@ -45,7 +39,7 @@ func (l *L2) repeat(ctx context.Context, group *errgroup.Group) error {
 			return ErrClosed
 		}
 		for _, f := range fresh {
-			group.Go(func() error { l.listen(f); return nil })
+			listeners.Go(func() error { l.listen(f); return nil })
 		}
 		pause := idle
 		if wanted {

@@ -1,0 +1,300 @@
+package announce
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// newNetns moves the test onto a thread of its own in a fresh unnamed network
+// namespace with a veth pair ptv0-ptv1. The thread is never unlocked: the runtime
+// throws it away when the test ends, and the namespace with it, also on failure.
+func newNetns(t *testing.T) netns.NsHandle {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	runtime.LockOSThread()
+	ns, err := netns.New()
+	must(t, err)
+	t.Cleanup(func() { ns.Close() })
+	addVeth(t)
+	return ns
+}
+
+func addVeth(t *testing.T) {
+	t.Helper()
+	la := netlink.NewLinkAttrs()
+	la.Name = "ptv0"
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "ptv1"}))
+	must(t, netlink.LinkSetUp(linkOf(t, "ptv1")))
+	must(t, netlink.LinkSetUp(linkOf(t, "ptv0")))
+	eventually(t, "ptv0 running", func() bool {
+		_, err := sockets{}.lookup("ptv0")
+		return err == nil
+	})
+}
+
+func linkOf(t *testing.T, name string) netlink.Link {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	must(t, err)
+	return l
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(8 * time.Second)
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatalf("after 8 s still not: %s", what)
+		}
+	}
+}
+
+// capture reads every ARP frame that arrives at ptv1.
+type capture struct {
+	conn *packet.Conn
+	done chan struct{}
+	mu   sync.Mutex
+	got  [][]byte
+}
+
+func newCapture(t *testing.T) *capture {
+	t.Helper()
+	conn, err := packet.Listen(&net.Interface{Index: linkOf(t, "ptv1").Attrs().Index, Name: "ptv1"}, packet.Raw, etherTypeARP, nil)
+	must(t, err)
+	c := &capture{conn: conn, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		buf := make([]byte, 256)
+		for {
+			n, _, err := conn.ReadFrom(buf)
+			if errors.Is(err, unix.ENETDOWN) {
+				continue
+			}
+			if err != nil {
+				return
+			}
+			c.mu.Lock()
+			c.got = append(c.got, bytes.Clone(buf[:n]))
+			c.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		conn.Close()
+		<-c.done
+	})
+	return c
+}
+
+// count says how many captured frames equal want, or all if want is nil.
+func (c *capture) count(want []byte) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := 0
+	for _, f := range c.got {
+		if want == nil || bytes.Equal(f, want) {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *capture) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.got = nil
+}
+
+func newSpeaker(t *testing.T, cfg L2Config) *L2 {
+	t.Helper()
+	cfg.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	l, err := NewL2(cfg)
+	must(t, err)
+	t.Cleanup(func() { must(t, l.Close()) })
+	return l
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// startRun runs the speaker on a thread in ns until the test ends.
+func startRun(t *testing.T, l *L2, ns netns.NsHandle) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := netns.Set(ns); err != nil {
+			done <- err
+			return
+		}
+		done <- l.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil && !errors.Is(err, ErrClosed) {
+			t.Errorf("run: %v", err)
+		}
+	})
+}
+
+func hwOf(t *testing.T, name string) mac {
+	t.Helper()
+	return mac(linkOf(t, name).Attrs().HardwareAddr)
+}
+
+func TestBothFormsReachTheSegmentByteForByte(t *testing.T) {
+	newNetns(t)
+	c := newCapture(t)
+	l := newSpeaker(t, L2Config{})
+	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
+	hw := fmt.Sprintf("%x", hwOf(t, "ptv0"))
+	for _, form := range []string{requestHex, replyHex} {
+		want := unhex(t, strings.ReplaceAll(form, "02000000000a", hw))
+		eventually(t, form, func() bool { return c.count(want) == 1 })
+	}
+	if n := c.count(nil); n != 2 {
+		t.Errorf("%d frames, want 2", n)
+	}
+}
+
+func TestHundredVIPsInOneBurst(t *testing.T) {
+	newNetns(t)
+	c := newCapture(t)
+	l := newSpeaker(t, L2Config{})
+	var want []Advert
+	for i := range 100 {
+		want = append(want, Advert{Addr: netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), Link: "ptv0", Epoch: 1})
+	}
+	start := time.Now()
+	must(t, l.Announce(t.Context(), want))
+	took := time.Since(start)
+	eventually(t, "200 frames", func() bool { return c.count(nil) == 200 })
+	t.Logf("100 VIPs announced in %v, on the peer after %v", took, time.Since(start))
+	start = time.Now()
+	must(t, l.Announce(t.Context(), want))
+	t.Logf("the same set again: %v", time.Since(start))
+}
+
+func TestKernelNeighbourLearnsTheNewHolder(t *testing.T) {
+	newNetns(t)
+	peer := linkOf(t, "ptv1")
+	a, err := netlink.ParseAddr("192.0.2.1/24")
+	must(t, err)
+	must(t, netlink.AddrAdd(peer, a))
+	old := net.HardwareAddr{2, 9, 9, 9, 9, 9} // the dead master's
+	must(t, netlink.NeighSet(&netlink.Neigh{
+		LinkIndex: peer.Attrs().Index, IP: testVIP.AsSlice(), HardwareAddr: old, State: netlink.NUD_STALE,
+	}))
+	l := newSpeaker(t, L2Config{})
+	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
+	hw := hwOf(t, "ptv0")
+	eventually(t, "the neighbour entry changed", func() bool {
+		all, err := netlink.NeighList(peer.Attrs().Index, netlink.FAMILY_V4)
+		must(t, err)
+		for _, n := range all {
+			if n.IP.Equal(testVIP.AsSlice()) {
+				return bytes.Equal(n.HardwareAddr, hw[:])
+			}
+		}
+		return false
+	})
+}
+
+func TestRepeatsNewEpochAndForeignClaimOnTheWire(t *testing.T) {
+	ns := newNetns(t)
+	c := newCapture(t)
+	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0, 30 * ms, 60 * ms}, Every: time.Hour})
+	startRun(t, l, ns)
+	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
+	eventually(t, "three announcements", func() bool { return c.count(nil) == 6 })
+	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 2}}))
+	eventually(t, "three more for the epoch", func() bool { return c.count(nil) == 12 })
+
+	claim := gratuitous(mac{2, 9, 9, 9, 9, 9}, testVIP)[1].append(nil)
+	_, err := c.conn.WriteTo(claim, &packet.Addr{HardwareAddr: broadcast[:]})
+	must(t, err)
+	eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims == 1 })
+	eventually(t, "three more for the claim", func() bool { return c.count(nil) == 18 })
+}
+
+func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
+	ns := newNetns(t)
+	c := newCapture(t)
+	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0}, Every: time.Hour})
+	startRun(t, l, ns)
+	want := []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}
+	must(t, l.Announce(t.Context(), want))
+	eventually(t, "first announcement", func() bool { return c.count(nil) == 2 })
+
+	must(t, netlink.LinkSetDown(linkOf(t, "ptv1"))) // ptv0 loses its carrier
+	eventually(t, "the loss is noticed", func() bool { return l.linkFailing("ptv0") })
+	must(t, netlink.LinkSetUp(linkOf(t, "ptv1")))
+	eventually(t, "announced after the carrier came back", func() bool { return c.count(nil) >= 4 })
+
+	c.clear()
+	must(t, netlink.LinkSetDown(linkOf(t, "ptv0"))) // too short to be seen by looking
+	must(t, netlink.LinkSetUp(linkOf(t, "ptv0")))
+	eventually(t, "announced after a flap", func() bool { return c.count(nil) >= 2 })
+
+	must(t, netlink.LinkDel(linkOf(t, "ptv0")))
+	eventually(t, "the removal is noticed", func() bool { return l.linkFailing("ptv0") })
+	if err := l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 2}}); err == nil {
+		t.Error("announced on a link that is not there")
+	}
+	addVeth(t)
+	c = newCapture(t)
+	eventually(t, "announced on the new link", func() bool { return c.count(nil) >= 2 })
+}
+
+// linkFailing reports whether the speaker knows that the link cannot be used.
+func (l *L2) linkFailing(name string) bool {
+	l.io.Lock()
+	defer l.io.Unlock()
+	k, ok := l.links[name]
+	return ok && k.port == nil
+}
+
+func TestLinkWithoutEthernetIsRefused(t *testing.T) {
+	newNetns(t)
+	must(t, netlink.LinkSetUp(linkOf(t, "lo")))
+	l := newSpeaker(t, L2Config{})
+	if err := l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "lo", Epoch: 1}}); !errors.Is(err, errNoMAC) {
+		t.Errorf("got %v", err)
+	}
+}
