@@ -1,0 +1,162 @@
+package fsm
+
+import (
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// allCommands has one filled-in value of each command.
+func allCommands() []Command {
+	join := joining(lbNode("lb2", 2))
+	svc := normalService(webService())
+	cmds := []Command{
+		initCluster(), join[0],
+		RevokeToken{ID: "abc"},
+		join[1],
+		SetVoter{Node: "lb2"},
+		RemoveNode{Node: "lb2", Force: true},
+		NodeVerdict{Node: "lb2", Alive: true, Reason: "gossip"},
+		NodeReport{Node: "lb2", Ready: true, LinksUp: true, InSync: true},
+		DrainNode{Node: "lb2", Draining: true},
+		PutInstance{Name: "blue", Priorities: map[NodeID]int{"lb1": 3}},
+		DeleteInstance{Name: "blue"},
+		MoveInstance{Name: "default", To: "lb2"},
+		PutVIP{VIP: VIP{Address: addr("10.0.0.1"), Kind: VIPGateway}},
+		DeleteVIP{Address: addr("10.0.0.1")},
+		PutService{Service: svc, Create: true},
+		DeleteService{Name: "web"},
+		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDown},
+	}
+	return append(cmds, Batch{Commands: append([]Command{}, cmds...)})
+}
+
+func sameValues() cmp.Options {
+	return cmp.Options{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+		cmp.Comparer(func(a, b time.Time) bool { return a.Equal(b) }),
+	}
+}
+
+func TestEveryCommandSurvivesTheLog(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range allCommands() {
+		b, err := Encode(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Decode(b)
+		if err != nil {
+			t.Fatalf("decode %s: %v", b, err)
+		}
+		if diff := cmp.Diff(c, got, sameValues()); diff != "" {
+			t.Errorf("%s: %s", Kind(c), diff)
+		}
+		if seen[Kind(c)] {
+			t.Errorf("two commands are called %s", Kind(c))
+		}
+		seen[Kind(c)] = true
+	}
+}
+
+func TestLogFormat(t *testing.T) {
+	b, err := Encode(SetVoter{Node: "lb2"})
+	if want := `{"v":1,"type":"set_voter","data":{"node":"lb2"}}`; err != nil || string(b) != want {
+		t.Errorf("%s (%v), want %s", b, err, want)
+	}
+}
+
+func TestDecodeRefusals(t *testing.T) {
+	for _, r := range []struct {
+		in    string
+		kind  error
+		words string
+	}{
+		{``, ErrInvalid, "decode command"},
+		{`null`, ErrInvalid, "version 0"},
+		{`{"v":1,"type":"set_voter","data":{"node":"a"}} x`, ErrInvalid, ""},
+		{`{"v":1,"type":"set_voter"}`, ErrInvalid, "set_voter"},
+		{`{"v":1,"type":"set_voter","data":{"nod":"a"}}`, ErrInvalid, "nod"},
+		{`{"v":2,"type":"set_voter","data":{}}`, ErrUnsupported, "version 2"},
+		{`{"v":3,"kind":"x"}`, ErrUnsupported, "version 3"},
+		{`{"v":1,"kind":"x"}`, ErrInvalid, "kind"},
+		{`{"v":1,"type":"fly","data":{}}`, ErrUnsupported, "fly"},
+		{`{"v":1,"type":"put_service","data":{"service":{"endpoints":[{"wait":1}]},"create":true}}`, ErrInvalid, "wait"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":1,"type":"batch","data":{"commands":[]}}]}}`, ErrInvalid, "inside"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":2,"type":"x","data":{}}]}}`, ErrUnsupported, "version 2"},
+	} {
+		_, err := Decode([]byte(r.in))
+		if !errors.Is(err, r.kind) || !strings.Contains(err.Error(), r.words) {
+			t.Errorf("decode %s: %v", r.in, err)
+		}
+	}
+	if _, err := Encode(nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("encode nothing: %v", err)
+	}
+	if _, err := Encode(Batch{Commands: []Command{nil}}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("encode a batch with nothing in it: %v", err)
+	}
+}
+
+func TestAbsentWeightIsOneAndZeroStaysZero(t *testing.T) {
+	var es []Endpoint
+	if err := json.Unmarshal([]byte(`[{"address":"10.0.0.1:80"},{"address":"10.0.0.1:81","weight":0}]`), &es); err != nil {
+		t.Fatal(err)
+	}
+	if es[0].Weight != 1 || es[1].Weight != 0 {
+		t.Errorf("weights %d and %d", es[0].Weight, es[1].Weight)
+	}
+}
+
+func TestDurationIsText(t *testing.T) {
+	var v struct{ D Duration }
+	if err := json.Unmarshal([]byte(`{"D":"90s"}`), &v); err != nil || v.D != Duration(90*time.Second) {
+		t.Errorf("%v %v", v, err)
+	}
+	if b, err := json.Marshal(v); err != nil || string(b) != `{"D":"1m30s"}` {
+		t.Errorf("%s %v", b, err)
+	}
+	for _, bad := range []string{`{"D":"90"}`, `{"D":90}`, `{"D":""}`} {
+		if err := json.Unmarshal([]byte(bad), &v); err == nil {
+			t.Errorf("%s is read as %s", bad, v.D)
+		}
+	}
+}
+
+func TestRestoreRefusals(t *testing.T) {
+	good := string(snap(t, threeNodes(t)))
+	for _, r := range []struct {
+		from, to string
+		kind     error
+	}{
+		{`{"v":1,`, `{"v":2,"new":true,`, ErrUnsupported},
+		{`{"v":1,`, `{"v":0,`, ErrInvalid},
+		{`{"v":1,`, `{"v":1,"new":true,`, ErrInvalid},
+		{`{"v":1,`, `{`, ErrInvalid},
+		{`"name":"lb2"`, `"name":"lb1"`, ErrInvalid},
+		{`"name":"default"`, `"name":"other"`, ErrInvalid},
+		{`"master":"lb`, `"master":"xx`, ErrInvalid},
+		{`"id":1,`, `"id":9,`, ErrInvalid},
+		{`"vips":[{"address":"10.0.0.100"`, `"vips":[{"address":"10.0.0.101"`, ErrInvalid},
+		{`10.1.0.2:8080`, `10.1.0.0:8080`, ErrInvalid},
+	} {
+		bad := strings.Replace(good, r.from, r.to, 1)
+		if bad == good {
+			t.Fatalf("%s is not in %s", r.from, good)
+		}
+		if _, err := Restore([]byte(bad)); !errors.Is(err, r.kind) {
+			t.Errorf("with %s: %v", r.to, err)
+		}
+	}
+	for _, cut := range []int{0, 1, len(good) / 2, len(good) - 1} {
+		if _, err := Restore([]byte(good[:cut])); !errors.Is(err, ErrInvalid) {
+			t.Errorf("first %d bytes: %v", cut, err)
+		}
+	}
+}
