@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"testing"
@@ -238,5 +239,31 @@ func TestIndexMustGrow(t *testing.T) {
 	}
 	if next, err := s.Apply(9, nil); !errors.Is(err, ErrInvalid) || next.Index() != 9 {
 		t.Errorf("no command: index %d, error %v", next.Index(), err)
+	}
+}
+
+// TestStateMayBeReadWhileTheNextOneIsMade is worth most under the race detector.
+func TestStateMayBeReadWhileTheNextOneIsMade(t *testing.T) {
+	s := threeNodes(t)
+	want := snap(t, s)
+	done := make(chan []byte)
+	for range 4 {
+		go func() {
+			var last []byte
+			for range 50 {
+				last, _ = s.Snapshot()
+			}
+			done <- last
+		}()
+	}
+	for i := range 200 {
+		svc := webService()
+		svc.Name, svc.Port = fmt.Sprintf("s%d", i), uint16(1000+i)
+		do(t, s, PutService{Service: svc}, DeleteService{Name: "web"}, NodeVerdict{Node: "lb1"}, RemoveNode{Node: "lb2"})
+	}
+	for range 4 {
+		if got := <-done; !bytes.Equal(got, want) {
+			t.Error("a reader saw the state change")
+		}
 	}
 }

@@ -93,19 +93,23 @@ func (d *draft) checkService(chk *checker, svc Service) {
 // checkEndpoint names the endpoint by its address, because the position after
 // sorting is not the one the user wrote.
 func (d *draft) checkEndpoint(chk *checker, e Endpoint) {
-	field := fmt.Sprintf("endpoints[%s]", e.Address)
 	if !e.Address.IsValid() {
 		chk.bad("endpoints", nil, "has one without an address: give an address and a port like 192.0.2.20:8080")
 		return
 	}
-	if chk.address(field+".address", e.Address.Addr()) && d.vips.has(e.Address.Addr()) {
-		chk.bad(field+".address", e.Address.Addr(), "is a VIP of this cluster: give the address of the server itself")
+	var own checker
+	if own.address("address", e.Address.Addr()) && d.vips.has(e.Address.Addr()) {
+		own.bad("address", e.Address.Addr(), "is a VIP of this cluster: give the address of the server itself")
 	}
-	chk.port(field+".port", e.Address.Port())
+	own.port("port", e.Address.Port())
 	if e.Weight > MaxWeight {
-		chk.bad(field+".weight", e.Weight, "must be 0 to %d", MaxWeight)
+		own.bad("weight", e.Weight, "must be 0 to %d", MaxWeight)
 	}
-	oneOf(chk, field+".admin", e.Admin, AdminUp, AdminDrain, AdminDown)
+	oneOf(&own, "admin", e.Admin, AdminUp, AdminDrain, AdminDown)
+	for _, p := range own.problems {
+		p.Field = fmt.Sprintf("endpoints[%s].%s", e.Address, p.Field)
+		chk.problems = append(chk.problems, p)
+	}
 }
 
 func (d *draft) service(name string) (Service, error) {

@@ -43,19 +43,16 @@ func Decode(b []byte) (Command, error) { return decode(b, true) }
 
 func decode(b []byte, batchAllowed bool) (Command, error) {
 	var env envelope
-	if err := strict(b, &env); err != nil {
+	err := strict(b, &env)
+	if err != nil {
 		// The envelope of a newer version may have keys this one does not know.
-		var probe struct {
-			Version int `json:"v"`
-		}
-		if json.Unmarshal(b, &probe) != nil || probe.Version <= commandVersion {
-			return nil, refuse(ErrInvalid, "decode command: %v", err)
-		}
-		env.Version = probe.Version
+		env.Version = peekVersion(b)
 	}
 	switch {
 	case env.Version > commandVersion:
 		return nil, refuse(ErrUnsupported, "decode command: it has version %d, and this program reads up to %d: upgrade this node", env.Version, commandVersion)
+	case err != nil:
+		return nil, refuse(ErrInvalid, "decode command: %v", err)
 	case env.Version < 1:
 		return nil, refuse(ErrInvalid, "decode command: version %d never was", env.Version)
 	case env.Type == Batch{}.kind() && !batchAllowed:
@@ -128,6 +125,18 @@ func strict(b []byte, into any) error {
 		return errors.New("there is something after the end")
 	}
 	return nil
+}
+
+// peekVersion returns the version of bytes that cannot be read otherwise; 0 if
+// there is none.
+func peekVersion(b []byte) int {
+	var probe struct {
+		Version int `json:"v"`
+	}
+	if json.Unmarshal(b, &probe) != nil {
+		return 0
+	}
+	return probe.Version
 }
 
 // batchData is the form of a Batch in the log.

@@ -144,6 +144,7 @@ func TestRestoreRefusals(t *testing.T) {
 		{`"master":"lb`, `"master":"xx`, ErrInvalid},
 		{`"id":1,`, `"id":9,`, ErrInvalid},
 		{`"vips":[{"address":"10.0.0.100"`, `"vips":[{"address":"10.0.0.101"`, ErrInvalid},
+		{`"next_service":2`, `"next_service":0`, ErrInvalid},
 		{`10.1.0.2:8080`, `10.1.0.0:8080`, ErrInvalid},
 	} {
 		bad := strings.Replace(good, r.from, r.to, 1)

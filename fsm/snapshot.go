@@ -9,7 +9,9 @@ import (
 // snapshotVersion is the version of the snapshot's form; see commandVersion.
 const snapshotVersion = 1
 
-type snapshot struct {
+// snapshot is the form of a snapshot. S is Service when written and
+// storedService when read.
+type snapshot[S any] struct {
 	Version     int        `json:"v"`
 	Index       uint64     `json:"index"`
 	NextService uint32     `json:"next_service"`
@@ -17,14 +19,33 @@ type snapshot struct {
 	Nodes       []Node     `json:"nodes"`
 	Instances   []Instance `json:"instances"`
 	VIPs        []VIP      `json:"vips"`
-	Services    []Service  `json:"services"`
+	Services    []S        `json:"services"`
 	Tokens      []Token    `json:"tokens"`
+}
+
+// storedService hides the endpoints of Service behind ones without the default
+// weight. A snapshot always has the weight, and reading millions of endpoints
+// through a method of their own takes several times as long.
+type storedService struct {
+	Service
+	Endpoints []storedEndpoint `json:"endpoints"`
+}
+
+type storedEndpoint Endpoint
+
+func (in storedService) service() Service {
+	svc := in.Service
+	svc.Endpoints = make([]Endpoint, len(in.Endpoints))
+	for i, e := range in.Endpoints {
+		svc.Endpoints[i] = Endpoint(e)
+	}
+	return svc
 }
 
 // Snapshot returns the state as bytes. Equal states give equal bytes. It may
 // take long for a big state, and may run beside Apply.
 func (s *State) Snapshot() ([]byte, error) {
-	b, err := json.Marshal(snapshot{
+	b, err := json.Marshal(snapshot[Service]{
 		Version: snapshotVersion, Index: s.index, NextService: s.nextService, Cluster: s.cluster,
 		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: s.vips.values(),
 		Services: s.services.values(), Tokens: s.tokens.values(),
@@ -41,21 +62,19 @@ func (s *State) Snapshot() ([]byte, error) {
 // It checks what the rest of the package relies on, not the rules for new
 // commands: those may get stricter, and an old snapshot must still be readable.
 func Restore(b []byte) (*State, error) {
-	var probe struct {
-		Version int `json:"v"`
+	var in snapshot[storedService]
+	err := strict(b, &in)
+	if err != nil {
+		// A newer version may have keys this one does not know.
+		in.Version = peekVersion(b)
 	}
-	if err := json.Unmarshal(b, &probe); err != nil {
+	switch {
+	case in.Version > snapshotVersion:
+		return nil, refuse(ErrUnsupported, "decode snapshot: it has version %d, and this program reads up to %d: upgrade this node", in.Version, snapshotVersion)
+	case err != nil:
 		return nil, refuse(ErrInvalid, "decode snapshot: %v", err)
-	}
-	if probe.Version > snapshotVersion {
-		return nil, refuse(ErrUnsupported, "decode snapshot: it has version %d, and this program reads up to %d: upgrade this node", probe.Version, snapshotVersion)
-	}
-	if probe.Version < 1 {
-		return nil, refuse(ErrInvalid, "decode snapshot: version %d never was", probe.Version)
-	}
-	var in snapshot
-	if err := strict(b, &in); err != nil {
-		return nil, refuse(ErrInvalid, "decode snapshot: %v", err)
+	case in.Version < 1:
+		return nil, refuse(ErrInvalid, "decode snapshot: version %d never was", in.Version)
 	}
 	s, err := fill(in)
 	if err != nil {
@@ -65,7 +84,10 @@ func Restore(b []byte) (*State, error) {
 }
 
 // fill builds the tables and checks that they fit together.
-func fill(in snapshot) (*State, error) {
+func fill(in snapshot[storedService]) (*State, error) {
+	if in.NextService == 0 {
+		return nil, errors.New("the counter of services is missing")
+	}
 	s := empty()
 	s.index, s.nextService, s.cluster = in.Index, in.NextService, in.Cluster
 	for _, n := range in.Nodes {
@@ -102,7 +124,7 @@ func fill(in snapshot) (*State, error) {
 	return s, nil
 }
 
-func (s *State) fillServices(in snapshot) error {
+func (s *State) fillServices(in snapshot[storedService]) error {
 	for _, v := range in.VIPs {
 		if s.vips.has(v.Address) || !s.instances.has(v.Instance) {
 			return fmt.Errorf("vip %s is there twice or in no instance", v.Address)
@@ -110,7 +132,8 @@ func (s *State) fillServices(in snapshot) error {
 		s.vips.put(v.Address, v)
 	}
 	ids := make(map[uint32]bool, len(in.Services))
-	for _, svc := range in.Services {
+	for _, stored := range in.Services {
+		svc := stored.service()
 		switch {
 		case s.services.has(svc.Name) || s.frontends.has(frontendOf(svc)):
 			return fmt.Errorf("service %s or its frontend is there twice", shown(svc.Name))

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -46,11 +47,11 @@ func (c *checker) nodeName(field string, value NodeID) {
 
 // oneOf checks a value against the few it may have.
 func oneOf[T ~string](c *checker, field string, value T, allowed ...T) {
+	if slices.Contains(allowed, value) {
+		return
+	}
 	words := make([]string, len(allowed))
 	for i, a := range allowed {
-		if value == a {
-			return
-		}
 		words[i] = string(a)
 	}
 	c.bad(field, string(value), "must be %s", strings.Join(words, " or "))
