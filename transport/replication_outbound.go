@@ -93,7 +93,7 @@ func (p *replPeer) session(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := &replStream{p: p, conn: conn, version: version}
+	s := &replStream{p: p, conn: conn, version: version, turn: make(chan struct{}, 1)}
 	g, streamCtx := errgroup.WithContext(ctx)
 	interrupted := replInterrupt(streamCtx, conn, replGoodbye)
 	g.Go(func() error { return s.write(streamCtx) })

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"math"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -26,7 +25,9 @@ type replStream struct {
 	conn    net.Conn
 	version uint16
 
-	mu        sync.Mutex // held while frames are put in order and written
+	// turn holds one token; who has it puts frames in order and writes them. A
+	// channel and not a mutex, because a write may take long.
+	turn      chan struct{}
 	out       []byte
 	lastWrite time.Time
 	broken    bool // a write failed: the peer cannot be told anything any more
@@ -116,8 +117,8 @@ func (s *replStream) stream(ctx context.Context) error {
 
 // changes sends the queued records that lie before limit.
 func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	p := s.p
 	for {
 		place := len(s.out)
@@ -144,8 +145,8 @@ func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, er
 // chunk sends a piece of the snapshot in frames of a batch each. It is not
 // interleaved with changes: they wait for the whole piece.
 func (s *replStream) chunk(ctx context.Context, records []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	size := s.p.r.cfg.RecordSize
 	now := s.p.r.now()
 	for len(records) > 0 {
@@ -185,8 +186,8 @@ func (s *replStream) seal(place int, flags uint8, n int, at int64) error {
 
 // control sends a frame without records at once.
 func (s *replStream) control(ctx context.Context, typ replFrameType, payload []byte) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.turn <- struct{}{}
+	defer func() { <-s.turn }()
 	return s.controlLocked(ctx, typ, payload)
 }
 
@@ -230,15 +231,16 @@ func (s *replStream) keepalive(ctx context.Context) error {
 			return ctx.Err()
 		case <-ticker.C:
 		}
-		// A writer that holds the lock is writing: no need to speak up.
-		if !s.mu.TryLock() {
-			continue
+		select {
+		case s.turn <- struct{}{}:
+		default:
+			continue // the writer is at it: no need to speak up
 		}
 		var err error
 		if time.Since(s.lastWrite) >= s.p.r.cfg.KeepaliveInterval/2 {
 			err = s.controlLocked(ctx, replFrameKeepalive, nil)
 		}
-		s.mu.Unlock()
+		<-s.turn
 		if err != nil {
 			return err
 		}
