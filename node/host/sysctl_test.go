@@ -152,13 +152,14 @@ func TestPrepareAndRestoreInTheKernel(t *testing.T) {
 	must(t, h.writeSetting("all", "rp_filter", 1))
 	must(t, h.writeSetting("ptv0", "rp_filter", 2))
 	before := values(t, h)
-	restore, err := h.Prepare([]string{"ptv0"})
+	// ptv3 was never set: writing conf/default changes it too.
+	restore, err := h.Prepare([]string{"ptv0", "ptv3"})
 	must(t, err)
 	got := values(t, h)
 	want := map[string]int{
 		"ptv0.forwarding": 1, "ptv0.accept_local": 1, "ptv0.arp_ignore": 1, "ptv0.arp_announce": 2,
 		"ptv0.rp_filter": 0, "all.rp_filter": 0, "ptv0.send_redirects": 0, "all.send_redirects": 0, "all.forwarding": 0,
-		"ptv2.rp_filter": 1, "ptv2.forwarding": 0, "ptv2.send_redirects": 1,
+		"ptv3.rp_filter": 0, "ptv2.rp_filter": 1, "ptv2.forwarding": 0, "ptv2.send_redirects": 1,
 	}
 	for k, v := range want {
 		if got[k] != v {
