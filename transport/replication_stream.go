@@ -6,8 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math"
 	"net"
+	"os"
 	"time"
 )
 
@@ -213,11 +213,19 @@ func (s *replStream) flush(ctx context.Context) error {
 	_, err := s.conn.Write(s.out)
 	s.out = s.out[:0]
 	s.lastWrite = time.Now()
-	if err != nil {
-		s.broken = true
-		return fmt.Errorf("write to peer: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	s.broken = true
+	if ctx.Err() == nil && errors.Is(err, os.ErrDeadlineExceeded) {
+		return s.p.stuck()
+	}
+	return fmt.Errorf("write to peer: %w", err)
+}
+
+// stuck is the error about a peer that shows signs of life and takes nothing.
+func (p *replPeer) stuck() error {
+	return fmt.Errorf("peer is alive but has applied nothing for %v", p.r.cfg.progressTimeout())
 }
 
 // keepalive speaks up when nothing was written for a while. It runs beside the
@@ -298,8 +306,7 @@ func replStall(ctx context.Context, err error, limit time.Duration) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return fmt.Errorf("peer was silent for %v: %w", limit, err)
 	}
 	return err
@@ -346,10 +353,8 @@ func (p *replPeer) acknowledge(sequence uint64) error {
 	if complete {
 		p.window.marker, p.window.marked = 0, true
 	}
-	stuck := time.Duration(math.MinInt64)
-	if p.window.first < len(p.window.entries) {
-		stuck = time.Since(p.window.progress)
-	}
+	stuck := p.window.first < len(p.window.entries) &&
+		time.Since(p.window.progress) > p.r.cfg.progressTimeout()
 	p.mu.Unlock()
 	if err != nil {
 		return err
@@ -357,8 +362,8 @@ func (p *replPeer) acknowledge(sequence uint64) error {
 	if complete {
 		p.setState(ReplicationStreaming)
 	}
-	if limit := p.r.cfg.progressTimeout(); stuck > limit {
-		return fmt.Errorf("peer is alive but has applied nothing for %v", limit)
+	if stuck {
+		return p.stuck()
 	}
 	return nil
 }
