@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"pontoon/fsm"
+	"pontoon/web"
+)
+
+func newInstanceCmd(a *app) *cobra.Command {
+	cmd := group("instance", "List, create and move instances",
+		`An instance is a group of virtual addresses and services that fails over
+together; each has one master node. The instance "default" always exists.`)
+	cmd.AddCommand(
+		shows(a, &cobra.Command{
+			Use:     "list",
+			Short:   "List the instances",
+			Long:    "List the instances, their masters and who follows them, in order.",
+			Example: "  pontoon instance list",
+			Args:    wantArgs(),
+		}, func([]string) string { return "/v1/instances" }, drawInstances),
+		newInstanceCreateCmd(a),
+		newInstanceMoveCmd(a),
+		a.changes(&cobra.Command{
+			Use:     "delete NAME",
+			Short:   "Delete an instance without addresses",
+			Long:    "Delete an instance. One that still has virtual addresses is refused, and so is \"default\".",
+			Example: "  pontoon instance delete blue",
+			Args:    wantArgs("NAME"),
+		}, http.MethodDelete, func(args []string) string { return instancePath(args[0]) },
+			func(args []string) string { return "instance " + args[0] + " is deleted" }),
+	)
+	return cmd
+}
+
+func instancePath(name string) string { return "/v1/instances/" + url.PathEscape(name) }
+
+func newInstanceCreateCmd(a *app) *cobra.Command {
+	prio := priorities{}
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Create an instance, or set its priorities",
+		Long: `Create an instance. For one that exists, the priorities are replaced.
+
+The eligible node with the highest priority becomes the first master; without
+priorities a hash of the names spreads instances over the nodes. A master stays
+master while it can: a higher priority elsewhere moves nothing by itself.`,
+		Example: "  pontoon instance create blue --priority lb2=100 --priority lb3=50",
+		Args:    wantArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			body := web.InstanceRequest{Priorities: prio}
+			return a.put(cmd, instancePath(args[0]), body, "instance "+args[0]+" is in place")
+		},
+	}
+	cmd.Flags().Var(prio, "priority", "preference for a node; higher is preferred, default 0 (repeat)")
+	return cmd
+}
+
+func newInstanceMoveCmd(a *app) *cobra.Command {
+	var to string
+	cmd := &cobra.Command{
+		Use:     "move NAME --to NODE",
+		Short:   "Make another node the master of an instance",
+		Long:    "Make another node the master of an instance. Its connections go on through that node.",
+		Example: "  pontoon instance move default --to lb2",
+		Args:    wantArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := requireFlags(cmd, "to"); err != nil {
+				return err
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			answer, err := c.post(cmd.Context(), instancePath(args[0])+"/move", web.MoveRequest{To: fsm.NodeID(to)})
+			if err != nil {
+				return err
+			}
+			return a.committed(answer, fmt.Sprintf("%s is master of %s", to, args[0]))
+		},
+	}
+	cmd.Flags().StringVar(&to, "to", "", "the `node` to move to; it must be eligible (alive, ready, in sync, not draining)")
+	return cmd
+}
+
+func drawInstances(t *table, instances []web.InstanceStatus) {
+	t.head("INSTANCE", "MASTER", "SUCCESSION", "EPOCH", "ADDRESSES")
+	for _, i := range instances {
+		t.row(i.Name, master(i.Master), join(i.Succession), i.Epoch, join(i.VIPs))
+	}
+}
+
+func master(n fsm.NodeID) cell {
+	if n == "" {
+		return cell{"none", bad}
+	}
+	return cell{string(n), plain}
+}

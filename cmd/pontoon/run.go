@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"pontoon/internal/logging"
+	"pontoon/internal/sdnotify"
+	"pontoon/node"
+)
+
+func newRunCmd(a *app) *cobra.Command {
+	var flags runFlags
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the daemon in the foreground",
+		Long: `Run the daemon in the foreground, until SIGTERM or SIGINT. It reads its node
+file, tells the service manager when it is ready (sd_notify), and logs to
+standard error. When it stops, the data plane goes on forwarding; the next run
+adopts it.
+
+Every key of the node file is also a flag, and flags win:
+
+  name: lb1                        # --name
+  role: lb                         # --role
+  data_dir: /var/lib/pontoon       # --data-dir
+  run_dir: /run/pontoon            # --run-dir
+  cluster:
+    address: 192.168.80.11:7400    # --address
+    gossip_port: 7401              # --gossip-port
+  api:
+    listen: 127.0.0.1:7480         # --api-listen
+  data_plane:
+    interfaces: [eth1, eth2]       # --interface, repeated
+    hook: auto                     # --hook
+    pin_dir: /sys/fs/bpf/pontoon   # --pin-dir
+    max_flows: 1048576             # --max-flows
+  agent_grace: 10s                 # --agent-grace
+  log_level: info                  # --log-level`,
+		Example: `  pontoon run --config /etc/pontoon/node.yaml
+  pontoon run --address 192.168.80.11:7400 --interface eth1 --interface eth2`,
+		Args: wantArgs(),
+	}
+	flags.addTo(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		cfg, err := flags.load(cmd.Flags(), os.Hostname)
+		if err != nil {
+			return err
+		}
+		if err := cfg.Validate(); err != nil {
+			return err
+		}
+		return a.daemon(cmd.Context(), cfg, flags.logFormat.value)
+	}
+	return withoutDaemon(cmd)
+}
+
+// daemon runs the node until ctx ends.
+func (a *app) daemon(ctx context.Context, cfg node.Config, logFormat string) error {
+	logger, err := logging.New(a.err, logging.Config{
+		Format:   logFormat,
+		Level:    cfg.LogLevel,
+		OmitTime: a.getenv("JOURNAL_STREAM") != "" && !isTerminal(a.err), // the journal stamps each line
+	})
+	if err != nil {
+		return fmt.Errorf("set up the log: %w", err)
+	}
+	notifier := sdnotify.New(a.getenv(sdnotify.EnvVar))
+	told := func(err error) {
+		if err != nil {
+			logger.Warn("service manager not told", slog.Any("err", err))
+		}
+	}
+	return node.Run(ctx, cfg, node.RunOptions{
+		Logger:   logger,
+		Version:  versionString(),
+		Ready:    func() { told(notifier.Ready()) },
+		Stopping: func() { told(notifier.Stopping()) },
+		Status:   func(line string) { told(notifier.Status(line)) },
+	})
+}

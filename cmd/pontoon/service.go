@@ -1,0 +1,163 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pontoon/fsm"
+	"pontoon/web"
+)
+
+func newServiceCmd(a *app) *cobra.Command {
+	cmd := group("service", "List, create, update and delete services",
+		`A service spreads what clients send to a virtual address, protocol and port over
+its endpoints. The virtual address must exist: see "pontoon vip create".`)
+	path := func(args []string) string { return servicePath(args[0]) }
+	cmd.AddCommand(
+		shows(a, &cobra.Command{
+			Use:     "list",
+			Short:   "List the services",
+			Long:    "List the services. Flows are those of the node that answers.",
+			Example: "  pontoon service list",
+			Args:    wantArgs(),
+		}, func([]string) string { return "/v1/services" }, drawServices),
+		shows(a, &cobra.Command{
+			Use:     "show NAME",
+			Short:   "Show one service and its endpoints",
+			Long:    "Show one service and its endpoints. Flows are those of the node that answers.",
+			Example: "  pontoon service show web",
+			Args:    wantArgs("NAME"),
+		}, path, drawService),
+		newServiceCreateCmd(a),
+		newServiceUpdateCmd(a),
+		a.changes(&cobra.Command{
+			Use:     "delete NAME",
+			Short:   "Delete a service",
+			Long:    "Delete a service. Its connections end.",
+			Example: "  pontoon service delete web",
+			Args:    wantArgs("NAME"),
+		}, http.MethodDelete, path, func(args []string) string { return "service " + args[0] + " is deleted" }),
+	)
+	return cmd
+}
+
+func servicePath(name string) string { return "/v1/services/" + url.PathEscape(name) }
+
+func newServiceCreateCmd(a *app) *cobra.Command {
+	var f serviceFlags
+	cmd := &cobra.Command{
+		Use:   "create NAME --vip ADDRESS --port PORT --endpoint ADDRESS:PORT ...",
+		Short: "Create a service",
+		Long: `Create a service. The virtual address must exist: see "pontoon vip create".
+
+Modes: fullnat  the endpoints see the VIP as source; replies come back by it
+       onearm   the endpoints see an address of the load balancer as source
+       dnat     the endpoints see the client; they route back through a VIP of
+                kind gateway`,
+		Example: `  pontoon service create web --vip 192.168.80.200 --port 80 --protocol tcp \
+    --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2`,
+		Args: wantArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := requireFlags(cmd, "vip", "port"); err != nil {
+				return err
+			}
+			service := fsm.Service{Name: args[0]}
+			if err := f.merge(cmd, &service); err != nil {
+				return err
+			}
+			return a.put(cmd, servicePath(args[0])+"?create=true", service, "service "+args[0]+" is created")
+		},
+	}
+	f.addTo(cmd)
+	return cmd
+}
+
+func newServiceUpdateCmd(a *app) *cobra.Command {
+	var f serviceFlags
+	cmd := &cobra.Command{
+		Use:   "update NAME",
+		Short: "Change what is given of a service",
+		Long: `Change what is given of a service and leave the rest. --endpoint replaces the
+whole list; --add-endpoint and --remove-endpoint change it. Connections to an
+endpoint that stays go on.`,
+		Example: `  pontoon service update web --algorithm maglev
+  pontoon service update web --add-endpoint 10.2.0.23:8080`,
+		Args: wantArgs("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := f.checkEdits(cmd); err != nil {
+				return err
+			}
+			c, err := a.api()
+			if err != nil {
+				return err
+			}
+			answer, err := c.get(cmd.Context(), servicePath(args[0]))
+			if err != nil {
+				return err
+			}
+			var current web.ServiceStatus
+			if err := decode(answer, &current); err != nil {
+				return err
+			}
+			service := current.Service
+			service.Endpoints = configured(current.Endpoints)
+			if err := f.merge(cmd, &service); err != nil {
+				return err
+			}
+			return a.put(cmd, servicePath(args[0]), service, "service "+args[0]+" is updated")
+		},
+	}
+	f.addTo(cmd)
+	f.addEditsTo(cmd)
+	return cmd
+}
+
+// configured strips endpoints of what only the running node knows.
+func configured(endpoints []web.EndpointStatus) []fsm.Endpoint {
+	out := make([]fsm.Endpoint, 0, len(endpoints))
+	for _, e := range endpoints {
+		out = append(out, fsm.Endpoint{Address: e.Address, Weight: e.Weight, Admin: e.Admin})
+	}
+	return out
+}
+
+func drawServices(t *table, services []web.ServiceStatus) {
+	t.head("SERVICE", "ADDRESS", "MODE", "ALGORITHM", "ENDPOINTS", "FLOWS")
+	for _, s := range services {
+		t.row(s.Name, serviceAddress(s.Service), s.Mode, s.Algorithm, usable(s.Endpoints), s.Flows)
+	}
+}
+
+func drawService(t *table, s web.ServiceStatus) {
+	t.row("name", s.Name)
+	t.row("address", serviceAddress(s.Service))
+	t.row("mode", s.Mode)
+	t.row("algorithm", s.Algorithm)
+	t.row("idle timeout", time.Duration(s.IdleTimeout))
+	t.row("flows", s.Flows)
+	t.line("")
+	drawEndpoints(t, []web.ServiceStatus{s})
+}
+
+func serviceAddress(s fsm.Service) string {
+	return fmt.Sprintf("%s:%d/%s", s.VIP, s.Port, s.Protocol)
+}
+
+// usable counts the endpoints that get new flows.
+func usable(endpoints []web.EndpointStatus) cell {
+	n := 0
+	for _, e := range endpoints {
+		if e.Admin == fsm.AdminUp && e.Weight > 0 && e.Health != web.EndpointDown {
+			n++
+		}
+	}
+	c := cell{fmt.Sprintf("%d of %d usable", n, len(endpoints)), good}
+	if n == 0 {
+		c.style = bad
+	}
+	return c
+}

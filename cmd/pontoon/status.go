@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"pontoon/web"
+)
+
+// watchInterval is how often --watch asks and redraws.
+const watchInterval = time.Second
+
+func newStatusCmd(a *app) *cobra.Command {
+	var watch bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the cluster and what this node does",
+		Long: `Show the cluster as the answering node sees it: nodes, instances and their
+masters, services and endpoints; and of this node itself: flows, their
+replication to the others, packets dropped.
+
+The exit status says whether the question was answered, not whether all is well;
+a program reads summary.level (ok, warn, bad) of -o json.`,
+		Example: "  pontoon status --watch",
+		Args:    wantArgs(),
+	}
+	format := addOutput(cmd)
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "ask and redraw every second, until interrupted")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		c, err := a.api()
+		if err != nil {
+			return err
+		}
+		if watch {
+			return a.watchStatus(cmd.Context(), c, format.value)
+		}
+		answer, err := c.get(cmd.Context(), "/v1/status")
+		if err != nil {
+			return err
+		}
+		return show(a, format.value, answer, drawStatus)
+	}
+	return cmd
+}
+
+// watchStatus shows the status every second. A daemon that answered once and
+// then does not is shown as such and asked again: that is when people watch.
+func (a *app) watchStatus(ctx context.Context, c *api, format string) error {
+	answer, err := c.get(ctx, "/v1/status")
+	if err != nil {
+		return err
+	}
+	answered := time.Now()
+	tick := time.NewTicker(watchInterval)
+	defer tick.Stop()
+	for {
+		frame, err := a.statusFrame(answer, format)
+		if err != nil {
+			return err
+		}
+		a.redraw(frame)
+		select {
+		case <-ctx.Done():
+			return nil // interrupted is how a watch ends
+		case <-tick.C:
+		}
+		next, err := c.call(ctx, http.MethodGet, "/v1/status", nil, 5*watchInterval)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			a.notef("pontoon: %v (the above is %s old)\n", err, time.Since(answered).Round(time.Second))
+			continue
+		}
+		answer, answered = next, time.Now()
+	}
+}
+
+// statusFrame draws one picture of --watch. Programs get one JSON object per
+// line, or one YAML document per answer.
+func (a *app) statusFrame(answer []byte, format string) (string, error) {
+	var buf bytes.Buffer
+	frame := *a
+	frame.out = &buf
+	switch format {
+	case formatTable:
+		var st web.Status
+		if err := decode(answer, &st); err != nil {
+			return "", err
+		}
+		t := newTable(&buf, a.color())
+		drawStatus(t, st)
+		err := t.flush()
+		return buf.String(), err
+	default:
+		err := frame.printRecord(format, answer)
+		return buf.String(), err
+	}
+}
+
+// redraw shows a frame in place of the one before on a terminal, cut to its
+// height, and after it elsewhere.
+func (a *app) redraw(frame string) {
+	if !isTerminal(a.out) {
+		a.printf("%s", frame)
+		return
+	}
+	lines := strings.Split(strings.TrimRight(frame, "\n"), "\n")
+	if rows := a.terminalRows(); rows > 2 && len(lines) > rows-1 {
+		hidden := len(lines) - (rows - 2)
+		lines = append(lines[:rows-2], fmt.Sprintf("... %s more: make the window higher", count(hidden, "line")))
+	}
+	// Home, every line cleared to its end, then everything below: no flicker.
+	a.printf("\x1b[H%s\x1b[K\n\x1b[J", strings.Join(lines, "\x1b[K\n"))
+}
+
+func (a *app) terminalRows() int {
+	f, ok := a.out.(*os.File)
+	if !ok {
+		return 0
+	}
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	return int(size.Row)
+}

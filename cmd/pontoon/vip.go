@@ -1,0 +1,92 @@
+package main
+
+import (
+	"net/http"
+	"net/netip"
+	"net/url"
+
+	"github.com/spf13/cobra"
+
+	"pontoon/fsm"
+)
+
+func newVIPCmd(a *app) *cobra.Command {
+	cmd := group("vip", "List, create and delete virtual addresses",
+		`A virtual address (VIP) is held and announced by the master of its instance.
+Clients connect to one of kind service; endpoints route back through one of kind
+gateway.`)
+	cmd.AddCommand(
+		shows(a, &cobra.Command{
+			Use:     "list",
+			Short:   "List the virtual addresses",
+			Long:    "List the virtual addresses, their instances and how they are announced.",
+			Example: "  pontoon vip list",
+			Args:    wantArgs(),
+		}, func([]string) string { return "/v1/vips" }, drawVIPs),
+		newVIPCreateCmd(a),
+		a.changes(&cobra.Command{
+			Use:     "delete ADDRESS",
+			Short:   "Delete a virtual address no service uses",
+			Long:    "Delete a virtual address. One that a service uses is refused.",
+			Example: "  pontoon vip delete 192.168.80.200",
+			Args:    wantAddress,
+		}, http.MethodDelete, func(args []string) string { return "/v1/vips/" + url.PathEscape(args[0]) },
+			func(args []string) string { return "virtual address " + args[0] + " is deleted" }),
+	)
+	return cmd
+}
+
+func wantAddress(cmd *cobra.Command, args []string) error {
+	if err := wantArgs("ADDRESS")(cmd, args); err != nil {
+		return err
+	}
+	if _, err := netip.ParseAddr(args[0]); err != nil {
+		return usagef("%q: want an IP address, like 192.168.80.200", args[0])
+	}
+	return nil
+}
+
+func newVIPCreateCmd(a *app) *cobra.Command {
+	var instance, iface string
+	cmd := &cobra.Command{
+		Use:   "create ADDRESS",
+		Short: "Create a virtual address",
+		Long: `Create a virtual address. For one that exists, its settings are replaced.
+
+The master of the instance holds it as a /32 on the interface whose subnet
+contains it, unless --interface names another.`,
+		Example: `  pontoon vip create 192.168.80.200
+  pontoon vip create 10.2.0.1 --kind gateway`,
+		Args: wantAddress,
+	}
+	cmd.Flags().StringVar(&instance, "instance", fsm.DefaultInstance, "the instance it belongs to")
+	cmd.Flags().StringVar(&iface, "interface", "", "the interface that holds it (default: the one whose subnet contains it)")
+	kind := newChoice(string(fsm.VIPService), string(fsm.VIPService), string(fsm.VIPGateway)).
+		addTo(cmd, "kind", "", "service: clients connect to it; gateway: the endpoints' next hop")
+	mode := newChoice(string(fsm.AnnounceL2), string(fsm.AnnounceL2), string(fsm.AnnounceNone))
+	mode.later = []string{"bgp"}
+	mode.addTo(cmd, "announce", "", "l2: gratuitous ARP; none: something else brings traffic here")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		address := netip.MustParseAddr(args[0]) // wantAddress has seen to it
+		body := fsm.VIP{
+			Address:   address,
+			Instance:  instance,
+			Kind:      fsm.VIPKind(kind.value),
+			Interface: iface,
+			Announce:  fsm.AnnounceMode(mode.value),
+		}
+		return a.put(cmd, "/v1/vips/"+url.PathEscape(address.String()), body, "virtual address "+address.String()+" is in place")
+	}
+	return cmd
+}
+
+func drawVIPs(t *table, vips []fsm.VIP) {
+	t.head("ADDRESS", "KIND", "INSTANCE", "INTERFACE", "ANNOUNCED BY")
+	for _, v := range vips {
+		iface := v.Interface
+		if iface == "" {
+			iface = "by subnet"
+		}
+		t.row(v.Address, v.Kind, v.Instance, iface, v.Announce)
+	}
+}
