@@ -29,7 +29,7 @@ const (
 	defaultRejoinInterval = 500 * time.Millisecond
 
 	gossipStreamTimeout    = time.Second
-	gossipPushPullInterval = 10 * time.Second
+	gossipPushPullInterval = 3 * time.Second
 
 	// suspicionMaxMult caps how much longer than the base a suspicion may last
 	// while confirmations by others are missing (only with five nodes and more).
@@ -67,7 +67,8 @@ type GossipConfig struct {
 	SuspicionMult int
 	// GossipInterval is how often pending news is sent out. Default 30 ms.
 	GossipInterval time.Duration
-	// RejoinInterval is how often seeds that are not alive are tried again.
+	// RejoinInterval is how often seeds that are not alive are tried again, and
+	// how long until lists are exchanged with a member that came to life.
 	// Default 500 ms.
 	RejoinInterval time.Duration
 

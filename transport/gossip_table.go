@@ -58,6 +58,7 @@ type gossipEntry struct {
 	leaving      bool // it announced that it goes
 	misses       int  // own pings missed in a row
 	busy         bool // a ping is under way
+	fresh        bool // came to life since takeFresh
 }
 
 var (
@@ -116,6 +117,20 @@ func (t *gossipTable) alive(node string) bool {
 	defer t.mu.Unlock()
 	e := t.nodes[node]
 	return e != nil && e.State == GossipAlive
+}
+
+// takeFresh returns the other members that came to life since the last call.
+func (t *gossipTable) takeFresh() map[string]netip.AddrPort {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := map[string]netip.AddrPort{}
+	for name, e := range t.nodes {
+		if e.fresh && name != t.self {
+			out[name] = e.Address
+		}
+		e.fresh = false
+	}
+	return out
 }
 
 // startPings returns the members to ping now and marks them busy: the living but
@@ -182,6 +197,7 @@ func (t *gossipTable) update(n *memberlist.Node, state GossipState) {
 	}
 	if state != e.State {
 		e.misses = 0
+		e.fresh = state == GossipAlive
 	}
 	e.GossipMember = GossipMember{
 		Node:    n.Name,

@@ -32,7 +32,7 @@ func startGossip(t *testing.T, node string, change ...func(*GossipConfig)) *test
 		Bind:   netip.MustParseAddrPort("127.0.0.1:0"),
 		Keys:   [][]byte{testKey(1)},
 		Meta:   []byte("meta of " + node),
-		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+		Logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})).With("self", node),
 	}
 	for _, f := range change {
 		f(&cfg)

@@ -34,9 +34,11 @@ func (g *Gossip) watch(ctx context.Context, eg *errgroup.Group) {
 	}
 }
 
-// rejoin tries seeds that are not alive. A node that was declared dead, or that
-// started alone, is not contacted by the library's own means once the others
-// stopped gossiping to it.
+// rejoin exchanges member lists with two kinds of node. Seeds that are not alive:
+// the library stops contacting the dead after a while, and nobody contacts a node
+// that started alone. And members that just came to life: a node that restarts is
+// told of its own death by the others' gossip and refutes it, by which they know
+// it again, but it does not know them.
 func (g *Gossip) rejoin(ctx context.Context, eg *errgroup.Group) {
 	tick := time.NewTicker(g.cfg.RejoinInterval)
 	defer tick.Stop()
@@ -57,7 +59,7 @@ func (g *Gossip) rejoin(ctx context.Context, eg *errgroup.Group) {
 			continue
 		case <-tick.C:
 		}
-		for node, addr := range g.missingSeeds() {
+		for node, addr := range g.toJoin() {
 			if busy[node] {
 				continue
 			}
@@ -73,20 +75,20 @@ func (g *Gossip) rejoin(ctx context.Context, eg *errgroup.Group) {
 	}
 }
 
-// missingSeeds returns the seeds to try now; none once this node has left.
-func (g *Gossip) missingSeeds() map[string]netip.AddrPort {
+// toJoin returns the nodes to exchange lists with now; none once this node left.
+func (g *Gossip) toJoin() map[string]netip.AddrPort {
 	if !g.table.alive(g.cfg.Node) {
 		return nil
 	}
+	nodes := g.table.takeFresh()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	missing := map[string]netip.AddrPort{}
 	for node, addr := range g.seeds {
 		if !g.table.alive(node) {
-			missing[node] = addr
+			nodes[node] = addr
 		}
 	}
-	return missing
+	return nodes
 }
 
 // slogWriter turns the library's log lines into debug records.
