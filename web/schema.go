@@ -1,0 +1,182 @@
+package web
+
+import (
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"pontoon/fsm"
+)
+
+// fieldDoc completes the schema of one field of the replicated types. Their
+// package knows nothing of OpenAPI, and judges their content itself: what is
+// said here is documentation, apart from the type and the numeric bound.
+type fieldDoc struct {
+	text     string
+	values   []any // documented, judged by fsm
+	max      float64
+	readOnly bool
+}
+
+// fieldDocs are those of the replicated types, by schema and field.
+var fieldDocs = map[string]map[string]fieldDoc{
+	"Node": {
+		"name":        {text: "Unique in the cluster."},
+		"role":        {text: "lb: full member. witness: votes, owns no data plane.", values: []any{fsm.RoleLB, fsm.RoleWitness}},
+		"address":     {text: "Its cluster port, ip:port."},
+		"gossip_port": {text: "UDP and TCP, on the same address."},
+		"slot":        {text: "Its partition of the SNAT ports; 255 for a witness."},
+		"voter":       {text: "It has caught up and votes."},
+		"alive":       {text: "The leader's verdict."},
+		"ready":       {text: "Its data plane is attached and has applied the state."},
+		"links_up":    {text: "All its data plane interfaces have carrier."},
+		"in_sync":     {text: "It holds every flow its live peers hold."},
+		"draining":    {text: "Its operator asked it to own nothing."},
+		"joined":      {text: "Raft index of its join."},
+	},
+	"Assignment": {
+		"master":     {text: "Empty while nobody is eligible.", readOnly: true},
+		"succession": {text: "The master first, then who follows, in order.", readOnly: true},
+		"epoch":      {text: "Raft index at which the master last changed; only grows.", readOnly: true},
+	},
+	"VIP": {
+		"address":   {text: "As in the path, if given."},
+		"instance":  {text: "The instance it moves with; default \"default\"."},
+		"kind":      {text: "service: clients connect to it (default). gateway: the endpoints' next hop.", values: []any{fsm.VIPService, fsm.VIPGateway}},
+		"interface": {text: "Default: the one whose subnet contains the address."},
+		"announce":  {text: "How the network learns of it; default l2.", values: []any{fsm.AnnounceL2, fsm.AnnounceNone}},
+	},
+	"Service": {
+		"name":         {text: "As in the path, if given."},
+		"id":           {text: "Given by the cluster, never reused; ignored in a request.", readOnly: true},
+		"vip":          {text: "A VIP of kind service."},
+		"port":         {text: "1 to 65535.", max: 65535},
+		"protocol":     {text: "Default tcp.", values: []any{fsm.TCP, fsm.UDP}},
+		"mode":         {text: "dnat: destination only. onearm: source becomes the node's. fullnat: source becomes the VIP.", values: []any{fsm.ModeDNAT, fsm.ModeOneArm, fsm.ModeFullNAT}},
+		"algorithm":    {text: "rr: weighted round robin. maglev: consistent hashing.", values: []any{fsm.RoundRobin, fsm.Maglev}},
+		"idle_timeout": {text: "Of an established flow; default 1h (tcp), 2m (udp)."},
+	},
+	"Endpoint": {
+		"address": {text: "address:port"},
+		"weight":  {text: "0 takes no new flows; default 1.", max: 65535},
+		"admin":   {text: "drain keeps its flows and gets no new ones; default up.", values: []any{fsm.AdminUp, fsm.AdminDrain, fsm.AdminDown}},
+	},
+}
+
+// familyOf says whose fieldDocs a schema shares.
+var familyOf = map[string][]string{
+	"Node": {"Node"}, "NodeStatus": {"Node"},
+	"InstanceStatus": {"Assignment"},
+	"VIP":            {"VIP"},
+	"Service":        {"Service"}, "ServiceStatus": {"Service"},
+	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"},
+}
+
+// requestSchemas are those that arrive in a body as a replicated type. Nothing
+// in them is required by the schema: fsm fills in defaults and says what is
+// missing, together with everything else that is wrong.
+var requestSchemas = []string{"VIP", "Service", "Endpoint"}
+
+// newSchemas prepares the registry with the replicated types, before any
+// operation refers to them.
+func newSchemas() huma.Registry {
+	r := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	r.RegisterTypeAlias(reflect.TypeFor[fsm.Duration](), reflect.TypeFor[durationSchema]())
+	r.RegisterTypeAlias(reflect.TypeFor[huma.ErrorModel](), reflect.TypeFor[Problem]())
+	for _, t := range []reflect.Type{reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint]()} {
+		r.Schema(t, true, t.Name())
+	}
+	return r
+}
+
+// finishSchemas completes what reflection cannot know. It runs once, after the
+// last operation is registered and before the first request.
+func finishSchemas(r huma.Registry) {
+	all := r.Map()
+	for name, families := range familyOf {
+		for _, family := range families {
+			for field, d := range fieldDocs[family] {
+				if p := property(all, name, field); p != nil {
+					d.apply(p)
+				}
+			}
+		}
+	}
+	// What GET answers can be sent back with PUT: the fields that only say how
+	// things are may stand in a request and mean nothing there.
+	for _, at := range []struct{ schema, field, typ string }{
+		{"Endpoint", "health", huma.TypeString}, {"Endpoint", "flows", huma.TypeInteger}, {"Service", "flows", huma.TypeInteger},
+	} {
+		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
+	}
+	for _, name := range requestSchemas {
+		all[name].Required = nil
+	}
+	for _, s := range all {
+		for _, p := range s.Properties {
+			if p.Type == huma.TypeArray {
+				p.Nullable = false // see Status.normalise
+			}
+		}
+		s.PrecomputeMessages()
+	}
+}
+
+// property finds a field of a schema, or nil.
+func property(all map[string]*huma.Schema, name, field string) *huma.Schema {
+	s := all[name]
+	if s == nil {
+		return nil
+	}
+	return s.Properties[field]
+}
+
+// apply completes one field's schema. The allowed values are written into the
+// document and not enforced here, so that one answer of fsm lists everything
+// that is wrong.
+func (d fieldDoc) apply(p *huma.Schema) {
+	p.Description = d.text
+	p.ReadOnly = p.ReadOnly || d.readOnly
+	p.Enum = nil
+	if len(d.values) > 0 {
+		p.Extensions = map[string]any{"enum": d.values}
+	}
+	if d.max > 0 {
+		p.Maximum = &d.max
+	}
+}
+
+// durationSchema stands for fsm.Duration, which reads and writes as text.
+type durationSchema struct{}
+
+var _ huma.SchemaProvider = durationSchema{}
+
+// Schema describes a duration in Go's notation.
+func (durationSchema) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type: huma.TypeString, Description: "A number with a unit, like \"90s\" or \"1h\".", Examples: []any{"1h0m0s"},
+	}
+}
+
+// decode reads a body that has passed its schema. It is not left to huma, which
+// would put defaults in the place of zeros that were meant.
+func decode[T any](body json.RawMessage) (T, error) {
+	var v T
+	if err := json.Unmarshal(body, &v); err != nil {
+		return v, fmt.Errorf("%s: %w", strings.TrimPrefix(err.Error(), "json: "), fsm.ErrInvalid)
+	}
+	return v, nil
+}
+
+// samePath refuses a body that names another object than its path. An absent
+// name in the body is that of the path.
+func samePath(field, inPath, inBody string) error {
+	if inBody == "" || inBody == inPath {
+		return nil
+	}
+	return fmt.Errorf("%s: the body says %q, the path %q: make them the same or leave it out of the body: %w",
+		field, inBody, inPath, fsm.ErrInvalid)
+}

@@ -1,0 +1,112 @@
+package web
+
+import (
+	"fmt"
+	"strings"
+
+	"pontoon/fsm"
+)
+
+// Summarise puts the state of the cluster into words. It is pure: the status
+// page, `pontoon status` and a script that reads the API say the same.
+//
+// The level is bad when something is not served or nobody can decide, warn when
+// one more failure would make it so or a node needs a look, and ok otherwise. A
+// node that its operator drains is not unhealthy.
+func Summarise(s Status) Summary {
+	sum := Summary{Level: LevelOK}
+	note := func(l Level, format string, args ...any) {
+		sum.Notes = append(sum.Notes, fmt.Sprintf(format, args...))
+		sum.Level = worse(sum.Level, l)
+	}
+
+	healthy, voters := 0, 0
+	for _, n := range s.Nodes {
+		if n.Raft != RaftNonvoter {
+			voters++
+		}
+		trouble := nodeTrouble(n)
+		if trouble == "" {
+			healthy++
+		} else {
+			note(LevelWarn, "%s %s.", n.Name, trouble)
+		}
+		if n.Draining {
+			note(LevelOK, "%s is drained: it owns nothing until it is resumed.", n.Name)
+		}
+	}
+	for _, i := range s.Instances {
+		if i.Master == "" && len(i.VIPs) > 0 {
+			note(LevelBad, "Instance %s has no master: its addresses are not served.", i.Name)
+		}
+	}
+	if voters > 0 && voters < 3 {
+		note(LevelWarn, "%s: the cluster cannot lose one and still decide. Three make it safe; a witness counts.", count(voters, "voter"))
+	}
+
+	sum.Text = fmt.Sprintf("%d of %s healthy", healthy, count(len(s.Nodes), "node"))
+	switch {
+	case !s.Cluster.Quorum:
+		sum.Level = LevelBad
+		sum.Text += ", no quorum"
+		sum.Notes = append([]string{"This node does not hear a majority: it keeps what it owns, acquires nothing and takes no changes."}, sum.Notes...)
+	case s.Cluster.Leader == "":
+		sum.Level = LevelBad
+		sum.Text += ", no leader"
+		sum.Notes = append([]string{"The members are electing a leader: traffic goes on, changes have to wait."}, sum.Notes...)
+	default:
+		sum.Text += fmt.Sprintf(", %s leads", s.Cluster.Leader)
+	}
+	sum.Notes = notNil(sum.Notes)
+	return sum
+}
+
+// nodeTrouble says what is wrong with a node, as the end of a sentence, or "".
+func nodeTrouble(n NodeStatus) string {
+	if !n.Alive {
+		return "is down"
+	}
+	if n.Role == fsm.RoleWitness {
+		return ""
+	}
+	var parts []string
+	if !n.Ready {
+		parts = append(parts, "its data plane is not ready")
+	}
+	if !n.LinksUp {
+		parts = append(parts, "a link is down")
+	}
+	if !n.InSync {
+		parts = append(parts, "it does not hold every flow yet")
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "cannot take over: " + strings.Join(parts, ", ")
+}
+
+// worse returns the graver of two levels.
+func worse(a, b Level) Level {
+	rank := func(l Level) int {
+		switch l {
+		case LevelBad:
+			return 2
+		case LevelWarn:
+			return 1
+		default:
+			return 0
+		}
+	}
+	if rank(b) > rank(a) {
+		return b
+	}
+	return a
+}
+
+// count writes "1 node" and "2 nodes".
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}

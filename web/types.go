@@ -1,0 +1,200 @@
+package web
+
+import (
+	"net/netip"
+
+	"pontoon/fsm"
+)
+
+// Status is everything one node knows about the cluster and itself, at one
+// moment. The parts that are counted (flows, drops, replication, interfaces)
+// are those of the node that answers; the rest is replicated.
+//
+// Its JSON form is that of `pontoon status -o json`.
+type Status struct {
+	Summary     Summary           `json:"summary" doc:"The state of the cluster in words. Filled in by the API."`
+	Cluster     ClusterStatus     `json:"cluster"`
+	Self        fsm.NodeID        `json:"self" doc:"The node that answers."`
+	Version     string            `json:"version" doc:"The version of the node that answers. Filled in by the API."`
+	Nodes       []NodeStatus      `json:"nodes"`
+	Instances   []InstanceStatus  `json:"instances"`
+	VIPs        []fsm.VIP         `json:"vips"`
+	Services    []ServiceStatus   `json:"services"`
+	Replication []PeerReplication `json:"replication" doc:"One entry for each peer that flows are sent to."`
+	Flows       FlowCounts        `json:"flows"`
+	Drops       map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
+	Interfaces  []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
+	BFD         []BFDSession      `json:"bfd"`
+	BGP         []BGPPeer         `json:"bgp"`
+	Warnings    []string          `json:"warnings" doc:"What this node would tell its operator, one sentence each."`
+}
+
+// Level grades a Summary.
+type Level string
+
+// The levels of a summary.
+const (
+	LevelOK   Level = "ok"   // nothing to do
+	LevelWarn Level = "warn" // serving, and something needs a look
+	LevelBad  Level = "bad"  // not serving everything, or unable to decide
+)
+
+// Summary is the state of the cluster in words. See Summarise.
+type Summary struct {
+	Level Level    `json:"level" enum:"ok,warn,bad"`
+	Text  string   `json:"text" example:"3 of 3 nodes healthy, lb1 leads"`
+	Notes []string `json:"notes" doc:"What stands behind the level, one sentence each."`
+}
+
+// ClusterStatus is what Raft says.
+type ClusterStatus struct {
+	ID      string     `json:"id"`
+	Leader  fsm.NodeID `json:"leader" doc:"Empty while there is none."`
+	Term    uint64     `json:"term"`
+	Applied uint64     `json:"applied" doc:"Index of the last command applied on this node."`
+	Quorum  bool       `json:"quorum" doc:"This node hears from a majority of the voters."`
+}
+
+// RaftRole is a node's part in the Raft group.
+type RaftRole string
+
+// The parts of a node in the Raft group.
+const (
+	RaftLeader   RaftRole = "leader"
+	RaftVoter    RaftRole = "voter"
+	RaftNonvoter RaftRole = "nonvoter"
+)
+
+// NodeStatus is one member: what is replicated about it, and what it said last.
+type NodeStatus struct {
+	fsm.Node
+	Raft     RaftRole `json:"raft" enum:"leader,voter,nonvoter"`
+	Applied  uint64   `json:"applied" doc:"Index its data plane has reached, as last heard."`
+	MasterOf []string `json:"master_of" doc:"The instances it is master of."`
+}
+
+// InstanceStatus is one instance, its election and its addresses.
+type InstanceStatus struct {
+	Name       string             `json:"name"`
+	Priorities map[fsm.NodeID]int `json:"priorities,omitempty" doc:"Higher is preferred; absent is 0."`
+	fsm.Assignment
+	VIPs []netip.Addr `json:"vips"`
+}
+
+// ServiceStatus is one service with what this node knows about its endpoints.
+type ServiceStatus struct {
+	fsm.Service
+	Endpoints []EndpointStatus `json:"endpoints" doc:"Sorted by address."` // in place of Service.Endpoints
+	Flows     uint64           `json:"flows" doc:"Established flows on this node."`
+}
+
+// Health of an endpoint.
+type EndpointHealth string
+
+// What a node may know about an endpoint.
+const (
+	EndpointUp      EndpointHealth = "up"
+	EndpointDown    EndpointHealth = "down"
+	EndpointUnknown EndpointHealth = "unknown" // nothing probes it, or not yet
+)
+
+// EndpointStatus is one endpoint of a service with its runtime.
+type EndpointStatus struct {
+	Address netip.AddrPort `json:"address"`
+	Weight  uint16         `json:"weight"`
+	Admin   fsm.AdminState `json:"admin"`
+	Health  EndpointHealth `json:"health" enum:"up,down,unknown"`
+	Flows   uint64         `json:"flows" doc:"Established flows to it on this node."`
+}
+
+// ReplicationState is how far the copying of flows to a peer is.
+type ReplicationState string
+
+// The states of flow replication to a peer.
+const (
+	ReplicationSnapshot  ReplicationState = "snapshot"  // everything that lives is being sent
+	ReplicationStreaming ReplicationState = "streaming" // only changes are being sent
+	ReplicationDown      ReplicationState = "down"      // not connected
+)
+
+// PeerReplication is the copying of this node's flows to one peer.
+type PeerReplication struct {
+	Peer    fsm.NodeID       `json:"peer"`
+	State   ReplicationState `json:"state" enum:"snapshot,streaming,down"`
+	Sent    uint64           `json:"sent" doc:"Records sent."`
+	Acked   uint64           `json:"acked" doc:"Records the peer has written into its table."`
+	LagMS   float64          `json:"lag_ms" doc:"Age of the oldest record not yet acknowledged."`
+	Resyncs uint64           `json:"resyncs" doc:"Times everything had to be sent again."`
+	Dropped uint64           `json:"dropped" doc:"Records dropped because the peer was too slow; a resync follows."`
+}
+
+// FlowCounts counts the flow table of this node, in connections.
+type FlowCounts struct {
+	Established uint64 `json:"established"`
+	HalfOpen    uint64 `json:"half_open" doc:"Handshakes not completed."`
+	Owned       uint64 `json:"owned" doc:"This node forwards them."`
+	Replica     uint64 `json:"replica" doc:"Another node forwards them; this one holds a copy."`
+	Adopted     uint64 `json:"adopted" doc:"Replicas this node took over since it started: what survived a failover."`
+	Max         uint64 `json:"max"`
+}
+
+// InterfaceStatus is one data plane interface of this node.
+type InterfaceStatus struct {
+	Name string `json:"name"`
+	Up   bool   `json:"up" doc:"It has carrier."`
+	Hook string `json:"hook" doc:"How the data plane is attached: tcx, clsact, xdp, or empty when it is not."`
+}
+
+// BFDSession is one BFD session of this node.
+type BFDSession struct {
+	Peer       fsm.NodeID `json:"peer"`
+	Address    string     `json:"address"`
+	State      string     `json:"state" enum:"up,down,init"`
+	IntervalMS float64    `json:"interval_ms"`
+	Multiplier int        `json:"multiplier"`
+}
+
+// BGPPeer is one BGP neighbour of this node.
+type BGPPeer struct {
+	Peer       string `json:"peer"`
+	AS         uint32 `json:"as"`
+	State      string `json:"state"`
+	Received   int    `json:"received" doc:"Prefixes received."`
+	Advertised int    `json:"advertised" doc:"Prefixes advertised."`
+	BFD        string `json:"bfd" enum:"up,down,off"`
+}
+
+// normalise makes the JSON form steady: lists that are empty, not null.
+func (s *Status) normalise() {
+	s.Nodes = notNil(s.Nodes)
+	for i := range s.Nodes {
+		s.Nodes[i].MasterOf = notNil(s.Nodes[i].MasterOf)
+	}
+	s.Instances = notNil(s.Instances)
+	for i := range s.Instances {
+		s.Instances[i].Succession = notNil(s.Instances[i].Succession)
+		s.Instances[i].VIPs = notNil(s.Instances[i].VIPs)
+	}
+	s.VIPs = notNil(s.VIPs)
+	s.Services = notNil(s.Services)
+	for i := range s.Services {
+		s.Services[i].Endpoints = notNil(s.Services[i].Endpoints)
+	}
+	s.Replication = notNil(s.Replication)
+	s.Interfaces = notNil(s.Interfaces)
+	s.BFD = notNil(s.BFD)
+	s.BGP = notNil(s.BGP)
+	s.Warnings = notNil(s.Warnings)
+	s.Summary.Notes = notNil(s.Summary.Notes)
+	if s.Drops == nil {
+		s.Drops = map[string]uint64{}
+	}
+}
+
+// notNil returns an empty list for a nil one, so that JSON says [] and not null.
+func notNil[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}

@@ -1,0 +1,37 @@
+// Figures and times as people read them.
+
+const whole = new Intl.NumberFormat("en");
+const short = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
+
+export const num = (n) => whole.format(n || 0);
+export const big = (n) => (n < 100000 ? whole : short).format(n || 0);
+export const plural = (n, noun) => `${num(n)} ${noun}${n === 1 ? "" : "s"}`;
+
+export function percent(part, all) {
+  if (!all) return "0 %";
+  const p = part / all * 100;
+  return p > 0 && p < 0.1 ? "under 0.1 %" : `${p < 10 ? p.toFixed(1) : Math.round(p)} %`;
+}
+
+export function ms(n) {
+  if (!n) return "0 ms";
+  if (n >= 10000) return `${(n / 1000).toFixed(0)} s`;
+  return n < 10 ? `${n.toFixed(1)} ms` : `${Math.round(n)} ms`;
+}
+
+export function age(seconds) {
+  if (seconds < 120) return `${Math.round(seconds)} s`;
+  if (seconds < 7200) return `${Math.round(seconds / 60)} min`;
+  return `${Math.round(seconds / 3600)} h`;
+}
+
+// clock is the time of day, with the date where it is not today.
+export function clock(iso) {
+  const t = new Date(iso), now = new Date();
+  const time = t.toLocaleTimeString("en-GB");
+  return t.toDateString() === now.toDateString() ? time
+    : `${t.toLocaleDateString("en-GB", { day: "numeric", month: "short" })} ${time.slice(0, 5)}`;
+}
+
+// span shortens "1h0m0s" to "1h".
+export const span = (d) => (d || "").replace(/(\D)0s$/, "$1").replace(/(\D)0m$/, "$1");

@@ -1,0 +1,150 @@
+// One function for each section: from the status to elements. No state is kept
+// here, and nothing is fetched.
+
+import { bar, chip, chips, h, spark, table } from "./dom.js";
+import { age, big, clock, ms, num, percent, plural, span } from "./format.js";
+
+const MAX_SERVICES = 50, MAX_ENDPOINTS = 32;
+const empty = (...text) => h("p", { class: "panel empty" }, ...text);
+const code = (text) => h("code", {}, text);
+const panel = (...children) => h("div", { class: "panel" }, ...children);
+const yes = (good, text, otherwise) => good ? chip(text, "ok") : chip(otherwise, "bad");
+
+export function flows(st, history) {
+  const f = st.flows;
+  const tile = (name, value, note, extra) => h("div", { class: "tile" },
+    h("dt", {}, name), h("dd", { class: "big" }, big(value)), h("dd", { class: "small" }, note), extra && h("dd", { class: "spark" }, extra));
+  return h("dl", { class: "tiles" },
+    tile("Established", f.established, `${percent(f.established, f.max)} of ${big(f.max)}`,
+      spark(history, 120, `Established connections over the last two minutes, now ${num(f.established)}`)),
+    tile("Owned", f.owned, "forwarded here"),
+    tile("Replica", f.replica, "copies from peers"),
+    tile("Adopted", f.adopted, "survived a failover"),
+    tile("Half-open", f.half_open, "in handshake"));
+}
+
+export function nodes(st) {
+  if (!st.nodes.length) return empty("No members.");
+  const top = Math.max(st.cluster.applied, ...st.nodes.map((n) => n.applied));
+  const health = (n) => {
+    if (!n.alive) return chips(chip("down", "bad"), n.draining && chip("draining", "warn"));
+    const c = [chip("alive", "ok")];
+    if (n.role !== "witness") {
+      c.push(yes(n.ready, "ready", "not ready"), yes(n.in_sync, "in sync", "not in sync"));
+      if (!n.links_up) c.push(chip("link down", "bad"));
+    }
+    if (n.draining) c.push(chip("draining", "warn"));
+    return chips(...c);
+  };
+  return panel(table("Nodes", [
+    { name: "Node", show: (n) => [n.name, n.name === st.self && h("span", { class: "muted" }, " · this node"), h("span", { class: "under mono" }, n.address)].filter(Boolean) },
+    { name: "Role", show: (n) => n.role === "witness" ? "witness" : "load balancer" },
+    { name: "Raft", show: (n) => n.raft === "leader" ? chip("leader", "key") : n.raft === "nonvoter" ? "not yet voting" : n.raft },
+    { name: "State", show: health },
+    { name: "Master of", show: (n) => n.master_of.length ? chips(...n.master_of.map((i) => chip(i, "key"))) : h("span", { class: "muted" }, "–") },
+    { name: "Applied", num: true, show: (n) => `${num(n.applied)} of ${num(top)}` },
+  ], st.nodes, (n) => n.alive ? undefined : "gone"));
+}
+
+export function instances(st) {
+  if (!st.instances.length) return empty("No instances.");
+  return panel(table("Instances", [
+    { name: "Instance", show: (i) => i.name },
+    { name: "Master", show: (i) => i.master ? chip(i.master, "key") : chip("none", "bad") },
+    { name: "Succession", show: (i) => i.succession.length ? h("ol", { class: "chain" }, i.succession.map((n) => h("li", {}, n))) : h("span", { class: "muted" }, "nobody is eligible") },
+    { name: "Addresses", show: (i) => i.vips.length ? h("span", { class: "mono" }, i.vips.join(", ")) : h("span", { class: "muted" }, "none") },
+    { name: "Epoch", num: true, show: (i) => num(i.epoch) },
+  ], st.instances));
+}
+
+function endpointState(e) {
+  const c = [];
+  if (e.admin === "drain") c.push(chip("draining", "warn"));
+  if (e.admin === "down") c.push(chip("taken down", "warn"));
+  c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip("not probed"));
+  return chips(...c);
+}
+
+function service(svc) {
+  const eps = svc.endpoints.slice(0, MAX_ENDPOINTS);
+  const most = Math.max(1, ...svc.endpoints.map((e) => e.flows));
+  const head = h("header", {},
+    h("h3", {}, svc.name),
+    h("span", { class: "mono" }, `${svc.vip}:${svc.port}/${svc.protocol}`),
+    h("span", { class: "muted" }, [svc.mode, svc.algorithm, svc.idle_timeout && `idle ${span(svc.idle_timeout)}`].filter(Boolean).join(" · ")),
+    h("span", { class: "total" }, plural(svc.flows, "flow")));
+  if (!eps.length) return h("article", { class: "panel service" }, head, h("p", { class: "empty" }, "It has no endpoints: connections are refused."));
+  return h("article", { class: "panel service" }, head, table(`Endpoints of ${svc.name}`, [
+    { name: "Endpoint", show: (e) => h("span", { class: "mono" }, e.address) },
+    { name: "State", show: endpointState },
+    { name: "Weight", num: true, show: (e) => num(e.weight) },
+    { name: "Flows", num: true, show: (e) => [bar(e.flows / most), num(e.flows)] },
+  ], eps), svc.endpoints.length > eps.length && h("p", { class: "empty" }, `and ${plural(svc.endpoints.length - eps.length, "more endpoint")}: `, code(`pontoon service show ${svc.name}`)));
+}
+
+export function services(st) {
+  if (!st.services.length) return empty("No services yet: ", code("pontoon vip create ADDRESS"), ", then ", code("pontoon service create NAME …"));
+  const shown = st.services.slice(0, MAX_SERVICES);
+  return h("div", {}, shown.map(service),
+    st.services.length > shown.length && empty(`and ${plural(st.services.length - shown.length, "more service")}: `, code("pontoon service list")));
+}
+
+export function replication(st, histories) {
+  if (!st.replication.length) return empty("No peers to copy flows to.");
+  const state = (r) => chip(r.state, { streaming: "ok", snapshot: "warn", down: "bad" }[r.state]);
+  return panel(table("Replication", [
+    { name: "Peer", show: (r) => r.peer },
+    { name: "State", show: state },
+    { name: "Lag", num: true, show: (r) => h("span", { class: "lag" }, spark(histories.get(r.peer) || [], 120, `Lag to ${r.peer} over the last two minutes`), ms(r.lag_ms)) },
+    { name: "Under way", num: true, show: (r) => num(Math.max(0, r.sent - r.acked)) },
+    { name: "Sent", num: true, show: (r) => big(r.sent) },
+    { name: "Resyncs", num: true, show: (r) => num(r.resyncs) },
+    { name: "Dropped", num: true, show: (r) => r.dropped ? chip(num(r.dropped), "warn") : "0" },
+  ], st.replication));
+}
+
+export function routing(st) {
+  const out = [];
+  const state = (good) => (r) => chip(r.state, r.state === good ? "ok" : "bad");
+  if (st.bfd.length) out.push(panel(table("BFD sessions", [
+    { name: "BFD peer", show: (b) => [b.peer, h("span", { class: "under mono" }, b.address)] },
+    { name: "State", show: state("up") },
+    { name: "Detects in", num: true, show: (b) => ms(b.interval_ms * b.multiplier) },
+  ], st.bfd)));
+  if (st.bgp.length) out.push(panel(table("BGP neighbours", [
+    { name: "BGP neighbour", show: (b) => [b.peer, h("span", { class: "under" }, `AS ${b.as}`)] },
+    { name: "State", show: state("established") },
+    { name: "Received", num: true, show: (b) => num(b.received) },
+    { name: "Advertised", num: true, show: (b) => num(b.advertised) },
+  ], st.bgp)));
+  return h("div", {}, out);
+}
+
+export function node(st) {
+  const drops = Object.entries(st.drops).filter(([, n]) => n > 0).sort((a, b) => b[1] - a[1] || a[0].localeCompare(b[0]));
+  return h("div", {},
+    st.interfaces.length ? panel(table("Interfaces", [
+      { name: "Interface", show: (i) => i.name },
+      { name: "Link", show: (i) => yes(i.up, "up", "down") },
+      { name: "Hook", show: (i) => i.hook || h("span", { class: "muted" }, "not attached") },
+    ], st.interfaces)) : empty("No data plane interfaces."),
+    drops.length ? panel(table("Packets dropped, by reason", [
+      { name: "Dropped because", show: ([why]) => why.replaceAll("_", " ") },
+      { name: "Packets", num: true, show: ([, n]) => num(n) },
+    ], drops)) : empty("No packet dropped."));
+}
+
+export function events(list) {
+  if (!list.length) return empty("Nothing has happened lately.");
+  return h("ol", { class: "events" }, list.map((e) => h("li", {},
+    h("time", { datetime: e.time, title: new Date(e.time).toLocaleString("en-GB") }, clock(e.time)),
+    h("span", {}, chip(e.kind.replaceAll("_", " "), e.kind === "failover" ? "key" : undefined)),
+    h("span", { class: "text" }, e.text))));
+}
+
+export const sub = (st) => [
+  st.cluster.id && `cluster ${st.cluster.id.slice(0, 8)}`, `term ${num(st.cluster.term)}`,
+  `${num(st.cluster.applied)} changes applied`, plural(st.services.length, "service"),
+].filter(Boolean).join(" · ");
+
+export const lost = (seconds) => seconds === null ? "reconnecting…" : `reconnecting… this is ${age(seconds)} old`;
