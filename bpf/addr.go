@@ -1,0 +1,61 @@
+package bpf
+
+import (
+	"math/bits"
+	"net/netip"
+)
+
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+// toAddr maps IPv4 into the 128 bit form of the tables. The zero Addr becomes all zero.
+func toAddr(a netip.Addr) pontoonAddr {
+	if !a.IsValid() {
+		return pontoonAddr{}
+	}
+	return pontoonAddr{B: a.As16()}
+}
+
+// fromAddr undoes toAddr.
+func fromAddr(a pontoonAddr) netip.Addr {
+	if a.B == ([16]byte{}) {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16(a.B).Unmap()
+}
+
+// swap16 turns a port between host order and the network order of the tables (the objects are
+// built for little-endian machines).
+func swap16(port uint16) uint16 { return bits.ReverseBytes16(port) }
+
+func addrPort(a pontoonAddr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(fromAddr(a), swap16(port))
+}
+
+// otherKey is the tuple of the other half of the connection whose half f matches key.
+func otherKey(key *pontoonFlowKey, f *pontoonFlow) pontoonFlowKey {
+	return pontoonFlowKey{
+		Saddr: f.NewDaddr, Daddr: f.NewSaddr,
+		Sport: f.NewDport, Dport: f.NewSport,
+		Proto: key.Proto,
+	}
+}
+
+const (
+	flagReply   = uint8(pontoonFlowFlagFLOW_F_REPLY)
+	flagReplica = uint8(pontoonFlowFlagFLOW_F_REPLICA)
+	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
+	flagPeer    = uint8(pontoonFlowFlagFLOW_F_PEER_FIN | pontoonFlowFlagFLOW_F_PEER_RST)
+)
+
+func (f *pontoonFlow) reply() bool     { return f.Flags&flagReply != 0 }
+func (f *pontoonFlow) replica() bool   { return f.Flags&flagReplica != 0 }
+func (f *pontoonFlow) packets() uint64 { return uint64(f.PacketsHi)<<32 | uint64(f.PacketsLo) }
+func (f *pontoonFlow) bytes() uint64   { return uint64(f.BytesHi)<<32 | uint64(f.BytesLo) }
+
+func (f *pontoonFlow) setCounters(packets, bytes uint64) {
+	f.PacketsLo, f.PacketsHi = uint32(packets), uint16(packets>>32)
+	f.BytesLo, f.BytesHi = uint32(bytes), uint16(bytes>>32)
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Shared types of the data plane. Every struct here is mirrored in Go by bpf2go
+ * (see ../generate.go); sizes are asserted on both sides. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <stddef.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* The UAPI headers of a C library drag in 32 bit stubs on a bpf target, so the few
+ * constants that live outside them are written out. */
+#define AF_INET 2
+#define EEXIST 17
+#define ICMP_ECHO_REQUEST 8
+
+/* An address on 128 bits; IPv4 is mapped (::ffff:a.b.c.d). */
+struct addr {
+	union {
+		__u8 b[16];
+		__be32 w[4];
+		__u64 d[2];
+	};
+};
+
+/* The tuple as it is seen on the wire, before any rewriting. */
+struct flow_key {
+	struct addr saddr;
+	struct addr daddr;
+	__be16 sport;
+	__be16 dport;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+/* States below FLOW_ESTABLISHED live in half_open only, the others in flows only. */
+enum flow_state {
+	FLOW_NONE = 0,
+	FLOW_SYN = 1,         /* first packet seen (also: UDP seen one way) */
+	FLOW_SYNACK = 2,      /* the endpoint accepted */
+	FLOW_REFUSED = 3,     /* reset before it was complete */
+	FLOW_ESTABLISHED = 4, /* handshake complete; UDP seen both ways */
+	FLOW_FIN = 5,         /* one side has closed */
+	FLOW_CLOSED = 6,      /* both sides have closed, or a reset went by */
+};
+
+enum flow_flag {
+	FLOW_F_REPLY = 1,    /* this half matches packets of the endpoint */
+	FLOW_F_REPLICA = 2,  /* written by replication, no packet seen here yet */
+	FLOW_F_OWN_FIN = 4,  /* FIN seen in this half's direction */
+	FLOW_F_PEER_FIN = 8, /* FIN seen in the other direction */
+	FLOW_F_OWN_RST = 16, /* RST seen in this half's direction */
+	FLOW_F_PEER_RST = 32,
+};
+
+#define FLOW_F_OWN (FLOW_F_OWN_FIN | FLOW_F_OWN_RST)
+#define FLOW_F_PEER (FLOW_F_PEER_FIN | FLOW_F_PEER_RST)
+
+/* One half of a connection: what becomes of a packet that matches the key. It holds no
+ * number that means something on this node only, so it can be written into the map of
+ * another node as it is. last_seen is the low half of jiffies; created is jiffies >> 6,
+ * which does not wrap within the life of a machine. */
+struct flow {
+	struct addr new_saddr;
+	struct addr new_daddr;
+	__be16 new_sport;
+	__be16 new_dport;
+	__u32 service;
+	__u32 last_seen;
+	__u32 created;
+	__u8 state;
+	__u8 flags;
+	__u8 owner_slot;
+	__u8 mode;
+	__u32 bytes_lo;
+	__u32 packets_lo;
+	__u16 bytes_hi;
+	__u16 packets_hi;
+};
+
+#define CREATED_SHIFT 6
+
+enum nat_mode {
+	MODE_FULLNAT = 1,
+	MODE_ONEARM = 2,
+	MODE_DNAT = 3,
+};
+
+enum algorithm {
+	ALGORITHM_RR = 1,
+	ALGORITHM_MAGLEV = 2,
+};
+
+struct service_key {
+	struct addr vip;
+	__be16 port;
+	__u8 proto;
+	__u8 pad[5];
+};
+
+struct service {
+	__u32 id;
+	__u32 table_base;
+	__u32 table_len; /* 0: no endpoint takes new flows */
+	__u32 seed;
+	__u8 mode;
+	__u8 algorithm;
+	__u8 pad[2];
+};
+
+struct endpoint {
+	struct addr addr;
+	struct addr source; /* SNAT source; all zero for dnat */
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct next_hop {
+	__u32 ifindex;
+	__u8 smac[6];
+	__u8 dmac[6];
+	__u32 learned; /* low half of jiffies */
+	__u32 generation;
+};
+
+/* Written by user space, read by the program. */
+struct control_block {
+	__u32 generation; /* of the next-hop cache */
+	__u32 pad;
+};
+
+struct clock {
+	__u64 jiffies;
+	__u64 ktime_ns;
+};
+
+enum record_op {
+	RECORD_UPDATE = 1,
+	RECORD_DELETE = 2,
+};
+
+enum record_reason {
+	RECORD_NEW = 1,
+	RECORD_STATE = 2,
+	RECORD_ADOPT = 3,
+	RECORD_CLOSE = 4,
+	RECORD_EXPIRE = 5,
+	RECORD_SNAPSHOT = 6,
+};
+
+/* What happened to a connection: the ring's record and the wire record of replication.
+ * Little endian, ports and addresses in network order. */
+struct flow_record {
+	struct addr client;
+	struct addr vip;
+	struct addr snat;
+	struct addr endpoint;
+	__be16 client_port;
+	__be16 vip_port;
+	__be16 snat_port;
+	__be16 endpoint_port;
+	__u32 service;
+	__u8 proto;
+	__u8 mode;
+	__u8 state;
+	__u8 op;
+	__u8 owner_slot;
+	__u8 reason;
+	__u8 flags; /* FIN and RST bits as the forward half has them */
+	__u8 pad;
+	__u32 idle_ms; /* age of the last packet, saturating */
+	__u32 age_ms;  /* age of the connection, saturating */
+	__u32 pad2;
+	__u64 forward_packets;
+	__u64 forward_bytes;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+};
+
+/* Index into counters. Below COUNTER_REFUSED: reasons for which a packet was dropped. */
+enum counter {
+	DROP_NO_FLOW = 0,        /* TCP segment of an unknown connection */
+	DROP_NO_SERVICE = 1,     /* to a VIP, no such service */
+	DROP_NO_ENDPOINT = 2,    /* the service has no endpoint for new flows */
+	DROP_PROTOCOL = 3,       /* to a VIP, neither TCP, UDP nor ICMP */
+	DROP_ICMP = 4,           /* to a VIP, ICMP other than echo request */
+	DROP_FRAGMENT = 5,       /* to a VIP, fragmented */
+	DROP_TTL = 6,            /* would live no longer */
+	DROP_SNAT_EXHAUSTED = 7, /* no free source port towards the endpoint */
+	DROP_DNAT_COLLISION = 8, /* the reply tuple belongs to another connection */
+	DROP_TABLE_FULL = 9,     /* the flow table takes no more */
+	DROP_HALF_OPEN = 10,     /* the half-open table lost or refused the entry */
+	DROP_NO_ROUTE = 11,      /* no route to the new destination */
+	DROP_FWD_DISABLED = 12,  /* the host does not forward */
+	DROP_FRAG_NEEDED = 13,   /* larger than the way out takes */
+	DROP_REWRITE = 14,       /* the kernel refused to change the packet */
+	DROP_SNAT_CONFLICT = 15, /* the tuple was given to another connection meanwhile */
+	COUNTER_REFUSED = 16,    /* SYN answered with RST */
+	COUNTER_CREATED = 17,    /* half-open flows created */
+	COUNTER_PROMOTED = 18,   /* flows established */
+	COUNTER_ADOPTED = 19,    /* replicas that saw a packet here */
+	COUNTER_TAKEN_OVER = 20, /* closed flows whose tuple was given away */
+	COUNTER_REPLACED = 21,   /* closed flows replaced by a new SYN */
+	COUNTER_REVIVED = 22,    /* flows that lived on after a reset */
+	COUNTER_RING_LOST = 23,  /* records that found no room */
+	COUNTER_INSERT_FAILED = 24,
+	COUNTER_NEXT_HOP_MISS = 25, /* FIB lookups */
+	COUNTER_NEIGHBOUR_MISS = 26, /* packets left to the kernel's resolution */
+	COUNTER_ECHO = 27,       /* echo requests handed to the host */
+	COUNTER_MAX = 32,
+};
+
+/* What a step of the packet path decided. Negative: go on. */
+enum verdict {
+	V_CONTINUE = -1,
+	V_PASS = 0,    /* not ours: leave the packet as it is */
+	V_DROP = 1,
+	V_FORWARD = 2, /* rewrite by the flow entry of the packet's key */
+	V_REFUSE = 3,  /* answer with a reset */
+	V_MISS = 4,    /* treat as a packet without a flow */
+	V_RETRY = 5,   /* try another endpoint */
+};
+
+enum packet_kind {
+	KIND_FLOW = 0, /* TCP or UDP with ports */
+	KIND_FRAGMENT = 1,
+	KIND_ICMP = 2,
+	KIND_OTHER = 3,
+};
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+
+/* A parsed packet. */
+struct packet {
+	struct flow_key key;
+	__u32 bytes;    /* from the IP header on */
+	__u32 segments; /* on the wire */
+	__u32 now;      /* low half of jiffies */
+	__u32 created;  /* jiffies >> CREATED_SHIFT */
+	__be32 saddr4;
+	__be32 daddr4;
+	__u32 l4_off;
+	__u8 tcp_flags;
+	__u8 ttl;
+	__u8 kind;
+	__u8 icmp_type;
+};
+
+_Static_assert(sizeof(struct addr) == 16, "addr");
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+_Static_assert(sizeof(struct flow) == 64, "flow");
+_Static_assert(offsetof(struct flow, service) == 36, "flow.service");
+_Static_assert(offsetof(struct flow, last_seen) == 40, "flow.last_seen");
+_Static_assert(offsetof(struct flow, state) == 48, "flow.state");
+_Static_assert(offsetof(struct flow, bytes_lo) == 52, "flow.bytes_lo");
+_Static_assert(sizeof(struct service_key) == 24, "service_key");
+_Static_assert(sizeof(struct service) == 20, "service");
+_Static_assert(sizeof(struct endpoint) == 40, "endpoint");
+_Static_assert(sizeof(struct next_hop) == 24, "next_hop");
+_Static_assert(sizeof(struct flow_record) == 128, "flow_record");
+_Static_assert(offsetof(struct flow_record, service) == 72, "flow_record.service");
+_Static_assert(offsetof(struct flow_record, owner_slot) == 80, "flow_record.owner_slot");
+_Static_assert(offsetof(struct flow_record, idle_ms) == 84, "flow_record.idle_ms");
+_Static_assert(offsetof(struct flow_record, forward_packets) == 96, "flow_record.forward_packets");

@@ -1,0 +1,243 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The life of a flow: half-open, established, closing, closed; adoption of replicas. */
+#pragma once
+
+#include "event.h"
+
+static __always_inline void touch(struct flow *f, const struct packet *p)
+{
+	__u32 bytes = f->bytes_lo + p->bytes;
+	__u32 packets = f->packets_lo + p->segments;
+
+	f->last_seen = p->now;
+	if (bytes < p->bytes)
+		f->bytes_hi++;
+	if (packets < p->segments)
+		f->packets_hi++;
+	f->bytes_lo = bytes;
+	f->packets_lo = packets;
+}
+
+/* A packet that is more than "one more packet" of an established flow. */
+static __always_inline int needs_care(const struct packet *p, const struct flow *f)
+{
+	return (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) ||
+	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST));
+}
+
+/* remove_flow takes both halves out of flows and says so. */
+static __noinline int remove_flow(const struct packet *p, const struct flow_key *key,
+				  const struct flow *f)
+{
+	struct flow_key okey;
+	struct flow *other;
+
+	other_key(&okey, key, f);
+	other = bpf_map_lookup_elem(&flows, &okey);
+	emit(p, key, f, other, EVENT(RECORD_DELETE, RECORD_CLOSE));
+	bpf_map_delete_elem(&flows, &okey);
+	bpf_map_delete_elem(&flows, key);
+	return 0;
+}
+
+static __always_inline __u8 closing_state(__u8 flags)
+{
+	if (flags & (FLOW_F_OWN_RST | FLOW_F_PEER_RST))
+		return FLOW_CLOSED;
+	if ((flags & FLOW_F_OWN_FIN) && (flags & FLOW_F_PEER_FIN))
+		return FLOW_CLOSED;
+	if (flags & (FLOW_F_OWN_FIN | FLOW_F_PEER_FIN))
+		return FLOW_FIN;
+	return FLOW_ESTABLISHED;
+}
+
+/* tcp_step sets the closing bits that this packet brings, on both halves. A plain segment
+ * in the direction of an earlier RST shows that the peers did not believe the RST. */
+static __always_inline void tcp_step(const struct packet *p, struct flow *f, struct flow *other)
+{
+	__u8 own = 0, peer = 0;
+
+	if (p->tcp_flags & TCP_RST) {
+		own = FLOW_F_OWN_RST;
+		peer = FLOW_F_PEER_RST;
+	} else if (p->tcp_flags & TCP_FIN) {
+		own = FLOW_F_OWN_FIN;
+		peer = FLOW_F_PEER_FIN;
+	} else if (!(p->tcp_flags & TCP_SYN) && (f->flags & FLOW_F_OWN_RST)) {
+		f->flags &= ~FLOW_F_OWN_RST;
+		if (other)
+			other->flags &= ~FLOW_F_PEER_RST;
+		count(COUNTER_REVIVED);
+	}
+	f->flags |= own;
+	f->state = closing_state(f->flags);
+	if (other) {
+		other->flags |= peer;
+		other->state = f->state;
+	}
+}
+
+static __always_inline void adopt(struct flow *f)
+{
+	f->flags &= ~FLOW_F_REPLICA;
+	f->owner_slot = cfg_slot;
+}
+
+/* flow_care handles the rare packets of a flow in the flow table.
+ * V_FORWARD: go on with this flow. V_MISS: the flow is gone, start anew. */
+static __noinline int flow_care(const struct packet *p, struct flow *f)
+{
+	struct flow_key okey;
+	struct flow *other;
+	__u8 before = f->state;
+	__u32 reason = 0;
+
+	if (p->key.proto == IPPROTO_TCP && before == FLOW_CLOSED &&
+	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !(f->flags & FLOW_F_REPLY)) {
+		remove_flow(p, &p->key, f);
+		count(COUNTER_REPLACED);
+		return V_MISS;
+	}
+	other_key(&okey, &p->key, f);
+	other = bpf_map_lookup_elem(&flows, &okey);
+	if (f->flags & FLOW_F_REPLICA) {
+		adopt(f);
+		if (other)
+			adopt(other);
+		count(COUNTER_ADOPTED);
+		reason = RECORD_ADOPT;
+	}
+	if (p->key.proto == IPPROTO_TCP)
+		tcp_step(p, f, other);
+	if (!reason && f->state != before)
+		reason = f->state == FLOW_CLOSED ? RECORD_CLOSE : RECORD_STATE;
+	if (reason)
+		emit(p, &p->key, f, other, EVENT(RECORD_UPDATE, reason));
+	return V_FORWARD;
+}
+
+/* mirrors tells whether other undoes what f does to packets of key. */
+static __always_inline int mirrors(const struct flow_key *key, const struct flow *other)
+{
+	return other->new_daddr.d[0] == key->saddr.d[0] &&
+	       other->new_daddr.d[1] == key->saddr.d[1] &&
+	       other->new_saddr.d[0] == key->daddr.d[0] &&
+	       other->new_saddr.d[1] == key->daddr.d[1] &&
+	       other->new_dport == key->sport && other->new_sport == key->dport;
+}
+
+/* turn makes of v, the half that matches key, the other half, with empty counters. */
+static __always_inline void turn(struct flow *v, const struct flow_key *key)
+{
+	v->new_saddr = key->daddr;
+	v->new_daddr = key->saddr;
+	v->new_sport = key->dport;
+	v->new_dport = key->sport;
+	v->flags ^= FLOW_F_REPLY;
+	v->bytes_lo = 0;
+	v->bytes_hi = 0;
+	v->packets_lo = 0;
+	v->packets_hi = 0;
+}
+
+/* promote moves a connection from half_open to flows. The other half is built anew when the
+ * LRU has already thrown it out, so a flood cannot break a handshake that is under way. */
+static __noinline int promote(const struct packet *p, struct flow *h)
+{
+	struct flow_key okey;
+	struct flow *other;
+	struct flow v = *h;
+	long err;
+
+	other_key(&okey, &p->key, h);
+	other = bpf_map_lookup_elem(&half_open, &okey);
+	if (other && !mirrors(&p->key, other)) {
+		bpf_map_delete_elem(&half_open, &p->key);
+		return drop(DROP_SNAT_CONFLICT);
+	}
+	v.state = FLOW_ESTABLISHED;
+	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
+	if (err == -EEXIST) /* another CPU was faster */
+		return V_FORWARD;
+	if (err) {
+		count(COUNTER_INSERT_FAILED);
+		return drop(DROP_TABLE_FULL);
+	}
+	turn(&v, &p->key);
+	if (other) {
+		v.bytes_lo = other->bytes_lo;
+		v.bytes_hi = other->bytes_hi;
+		v.packets_lo = other->packets_lo;
+		v.packets_hi = other->packets_hi;
+	}
+	err = bpf_map_update_elem(&flows, &okey, &v, BPF_NOEXIST);
+	if (err) {
+		count(COUNTER_INSERT_FAILED);
+		bpf_map_delete_elem(&flows, &p->key);
+		return drop(err == -EEXIST ? DROP_SNAT_CONFLICT : DROP_TABLE_FULL);
+	}
+	count(COUNTER_PROMOTED);
+	h->state = FLOW_ESTABLISHED; /* what the record is to say; deleted below */
+	emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
+	bpf_map_delete_elem(&half_open, &okey);
+	bpf_map_delete_elem(&half_open, &p->key);
+	return V_FORWARD;
+}
+
+/* mark_half_open sets the state on both halves. */
+static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u32 state)
+{
+	struct flow_key okey;
+	struct flow *other;
+
+	h->state = state;
+	other_key(&okey, &p->key, h);
+	other = bpf_map_lookup_elem(&half_open, &okey);
+	if (other)
+		other->state = state;
+	return V_FORWARD;
+}
+
+/* ensure_other puts the reply half back when the LRU has thrown it out: a client that keeps
+ * sending must not wait for answers that no longer match anything. */
+static __noinline int ensure_other(const struct packet *p, const struct flow *h)
+{
+	struct flow_key okey;
+	struct flow *other;
+	struct flow v = *h;
+	long err = -EEXIST;
+
+	other_key(&okey, &p->key, h);
+	other = bpf_map_lookup_elem(&half_open, &okey);
+	if (other && mirrors(&p->key, other))
+		return V_FORWARD;
+	turn(&v, &p->key);
+	if (!other && !bpf_map_lookup_elem(&flows, &okey))
+		err = bpf_map_update_elem(&half_open, &okey, &v, BPF_NOEXIST);
+	if (!err)
+		return V_FORWARD;
+	/* The tuple belongs to another connection now; the next packet starts anew. */
+	bpf_map_delete_elem(&half_open, &p->key);
+	return drop(DROP_SNAT_CONFLICT);
+}
+
+/* half_open_step handles a packet that matches a half-open entry. */
+static __always_inline int half_open_step(const struct packet *p, struct flow *h)
+{
+	int reply = h->flags & FLOW_F_REPLY;
+	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
+
+	if (p->key.proto != IPPROTO_TCP)
+		return reply ? promote(p, h) : ensure_other(p, h);
+	if (flags & TCP_RST)
+		return mark_half_open(p, h, FLOW_REFUSED);
+	if (reply && flags == (TCP_SYN | TCP_ACK) && h->state == FLOW_SYN)
+		return mark_half_open(p, h, FLOW_SYNACK);
+	if (!reply && flags == TCP_SYN && h->state == FLOW_REFUSED)
+		return mark_half_open(p, h, FLOW_SYN);
+	if (!reply && flags == TCP_ACK && h->state == FLOW_SYNACK)
+		return promote(p, h);
+	if (!reply && flags == TCP_SYN)
+		return ensure_other(p, h);
+	return V_FORWARD;
+}

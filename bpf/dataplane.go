@@ -1,0 +1,183 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sync/errgroup"
+)
+
+// Dataplane is the loaded data plane of this node. All methods may be called concurrently.
+type Dataplane struct {
+	log     *slog.Logger
+	opts    Options
+	maps    pontoonMaps
+	program *ebpf.Program
+	clock   *clock
+	hooks   *hooks
+	adopted bool
+
+	events chan []byte
+	lost   chan struct{}
+
+	tables tables // guarded by syncMu
+	syncMu sync.Mutex
+	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
+	owners owners
+	snaps  snapshots
+	idle   idleTimes
+	totals totals
+}
+
+// Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
+// on interfaces that carry an earlier version of them in one step, attaches the others and pins
+// everything. It mounts nothing: PinDir must lie on a BPF file system. An interface that cannot
+// be attached to is reported by Interfaces and tried again by Run, not an error here.
+//
+// Open must be called on a thread in the network namespace of the interfaces.
+func Open(opts Options) (*Dataplane, error) {
+	if err := opts.Validate(); err != nil {
+		return nil, fmt.Errorf("open data plane: %w", err)
+	}
+	opts = opts.withDefaults()
+	d := &Dataplane{
+		log: opts.Logger, opts: opts,
+		events: make(chan []byte, eventBatches),
+		lost:   make(chan struct{}, 1),
+	}
+	d.idle.init(opts.timeouts)
+	if err := d.open(); err != nil {
+		return nil, fmt.Errorf("open data plane in %s: %w", opts.PinDir, errors.Join(err, d.Close()))
+	}
+	return d, nil
+}
+
+func (d *Dataplane) open() error {
+	if err := preparePinDir(d.opts.PinDir); err != nil {
+		return err
+	}
+	raiseMemlock()
+	spec, err := loadPontoon()
+	if err != nil {
+		return fmt.Errorf("read program object: %w", err)
+	}
+	if d.clock, err = newClock(spec); err != nil {
+		return err
+	}
+	if err := configure(spec, d.opts, d.clock.hz); err != nil {
+		return err
+	}
+	if d.adopted, err = adoptSizes(spec, d.mapDir(), d.log); err != nil {
+		return err
+	}
+	var objects struct {
+		pontoonMaps
+		Program *ebpf.Program `ebpf:"pontoon_ingress"`
+	}
+	options := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.mapDir()}}
+	if err := spec.LoadAndAssign(&objects, options); err != nil {
+		return fmt.Errorf("load programs and maps: %w", err)
+	}
+	d.maps, d.program = objects.pontoonMaps, objects.Program
+	if err := d.tables.load(&d.maps); err != nil {
+		return fmt.Errorf("read what is installed: %w", err)
+	}
+	if d.hooks, err = newHooks(d.opts, d.program, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
+		return err
+	}
+	d.hooks.ensure()
+	return nil
+}
+
+func (d *Dataplane) mapDir() string { return filepath.Join(d.opts.PinDir, mapFolder) }
+
+// Adopted tells whether the maps were there before: flows of an earlier life are in them.
+func (d *Dataplane) Adopted() bool { return d.adopted }
+
+// Run reads the ring, takes out what is idle, and attaches again to interfaces that come back.
+// It returns when ctx ends (nil) or when the ring cannot be read, and leaves all pinned.
+// Only one Run at a time.
+func (d *Dataplane) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.readEvents(ctx) })
+	group.Go(func() error { return d.sweepLoop(ctx) })
+	group.Go(func() error { return d.attachLoop(ctx) })
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("run data plane: %w", err)
+	}
+	return nil
+}
+
+// attachLoop looks after the interfaces once a second.
+func (d *Dataplane) attachLoop(ctx context.Context) error {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+			d.hooks.ensure()
+		}
+	}
+}
+
+// Interfaces names the hook in use on each interface ("tcx", "clsact"), or why there is none.
+func (d *Dataplane) Interfaces() map[string]string { return d.hooks.report() }
+
+// FlushNextHops forgets the cached next hops: neighbours or routes have changed. The kernel is
+// asked anew with the next packet.
+func (d *Dataplane) FlushNextHops() {
+	var block pontoonControlBlock
+	d.syncMu.Lock()
+	defer d.syncMu.Unlock()
+	if err := d.maps.Control.Lookup(uint32(0), &block); err != nil {
+		d.log.Warn("next hops not flushed", "err", err)
+		return
+	}
+	block.Generation++
+	if err := d.maps.Control.Put(uint32(0), block); err != nil {
+		d.log.Warn("next hops not flushed", "err", err)
+	}
+}
+
+// SetOwnersAlive says which nodes, by slot, are alive. A replica is not aged out while its owner
+// is; when the owner dies its replicas start ageing from that moment. Until the first call every
+// owner counts as alive.
+func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) {
+	now, err := d.clock.now()
+	if err != nil {
+		d.log.Warn("clock not read", "err", err)
+		return
+	}
+	d.owners.set(alive, now)
+}
+
+// Close lets go of the kernel objects and leaves all pinned: packets go on flowing.
+// End Run before.
+func (d *Dataplane) Close() error {
+	var errs []error
+	if d.hooks != nil {
+		errs = append(errs, d.hooks.close())
+	}
+	if d.clock != nil {
+		d.clock.close()
+	}
+	if d.program != nil {
+		errs = append(errs, d.program.Close())
+	}
+	if d.maps.Flows != nil {
+		errs = append(errs, d.maps.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// vipKey is the form in which a VIP stands in the maps.
+func vipKey(a netip.Addr) pontoonAddr { return toAddr(a.Unmap()) }

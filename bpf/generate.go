@@ -1,0 +1,6 @@
+package bpf
+
+// The include paths name the multiarch folders of both 64 bit little-endian machines: a bpf
+// target does not look there by itself, and one that is not there is ignored.
+//
+//go:generate go tool bpf2go -cc clang-14 -target bpfel -output-stem pontoon -tags linux -type flow_key -type flow -type service_key -type service -type endpoint -type next_hop -type control_block -type clock -type flow_record -type flow_state -type flow_flag -type nat_mode -type algorithm -type record_op -type record_reason -type counter -cflags "-O2 -g -Wall -Werror -mcpu=v3 -idirafter /usr/include/x86_64-linux-gnu -idirafter /usr/include/aarch64-linux-gnu" pontoon c/pontoon_tc.c

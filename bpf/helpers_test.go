@@ -1,0 +1,168 @@
+package bpf
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"pontoon/bpf/bpftest"
+
+	"github.com/cilium/ebpf"
+)
+
+// Addresses of the test bench.
+var (
+	vip       = netip.MustParseAddr("10.9.0.100")
+	client    = netip.MustParseAddr("10.9.0.5")
+	lbAddress = netip.MustParseAddr("10.9.0.1")
+	endpoint1 = netip.MustParseAddrPort("10.8.0.21:8080")
+	endpoint2 = netip.MustParseAddrPort("10.8.0.22:8080")
+)
+
+const (
+	actPass     = ^uint32(0) // TC_ACT_UNSPEC
+	actDrop     = 2          // TC_ACT_SHOT
+	actRedirect = 7          // TC_ACT_REDIRECT
+)
+
+// bench is a data plane in a namespace with two interfaces, clients on one side and endpoints on
+// the other, whose neighbours are all known. Packets go through it by test run.
+type bench struct {
+	*Dataplane
+	tb       testing.TB
+	ns       *bpftest.NS
+	in, out  bpftest.Iface // of the load balancer
+	far, end bpftest.Iface // their peers
+}
+
+func newBench(tb testing.TB, change func(*Options)) *bench {
+	tb.Helper()
+	bpftest.RequirePrivilege(tb)
+	b := &bench{tb: tb, ns: bpftest.NewNS(tb)}
+	peer := bpftest.NewNS(tb)
+	b.in, b.far = bpftest.Veth(b.ns, "eth1", peer, "far")
+	b.out, b.end = bpftest.Veth(b.ns, "eth2", peer, "end")
+	b.in.Address(lbAddress.String() + "/24")
+	b.in.Address(vip.String() + "/32")
+	b.out.Address("10.8.0.1/24")
+	b.in.Neighbour(client.String(), b.far.MAC)
+	b.out.Neighbour(endpoint1.Addr().String(), b.end.MAC)
+	b.out.Neighbour(endpoint2.Addr().String(), b.end.MAC)
+	opts := Options{PinDir: bpftest.PinDir(tb), Interfaces: []string{"eth1", "eth2"}, MaxFlows: 1024, MaxHalfOpen: 4096, Slot: 3}
+	if change != nil {
+		change(&opts)
+	}
+	b.Dataplane = openTest(tb, b.ns, opts)
+	return b
+}
+
+// openTest opens a data plane in ns; it is taken apart with the test.
+func openTest(tb testing.TB, ns *bpftest.NS, opts Options) *Dataplane {
+	tb.Helper()
+	opts.Logger = slog.New(slog.NewTextHandler(testWriter{tb}, nil))
+	var d *Dataplane
+	var err error
+	ns.Do(func() { d, err = Open(opts) })
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		_ = d.Close()
+		ns.Do(func() { err = Remove(opts.PinDir, opts.Interfaces) })
+		if err != nil {
+			tb.Error(err)
+		}
+	})
+	return d
+}
+
+type testWriter struct{ tb testing.TB }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.tb.Log(strings.TrimSpace(string(b)))
+	return len(b), nil
+}
+
+// skBuff is struct __sk_buff, the context of a test run. Fields that may not be set stay zero.
+type skBuff struct {
+	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTCI, VlanProto uint32
+	Priority, IngressIfindex, Ifindex, TCIndex                                  uint32
+	CB                                                                          [5]uint32
+	Hash, TCClassid, Data, DataEnd, NapiID, Family, RemoteIP4, LocalIP4         uint32
+	RemoteIP6, LocalIP6                                                         [4]uint32
+	RemotePort, LocalPort, DataMeta, _                                          uint32
+	FlowKeys, Tstamp                                                            uint64
+	WireLen, GSOSegs                                                            uint32
+	SK                                                                          uint64
+	GSOSize, TstampType                                                         uint32
+	HWTstamp                                                                    uint64
+}
+
+// run sends one frame through the program as if it had come in on the interface.
+func (b *bench) run(from bpftest.Iface, frame []byte) (uint32, []byte) {
+	b.tb.Helper()
+	out := make([]byte, len(frame)+256)
+	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(from.Index)}}
+	var action uint32
+	var err error
+	b.ns.Do(func() { action, err = b.program.Run(options) })
+	if err != nil {
+		b.tb.Fatalf("run program: %v", err)
+	}
+	return action, options.DataOut
+}
+
+// fromClient and fromEndpoint build a packet of one side.
+func (b *bench) fromClient(p bpftest.Packet) (uint32, []byte) {
+	b.tb.Helper()
+	p.SrcMAC, p.DstMAC = b.far.MAC, b.in.MAC
+	return b.run(b.in, p.Bytes(b.tb))
+}
+
+func (b *bench) fromEndpoint(p bpftest.Packet) (uint32, []byte) {
+	b.tb.Helper()
+	p.SrcMAC, p.DstMAC = b.end.MAC, b.out.MAC
+	return b.run(b.out, p.Bytes(b.tb))
+}
+
+func (b *bench) sync(services ...Service) {
+	b.tb.Helper()
+	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: services}); err != nil {
+		b.tb.Fatal(err)
+	}
+}
+
+func (b *bench) flows() []Flow {
+	b.tb.Helper()
+	var all []Flow
+	for f, err := range b.Flows(context.Background()) {
+		if err != nil {
+			b.tb.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	return all
+}
+
+func (b *bench) drops(reason string) uint64 { return b.Stats().Drops[reason] }
+
+// service is a TCP service on the VIP with the given endpoints, weight 1.
+func service(mode Mode, endpoints ...netip.AddrPort) Service {
+	s := Service{ID: 7, VIP: netip.AddrPortFrom(vip, 80), Protocol: protoTCP, Mode: mode, Algorithm: AlgorithmRR}
+	for _, e := range endpoints {
+		s.Endpoints = append(s.Endpoints, Endpoint{Addr: e, Weight: 1, Source: sourceOf(mode)})
+	}
+	return s
+}
+
+func sourceOf(mode Mode) netip.Addr {
+	switch mode {
+	case ModeFullNAT:
+		return vip
+	case ModeOneArm:
+		return lbAddress
+	}
+	return netip.Addr{}
+}

@@ -1,0 +1,226 @@
+package bpf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"github.com/cilium/ebpf"
+)
+
+// ImportResult counts what became of imported records.
+type ImportResult struct {
+	Written int // connections written as replicas
+	Kept    int // the local entry is owned here and newer
+	Deleted int // replicas removed on request
+	Invalid int // records that no data plane writes
+	Failed  int // the flow table is full
+}
+
+// Records yields every connection of the flow table, owned and replica alike, as records, in
+// chunks of at most 256 that the caller may keep: what a snapshot is made of. It ends after
+// yielding an error.
+func (d *Dataplane) Records(ctx context.Context) iter.Seq2[[]byte, error] {
+	return func(yield func([]byte, error) bool) {
+		now, err := d.clock.now()
+		if err != nil {
+			yield(nil, fmt.Errorf("dump records: %w", err))
+			return
+		}
+		var part []byte
+		for c, err := range connections(ctx, d.maps.Flows) {
+			if err != nil {
+				yield(nil, fmt.Errorf("dump records: %w", err))
+				return
+			}
+			if part == nil {
+				part = make([]byte, 0, recordBatch*RecordSize)
+			}
+			part = c.appendRecord(part, now, opUpdate, reasonSnapshot)
+			if len(part) == cap(part) {
+				if !yield(part, nil) {
+					return
+				}
+				part = nil
+			}
+		}
+		if len(part) > 0 {
+			yield(part, nil)
+		}
+	}
+}
+
+// Import writes connections of other nodes into the flow table, as replicas: both halves, in
+// batches. A connection that is owned here and whose last packet is younger than the record's
+// stays as it is, and a DELETE never removes one that is owned here. The records are handled in
+// order. Malformed records are counted and left out; an error means that bytes are not whole
+// records or that the kernel refused, and the result says how far it went.
+func (d *Dataplane) Import(ctx context.Context, records []byte) (ImportResult, error) {
+	var result ImportResult
+	if len(records)%RecordSize != 0 {
+		return result, fmt.Errorf("import flows: %w: %d bytes", ErrRecord, len(records))
+	}
+	now, err := d.clock.now()
+	if err != nil {
+		return result, fmt.Errorf("import flows: %w", err)
+	}
+	d.flowMu.Lock()
+	defer d.flowMu.Unlock()
+	in := importer{d: d, now: now, result: &result}
+	for at := 0; at < len(records); at += RecordSize {
+		r, err := parseRecord(records[at : at+RecordSize])
+		if err != nil {
+			result.Invalid++
+			continue
+		}
+		if err := in.record(&r); err != nil {
+			return result, fmt.Errorf("import flows: %w", err)
+		}
+		if len(in.keys) >= dumpChunk {
+			if err := errors.Join(ctx.Err(), in.flush()); err != nil {
+				return result, fmt.Errorf("import flows: %w", err)
+			}
+		}
+	}
+	if err := in.flush(); err != nil {
+		return result, fmt.Errorf("import flows: %w", err)
+	}
+	return result, nil
+}
+
+// importer gathers writes so that they go to the kernel in batches.
+type importer struct {
+	d      *Dataplane
+	now    instant
+	result *ImportResult
+	keys   []pontoonFlowKey
+	values []pontoonFlow
+}
+
+// record handles one record.
+func (in *importer) record(r *pontoonFlowRecord) error {
+	c := recordConnection(r, in.now)
+	if r.Op == opDelete {
+		return in.remove(&c)
+	}
+	okey := otherKey(&c.key, &c.forward)
+	in.d.snaps.seen(r.OwnerSlot, &c.key)
+	var local pontoonFlow
+	found, err := lookup(in.d.maps.Flows, c.key, &local)
+	if err != nil {
+		return err
+	}
+	if found {
+		if keep, err := in.replace(&c, &local, okey); keep || err != nil {
+			return err
+		}
+	}
+	if keep, err := in.evict(&c, okey); keep || err != nil {
+		return err
+	}
+	in.keys = append(in.keys, c.key, okey)
+	in.values = append(in.values, c.forward, c.reply)
+	return nil
+}
+
+// replace prepares for writing over the local entry of the same client tuple; true: it stays.
+func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowKey) (bool, error) {
+	localOther := otherKey(&c.key, local)
+	l := connection{key: c.key, forward: *local}
+	found, err := lookup(in.d.maps.Flows, localOther, &l.reply)
+	if err != nil {
+		return false, err
+	}
+	if !found {
+		l.reply = pontoonFlow{LastSeen: local.LastSeen}
+	}
+	if !local.replica() && l.idle(in.now) < c.idle(in.now) {
+		in.result.Kept++
+		return true, nil
+	}
+	if localOther != okey {
+		return false, in.delete(localOther)
+	}
+	c.forward.setCounters(max(c.forward.packets(), local.packets()), max(c.forward.bytes(), local.bytes()))
+	c.reply.setCounters(max(c.reply.packets(), l.reply.packets()), max(c.reply.bytes(), l.reply.bytes()))
+	return false, nil
+}
+
+// evict looks whether the reply tuple belongs to another connection here. Tuples are unique in
+// the cluster, so one of the two is out of date; true: the local one stays.
+func (in *importer) evict(c *connection, okey pontoonFlowKey) (bool, error) {
+	var held pontoonFlow
+	found, err := lookup(in.d.maps.Flows, okey, &held)
+	if err != nil || !found {
+		return false, err
+	}
+	owner := otherKey(&okey, &held)
+	if owner == c.key {
+		return false, nil
+	}
+	if !held.replica() && FlowState(held.State) != StateClosed && in.now.idle(held.LastSeen) < c.idle(in.now) {
+		in.result.Kept++
+		return true, nil
+	}
+	return false, in.delete(owner)
+}
+
+// remove handles a DELETE record.
+func (in *importer) remove(c *connection) error {
+	if err := in.flush(); err != nil {
+		return err
+	}
+	okey := otherKey(&c.key, &c.forward)
+	var local pontoonFlow
+	found, err := lookup(in.d.maps.Flows, c.key, &local)
+	if err != nil || !found || otherKey(&c.key, &local) != okey {
+		return err
+	}
+	if !local.replica() {
+		in.result.Kept++
+		return nil
+	}
+	in.result.Deleted++
+	return deleteKeys(in.d.maps.Flows, []pontoonFlowKey{c.key, okey})
+}
+
+func (in *importer) delete(key pontoonFlowKey) error {
+	if err := in.flush(); err != nil {
+		return err
+	}
+	return deleteKeys(in.d.maps.Flows, []pontoonFlowKey{key})
+}
+
+// flush writes what was gathered. A full table is counted, not an error: the connections that
+// found room are worth having.
+func (in *importer) flush() error {
+	if len(in.keys) == 0 {
+		return nil
+	}
+	n, err := in.d.maps.Flows.BatchUpdate(in.keys, in.values, nil)
+	if n%2 == 1 { // half a connection is of no use
+		n--
+		if derr := deleteKeys(in.d.maps.Flows, in.keys[n:n+1]); derr != nil {
+			return derr
+		}
+	}
+	in.result.Written += n / 2
+	in.result.Failed += (len(in.keys) - n) / 2
+	in.keys, in.values = in.keys[:0], in.values[:0]
+	if err != nil && !errors.Is(err, errTableFull) {
+		return fmt.Errorf("write flows: %w", err)
+	}
+	return nil
+}
+
+func lookup(m *ebpf.Map, key pontoonFlowKey, value *pontoonFlow) (bool, error) {
+	err := m.Lookup(key, value)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up flow: %w", err)
+	}
+	return true, nil
+}

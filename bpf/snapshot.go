@@ -1,0 +1,107 @@
+package bpf
+
+import (
+	"context"
+	"fmt"
+	"hash/maphash"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// errTableFull is what the kernel answers when a hash takes no more.
+const errTableFull = unix.E2BIG
+
+// snapshots remembers, per owner whose snapshot is being received, which connections it named:
+// hashes of their keys, as eight bytes each are enough. (Two that collide would keep one stale
+// replica alive until it is idle, no more.)
+type snapshots struct {
+	mu   sync.Mutex
+	seed maphash.Seed
+	open map[uint8]map[uint64]struct{}
+}
+
+func (s *snapshots) begin(owner uint8) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open == nil {
+		s.open, s.seed = map[uint8]map[uint64]struct{}{}, maphash.MakeSeed()
+	}
+	s.open[owner] = map[uint64]struct{}{}
+}
+
+func (s *snapshots) seen(owner uint8, key *pontoonFlowKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if named, ok := s.open[owner]; ok {
+		named[maphash.Comparable(s.seed, *key)] = struct{}{}
+	}
+}
+
+func (s *snapshots) named(owner uint8, key *pontoonFlowKey) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.open[owner][maphash.Comparable(s.seed, *key)]
+	return ok
+}
+
+func (s *snapshots) end(owner uint8) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.open[owner]
+	delete(s.open, owner)
+	return ok
+}
+
+func (s *snapshots) isOpen(owner uint8) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.open[owner]
+	return ok
+}
+
+// BeginSnapshot starts to take note of what Import brings of this owner. A snapshot of the same
+// owner that was begun and not ended is forgotten.
+func (d *Dataplane) BeginSnapshot(owner uint8) { d.snaps.begin(owner) }
+
+// EndSnapshot removes the replicas of this owner that were not imported since BeginSnapshot, and
+// returns how many. Those adopted meanwhile stay.
+func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
+	if !d.snaps.isOpen(owner) {
+		return 0, fmt.Errorf("end snapshot of owner %d: none was begun", owner)
+	}
+	defer d.snaps.end(owner)
+	removed := 0
+	for part, err := range dump(ctx, d.maps.Flows) {
+		if err != nil {
+			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
+		}
+		n, err := d.removeUnnamed(part, owner)
+		removed += n
+		if err != nil {
+			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
+		}
+	}
+	return removed, nil
+}
+
+// removeUnnamed reads each candidate again before it goes: a packet may have adopted it.
+func (d *Dataplane) removeUnnamed(part chunk, owner uint8) (int, error) {
+	d.flowMu.Lock()
+	defer d.flowMu.Unlock()
+	var keys []pontoonFlowKey
+	for i := range part.keys {
+		key, f := part.keys[i], part.values[i]
+		if f.reply() || !f.replica() || f.OwnerSlot != owner || d.snaps.named(owner, &key) {
+			continue
+		}
+		found, err := lookup(d.maps.Flows, key, &f)
+		if err != nil {
+			return 0, err
+		}
+		if found && f.replica() && f.OwnerSlot == owner {
+			keys = append(keys, key, otherKey(&key, &f))
+		}
+	}
+	return len(keys) / 2, deleteKeys(d.maps.Flows, keys)
+}

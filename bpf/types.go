@@ -1,0 +1,283 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strconv"
+	"time"
+)
+
+// Mode says which addresses of a packet are rewritten on its way to an endpoint.
+type Mode uint8
+
+const (
+	// ModeFullNAT sends from the VIP to the endpoint.
+	ModeFullNAT Mode = Mode(pontoonNatModeMODE_FULLNAT)
+	// ModeOneArm sends from an address of the load balancer to the endpoint.
+	ModeOneArm Mode = Mode(pontoonNatModeMODE_ONEARM)
+	// ModeDNAT keeps the client's address; the endpoint's way back must lead here.
+	ModeDNAT Mode = Mode(pontoonNatModeMODE_DNAT)
+)
+
+// String returns the name that the configuration uses.
+func (m Mode) String() string {
+	switch m {
+	case ModeFullNAT:
+		return "fullnat"
+	case ModeOneArm:
+		return "onearm"
+	case ModeDNAT:
+		return "dnat"
+	}
+	return "mode " + strconv.Itoa(int(m))
+}
+
+// Algorithm says how the endpoint of a new flow is chosen.
+type Algorithm uint8
+
+const (
+	// AlgorithmRR takes endpoints in turn, in exact proportion to their weights.
+	AlgorithmRR Algorithm = Algorithm(pontoonAlgorithmALGORITHM_RR)
+	// AlgorithmMaglev takes the endpoint that a consistent hash of the client's tuple names,
+	// the same one on every node.
+	AlgorithmMaglev Algorithm = Algorithm(pontoonAlgorithmALGORITHM_MAGLEV)
+)
+
+// String returns the name that the configuration uses.
+func (a Algorithm) String() string {
+	switch a {
+	case AlgorithmRR:
+		return "rr"
+	case AlgorithmMaglev:
+		return "maglev"
+	}
+	return "algorithm " + strconv.Itoa(int(a))
+}
+
+// FlowState is where a connection stands.
+type FlowState uint8
+
+// States up to StateRefused are half-open. Two-way UDP counts as established.
+const (
+	StateSyn         FlowState = FlowState(pontoonFlowStateFLOW_SYN)
+	StateSynAck      FlowState = FlowState(pontoonFlowStateFLOW_SYNACK)
+	StateRefused     FlowState = FlowState(pontoonFlowStateFLOW_REFUSED)
+	StateEstablished FlowState = FlowState(pontoonFlowStateFLOW_ESTABLISHED)
+	StateFin         FlowState = FlowState(pontoonFlowStateFLOW_FIN)
+	StateClosed      FlowState = FlowState(pontoonFlowStateFLOW_CLOSED)
+)
+
+// String returns a short lower-case word.
+func (s FlowState) String() string {
+	switch s {
+	case StateSyn:
+		return "syn"
+	case StateSynAck:
+		return "synack"
+	case StateRefused:
+		return "refused"
+	case StateEstablished:
+		return "established"
+	case StateFin:
+		return "fin"
+	case StateClosed:
+		return "closed"
+	}
+	return "none"
+}
+
+// Hooks that Options.Hook may name.
+const (
+	HookAuto   = "auto"   // TCX where the kernel has it, else clsact
+	HookTC     = "tc"     // the same; XDP is not considered
+	HookClsact = "clsact" // the older form, also on new kernels
+)
+
+// Limits and defaults of Options.
+const (
+	Slots                = 8       // nodes that may hand out SNAT ports
+	DefaultMaxFlows      = 1 << 20 // connections
+	DefaultMaxHalfOpen   = 1 << 17 // connections
+	DefaultEventsBytes   = 8 << 20
+	minFlows             = 64
+	nextHopSeconds       = 5
+	defaultTCPIdle       = time.Hour
+	defaultUDPIdle       = 120 * time.Second
+	maxIdleTimeout       = 21 * 24 * time.Hour
+	recordBatch          = 256 // records per event batch and per chunk of a snapshot
+	recordBatchAge       = 2 * time.Millisecond
+	eventBatches         = 256 // batches that may wait for the consumer
+	dumpChunk            = 2048
+	blockGrace           = 2 * time.Second
+	minSweep             = time.Second
+	sweepCPUShareInverse = 20 // a sweep may take 1/20 of one CPU
+)
+
+// Options says what a data plane is made of.
+type Options struct {
+	// PinDir is a folder on a BPF file system, made when missing. Several data planes on one
+	// kernel need several. Required.
+	PinDir string
+	// Interfaces that packets arrive on, in the network namespace of the calling thread.
+	Interfaces []string
+	// MaxFlows bounds established connections; each takes two entries of about 168 bytes,
+	// allocated at once. Default 1048576. A pinned table keeps the size it has.
+	MaxFlows uint32
+	// MaxHalfOpen bounds connections that are not complete; the oldest give way. Default 131072.
+	MaxHalfOpen uint32
+	// EventsBytes is the size of the ring buffer, a power of two. Default 8 MiB.
+	EventsBytes uint32
+	// Slot is this node's number below 8: it says which SNAT ports are ours.
+	Slot uint8
+	// Hook is HookAuto (default), HookTC or HookClsact.
+	Hook string
+	// Logger receives what an operator would want to know. Default: discarded.
+	Logger *slog.Logger
+
+	// timeouts other than the default ones are for tests.
+	timeouts timeouts
+}
+
+// Validate reports everything that is wrong, joined.
+func (o Options) Validate() error {
+	var errs []error
+	if o.PinDir == "" {
+		errs = append(errs, errors.New("pin folder is not set"))
+	}
+	if o.Slot >= Slots {
+		errs = append(errs, fmt.Errorf("slot %d is not below %d", o.Slot, Slots))
+	}
+	switch o.Hook {
+	case "", HookAuto, HookTC, HookClsact:
+	default:
+		errs = append(errs, fmt.Errorf("hook %q is not auto, tc or clsact", o.Hook))
+	}
+	if o.MaxFlows != 0 && (o.MaxFlows < minFlows || o.MaxFlows > 1<<28) {
+		errs = append(errs, fmt.Errorf("max flows %d is not between %d and %d", o.MaxFlows, minFlows, 1<<28))
+	}
+	if o.MaxHalfOpen != 0 && (o.MaxHalfOpen < minFlows || o.MaxHalfOpen > 1<<28) {
+		errs = append(errs, fmt.Errorf("max half-open flows %d is not between %d and %d", o.MaxHalfOpen, minFlows, 1<<28))
+	}
+	if n := o.EventsBytes; n != 0 && (n < 4096 || n&(n-1) != 0) {
+		errs = append(errs, fmt.Errorf("event bytes %d is not a power of two of at least 4096", n))
+	}
+	return errors.Join(errs...)
+}
+
+func (o Options) withDefaults() Options {
+	if o.MaxFlows == 0 {
+		o.MaxFlows = DefaultMaxFlows
+	}
+	if o.MaxHalfOpen == 0 {
+		o.MaxHalfOpen = DefaultMaxHalfOpen
+	}
+	if o.EventsBytes == 0 {
+		o.EventsBytes = DefaultEventsBytes
+	}
+	if o.Hook == "" {
+		o.Hook = HookAuto
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.timeouts == (timeouts{}) {
+		o.timeouts = defaultTimeouts()
+	}
+	return o
+}
+
+// Desired is everything the data plane shall do, whole.
+type Desired struct {
+	Gen      uint64 // of the state it was made from; for the log only
+	VIPs     []netip.Addr
+	Services []Service
+}
+
+// Service is one VIP, port and protocol with the endpoints that may take new flows.
+type Service struct {
+	ID          uint32 // replicated; flows name their service by it
+	VIP         netip.AddrPort
+	Protocol    uint8 // IP protocol number: 6 or 17
+	Mode        Mode
+	Algorithm   Algorithm
+	IdleTimeout time.Duration // of established flows; 0: one hour for TCP, 120 s for UDP
+	Seed        uint32        // of the hash; the same on every node
+	Endpoints   []Endpoint
+}
+
+// Endpoint is one backend. Weight 0 takes no new flows.
+type Endpoint struct {
+	Addr   netip.AddrPort
+	Weight uint16
+	Source netip.Addr // SNAT source: the VIP (fullnat), an own address (onearm), invalid (dnat)
+}
+
+// Validate reports everything that is wrong, joined.
+func (w Desired) Validate() error {
+	var errs []error
+	type place struct {
+		vip   netip.AddrPort
+		proto uint8
+	}
+	places, ids := map[place]bool{}, map[uint32]bool{}
+	for _, vip := range w.VIPs {
+		if !vip.Unmap().Is4() {
+			errs = append(errs, fmt.Errorf("vip %s is not an IPv4 address", vip))
+		}
+	}
+	for _, s := range w.Services {
+		p := place{s.VIP, s.Protocol}
+		if places[p] {
+			errs = append(errs, fmt.Errorf("service %d: %s protocol %d is there twice", s.ID, s.VIP, s.Protocol))
+		}
+		if ids[s.ID] {
+			errs = append(errs, fmt.Errorf("service id %d is there twice", s.ID))
+		}
+		places[p], ids[s.ID] = true, true
+		if err := s.validate(); err != nil {
+			errs = append(errs, fmt.Errorf("service %d: %w", s.ID, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s Service) validate() error {
+	var errs []error
+	if !s.VIP.Addr().Unmap().Is4() || s.VIP.Port() == 0 {
+		errs = append(errs, fmt.Errorf("vip %s is not an IPv4 address and port", s.VIP))
+	}
+	if s.Protocol != protoTCP && s.Protocol != protoUDP {
+		errs = append(errs, fmt.Errorf("protocol %d is neither TCP nor UDP", s.Protocol))
+	}
+	if s.Mode < ModeFullNAT || s.Mode > ModeDNAT {
+		errs = append(errs, fmt.Errorf("unknown %s", s.Mode))
+	}
+	if s.Algorithm != AlgorithmRR && s.Algorithm != AlgorithmMaglev {
+		errs = append(errs, fmt.Errorf("unknown %s", s.Algorithm))
+	}
+	if s.IdleTimeout < 0 || s.IdleTimeout > maxIdleTimeout {
+		errs = append(errs, fmt.Errorf("idle timeout %s is not between 0 and %s", s.IdleTimeout, maxIdleTimeout))
+	}
+	for _, e := range s.Endpoints {
+		if !e.Addr.Addr().Unmap().Is4() || e.Addr.Port() == 0 {
+			errs = append(errs, fmt.Errorf("endpoint %s is not an IPv4 address and port", e.Addr))
+		}
+		if s.Mode != ModeDNAT && !e.Source.Unmap().Is4() {
+			errs = append(errs, fmt.Errorf("endpoint %s: %s needs an IPv4 source address", e.Addr, s.Mode))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// idle is the time after which an established flow of s is taken out.
+func (s Service) idle() time.Duration {
+	if s.IdleTimeout > 0 {
+		return s.IdleTimeout
+	}
+	if s.Protocol == protoTCP {
+		return defaultTCPIdle
+	}
+	return defaultUDPIdle
+}
