@@ -60,11 +60,17 @@ func TestStateKeepsNoMemoryOfTheCaller(t *testing.T) {
 	s := do(t, New(), c)
 	before := snap(t, s)
 	c.Cluster.CA[0], c.Cluster.GossipKey[0][0] = 99, 99
+	if diff := cmp.Diff(before, snap(t, s)); diff != "" {
+		t.Error(diff)
+	}
 	p := map[NodeID]int{"lb1": 5}
+	hash := secretHash("x")
 	svc := webService()
+	s = do(t, s, CreateToken{Token: Token{ID: "a", Hash: hash, Role: RoleLB, Expires: epoch0.Add(1)}, Now: epoch0.Add(-time.Hour)})
+	before = snap(t, s)
 	s2 := do(t, s, PutInstance{Name: "blue", Priorities: p}, PutVIP{VIP: VIP{Address: svc.VIP}}, PutService{Service: svc})
 	before2 := snap(t, s2)
-	p["lb1"] = 9
+	p["lb1"], hash[0] = 9, hash[0]+1
 	svc.Endpoints[0].Weight = 77
 	inst, _ := s2.Instance("blue")
 	inst.Priorities["lb1"] = 11

@@ -135,6 +135,11 @@ func TestMoveInstance(t *testing.T) {
 	if diff := cmp.Diff(inst, same); diff != "" {
 		t.Error(diff)
 	}
+	// An incumbent that is kept for want of a better one may be asked for too.
+	alone := do(t, do(t, New(), initCluster()), append(healthy("lb1"), DrainNode{Node: "lb1", Draining: true})...)
+	if got := master(do(t, alone, MoveInstance{Name: DefaultInstance, To: "lb1"}), DefaultInstance); got != "lb1" {
+		t.Errorf("master %q, want the draining lb1 still", got)
+	}
 	refused(t, s, MoveInstance{Name: "nix", To: "lb2"}, ErrNotFound)
 	refused(t, s, MoveInstance{Name: DefaultInstance, To: "nix"}, ErrNotFound)
 	move := MoveInstance{Name: DefaultInstance, To: "lb2"}
