@@ -20,9 +20,9 @@ import (
 func (c *api) refusal(resp *http.Response) error {
 	if resp.StatusCode == http.StatusUnauthorized {
 		if c.token == "" {
-			return fmt.Errorf("%s wants the API token: set PONTOON_API_TOKEN", c.where)
+			return fmt.Errorf("%s wants the API token: set PONTOON_API_TOKEN to what api.token in that node's data directory says", c.where)
 		}
-		return fmt.Errorf("%s does not accept this API token: set PONTOON_API_TOKEN to that node's", c.where)
+		return fmt.Errorf("%s does not accept this API token: set PONTOON_API_TOKEN to what api.token in that node's data directory says", c.where)
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	if err != nil {
@@ -49,7 +49,7 @@ func (c *api) explain(ctx context.Context, err error) error {
 	}
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("%s: its certificate is signed by a CA this machine does not know: name it with --ca FILE: %w", c.where, err)
+		return fmt.Errorf("%s: its certificate is signed by a CA this machine does not know: name ca.crt of a node's data directory with --ca: %w", c.where, err)
 	}
 	return fmt.Errorf("no answer from %s: %w", c.where, err)
 }
