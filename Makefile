@@ -1,0 +1,70 @@
+# Pontoon. `make demo` shows the main job; `make test` proves it. Both need root on Linux.
+
+GO        ?= go
+VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+CLANG     ?= clang-14
+LLVM_STRIP ?= llvm-strip-14
+GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
+export CGO_ENABLED := 0
+
+.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-replication bench-commit soak deps clean
+
+all: build
+
+build:
+	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/pontoon ./cmd/pontoon
+
+# The product's own demonstration: three nodes on this machine, a thousand
+# connections, a master that dies three different deaths.
+demo: build
+	bin/pontoon demo
+
+# What the tests use beyond Go, from Debian: only what is missing is installed.
+DEPS := iproute2 iperf3 socat clang-14 llvm-14 libbpf-dev chromium
+deps:
+	@missing=; for p in $(DEPS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+# Packages beside each other first, then the ones that start whole clusters, alone.
+CLUSTER_TESTS := pontoon/node/e2e
+test: deps lint check-generate test-unit test-e2e
+
+test-unit: build
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v -x -F '$(CLUSTER_TESTS)')
+
+test-e2e: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 15m -p 1 -v $(CLUSTER_TESTS)
+
+lint:
+	@fmt=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go' | grep -v '_bpfel\.go$$')); \
+	if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+# The compiled data plane is committed, so that building needs no clang.
+generate:
+	BPF2GO_CC=$(CLANG) BPF2GO_STRIP=$(LLVM_STRIP) $(GO) generate ./bpf
+
+check-generate: generate
+	@git diff --exit-code --stat -- bpf || { echo "bpf: the committed objects differ from their sources: run make generate and commit"; exit 1; }
+
+bench: bench-datapath bench-replication bench-commit
+
+bench-datapath:
+	GODEBUG=asyncpreemptoff=1 $(GO) test -run '^$$' -bench . -benchtime 1x ./bpf
+
+bench-replication: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x ./transport ./node/e2e
+
+bench-commit: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Commit -benchtime 1x ./node/e2e
+
+# Longer than CI has time for: the demo again and again.
+SOAK_ROUNDS ?= 10
+soak: build
+	for i in $$(seq $(SOAK_ROUNDS)); do bin/pontoon demo || exit 1; done
+
+clean:
+	rm -rf bin

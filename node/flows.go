@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"iter"
+	"time"
+
+	"pontoon/bpf"
+	"pontoon/fsm"
+	"pontoon/transport"
+)
+
+// flowRecordVersion names the layout of bpf's flow record on the wire between
+// nodes. It changes when that layout does.
+const flowRecordVersion uint16 = 1
+
+// flowSink writes what peers send into this node's data plane, and flowSource
+// reads from it what a joiner must have. Both translate only between a peer's
+// name and its slot, the name flows carry.
+type (
+	flowSink   struct{ m *member }
+	flowSource struct{ dp *bpf.Dataplane }
+)
+
+var (
+	_ transport.ReplicationSink   = flowSink{}
+	_ transport.ReplicationSource = flowSource{}
+)
+
+// SnapshotBegin implements transport.ReplicationSink.
+func (s flowSink) SnapshotBegin(peer string) {
+	if slot, ok := s.m.slotOf(peer); ok {
+		s.m.dp.BeginSnapshot(slot)
+	}
+}
+
+// Apply implements transport.ReplicationSink.
+func (s flowSink) Apply(ctx context.Context, peer string, records []byte) error {
+	res, err := s.m.dp.Import(ctx, records)
+	if err != nil {
+		s.m.logger.Warn("flows of a peer could not be written", "peer", peer, "err", err)
+		return err
+	}
+	if res.Failed > 0 {
+		s.m.logger.Warn("flows of a peer were refused by the data plane", "peer", peer, "failed", res.Failed)
+	}
+	return nil
+}
+
+// SnapshotEnd implements transport.ReplicationSink.
+func (s flowSink) SnapshotEnd(ctx context.Context, peer string) error {
+	slot, ok := s.m.slotOf(peer)
+	if !ok {
+		return nil
+	}
+	removed, err := s.m.dp.EndSnapshot(ctx, slot)
+	if err != nil {
+		return err
+	}
+	s.m.logger.Info("snapshot of a peer's flows applied", "peer", peer, "removed", removed)
+	return nil
+}
+
+// Snapshot implements transport.ReplicationSource.
+func (s flowSource) Snapshot(ctx context.Context) iter.Seq2[[]byte, error] { return s.dp.Records(ctx) }
+
+func (m *member) slotOf(node string) (uint8, bool) {
+	n, ok := m.store.State().Node(fsm.NodeID(node))
+	return n.Slot, ok && n.Role == fsm.RoleLB
+}
+
+// pumpFlows moves what the data plane says from its channel to the streams.
+func (m *member) pumpFlows(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case batch := <-m.dp.Events():
+			m.repl.Publish(batch)
+		case <-m.dp.Lost():
+			m.events.add(Event{Kind: "replication", Text: "flow events were lost between data plane and daemon: all peers get a new snapshot"})
+			m.repl.Overrun("flow events were lost")
+		}
+	}
+}
+
+// watchReplication reports at once when a stream changed: the gate may have opened.
+func (m *member) watchReplication(ctx context.Context) error {
+	last := map[string]string{}
+	for {
+		for _, s := range m.repl.Status() {
+			now := s.State + "/" + s.Inbound
+			if was, ok := last[s.Peer]; ok && was != now {
+				m.events.add(Event{Kind: "replication", Node: fsm.NodeID(s.Peer), Text: "flows to " + s.Peer + ": " + s.State + ", from it: " + s.Inbound})
+			}
+			last[s.Peer] = now
+		}
+		m.wakeReport()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.repl.Changed():
+		}
+	}
+}
+
+// setFlowPeers tells replication and data plane who there is and who lives.
+func (m *member) setFlowPeers(s *fsm.State) {
+	var peers []transport.ReplicationPeer
+	alive := map[uint8]bool{}
+	for _, n := range s.Nodes() {
+		if n.Role != fsm.RoleLB {
+			continue
+		}
+		alive[n.Slot] = n.Alive
+		if string(n.Name) != m.cfg.Name {
+			peers = append(peers, transport.ReplicationPeer{Node: string(n.Name), Address: n.Address})
+		}
+	}
+	m.repl.SetPeers(peers)
+	m.dp.SetOwnersAlive(alive)
+}
+
+// inSync is what this node reports of its flow table.
+func (m *member) inSync() bool {
+	if m.dp == nil {
+		return true // a witness has no flows to miss
+	}
+	inbound := map[string]bool{}
+	for _, s := range m.repl.Status() {
+		inbound[s.Peer] = s.Inbound == "streaming"
+	}
+	var peers []syncPeer
+	for _, n := range m.store.State().Nodes() {
+		if n.Role == fsm.RoleLB && string(n.Name) != m.cfg.Name {
+			peers = append(peers, syncPeer{counts: n.Alive && n.Ready, streaming: inbound[string(n.Name)]})
+		}
+	}
+	return m.gate.inSync(time.Now(), peers, m.contact.everFresh())
+}

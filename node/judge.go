@@ -1,0 +1,134 @@
+package node
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"pontoon/fsm"
+	"pontoon/transport"
+)
+
+// judge turns what gossip sees, and whether a silent node's kernel still
+// answers, into verdicts for the leader to commit. It is a value: step returns
+// the next one, so that every decision can be replayed in a table test.
+//
+// Gossip alone cannot tell a dead machine from a stopped daemon, and the two
+// ask for opposite acts: a dead machine's instances must move at once, while a
+// stopped daemon's data plane goes on forwarding, new connections included,
+// and what it accepts meanwhile has not been replicated. So a silent node is
+// dead at once only when its kernel is silent too; otherwise after grace.
+type judge struct {
+	grace   time.Duration // agent_grace
+	started time.Time     // when this node began to lead
+	doubts  map[fsm.NodeID]doubt
+}
+
+// unseenGrace is how long a new leader waits for a node it has never seen in
+// gossip before it takes that for silence: after a restart of all nodes gossip
+// needs a moment to find everybody.
+const unseenGrace = 3 * time.Second
+
+// hostCheckEvery is how old an answer about a node's kernel may be.
+const hostCheckEvery = 250 * time.Millisecond
+
+// doubt is what the judge knows of a node that gossip does not vouch for.
+type doubt struct {
+	deadSince time.Time // gossip says dead since; zero while only suspected
+	asked     time.Time // a host check was started and has not answered; zero otherwise
+	answered  time.Time // the last host check answered at
+	hostAlive bool
+}
+
+func newJudge(grace time.Duration, now time.Time) judge {
+	return judge{grace: grace, started: now, doubts: map[fsm.NodeID]doubt{}}
+}
+
+// rulings is what a step asks for: verdicts to commit and kernels to check.
+type rulings struct {
+	verdicts []fsm.NodeVerdict
+	check    []fsm.NodeID
+}
+
+// step judges every node but self.
+func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.GossipMember, now time.Time) (judge, rulings) {
+	seen := make(map[fsm.NodeID]transport.GossipState, len(members))
+	for _, m := range members {
+		seen[fsm.NodeID(m.Node)] = m.State
+	}
+	next := judge{grace: j.grace, started: j.started, doubts: make(map[fsm.NodeID]doubt)}
+	var out rulings
+	for _, n := range nodes {
+		if n.Name == self {
+			if !n.Alive {
+				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Alive: true, Reason: "it leads"})
+			}
+			continue
+		}
+		state, known := seen[n.Name]
+		if !known && now.Sub(j.started) < unseenGrace {
+			continue
+		}
+		if known && state == transport.GossipAlive {
+			if !n.Alive {
+				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Alive: true, Reason: "gossip hears it"})
+			}
+			continue
+		}
+		if !n.Alive {
+			continue
+		}
+		d, v, check := j.weigh(j.doubts[n.Name], n.Name, known && state == transport.GossipSuspect, now)
+		next.doubts[n.Name] = d
+		if v != nil {
+			out.verdicts = append(out.verdicts, *v)
+		}
+		if check {
+			out.check = append(out.check, n.Name)
+		}
+	}
+	return next, out
+}
+
+// weigh judges one node that is alive in the state and silent in gossip.
+func (j judge) weigh(d doubt, n fsm.NodeID, suspect bool, now time.Time) (doubt, *fsm.NodeVerdict, bool) {
+	if suspect {
+		d.deadSince = time.Time{}
+	} else if d.deadSince.IsZero() {
+		d.deadSince = now
+	}
+	current := !d.answered.IsZero() && now.Sub(d.answered) <= 2*hostCheckEvery
+	check := d.asked.IsZero() && (d.answered.IsZero() || now.Sub(d.answered) >= hostCheckEvery)
+	if check {
+		d.asked = now
+	}
+	if d.deadSince.IsZero() || !current {
+		return d, nil, check
+	}
+	silent := now.Sub(d.deadSince)
+	switch {
+	case !d.hostAlive:
+		return d, &fsm.NodeVerdict{Node: n, Reason: "gossip lost it and its kernel does not answer"}, check
+	case silent >= j.grace:
+		return d, &fsm.NodeVerdict{Node: n, Reason: fmt.Sprintf(
+			"its daemon has been silent for %s although its kernel answers", silent.Round(100*time.Millisecond))}, check
+	}
+	return d, nil, check
+}
+
+// hostAnswered records the outcome of a host check that step asked for.
+func (j judge) hostAnswered(n fsm.NodeID, alive bool, now time.Time) judge {
+	d, ok := j.doubts[n]
+	if !ok {
+		return j // it was heard again meanwhile
+	}
+	next := j
+	next.doubts = maps.Clone(j.doubts)
+	d.asked, d.answered, d.hostAlive = time.Time{}, now, alive
+	next.doubts[n] = d
+	return next
+}
+
+// doubted lists the nodes in doubt, for the log.
+func (j judge) doubted() []fsm.NodeID { return slices.Sorted(maps.Keys(j.doubts)) }

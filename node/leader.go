@@ -1,0 +1,195 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sync/errgroup"
+
+	"pontoon/fsm"
+	"pontoon/transport"
+)
+
+// leaderTick is how often a leader looks at gossip while nothing signals:
+// memberlist has no event for suspicion.
+const leaderTick = 50 * time.Millisecond
+
+// leadLoop runs the leader's duties whenever this node leads.
+func (m *member) leadLoop(ctx context.Context) error {
+	var stop func() error
+	for {
+		select {
+		case <-ctx.Done():
+			if stop != nil {
+				return stop()
+			}
+			return nil
+		case leading := <-m.raft.LeaderCh():
+			if stop != nil {
+				if err := stop(); err != nil {
+					return err
+				}
+				stop = nil
+			}
+			if leading {
+				stop = m.startLeading(ctx)
+			}
+			m.wakeReport()
+		}
+	}
+}
+
+func (m *member) startLeading(ctx context.Context) (stop func() error) {
+	ctx, cancel := context.WithCancel(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return m.lead(ctx) })
+	return func() error {
+		cancel()
+		return g.Wait()
+	}
+}
+
+// hostAnswer is the outcome of one host check.
+type hostAnswer struct {
+	node  fsm.NodeID
+	alive bool
+}
+
+// lead commits verdicts and reports and keeps the Raft group equal to the
+// state's nodes. It waits first until everything its predecessors committed is
+// applied here: a leader must not judge by an old state.
+func (m *member) lead(ctx context.Context) error {
+	if err := m.raft.Barrier(raftApply).Error(); err != nil {
+		m.logger.Debug("leadership lost before it began", "err", err)
+		return nil
+	}
+	m.logger.Info("leading the cluster", "gen", m.store.State().Index())
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(fsm.MaxSlots * 2)
+	answers := make(chan hostAnswer, fsm.MaxSlots*2)
+	j := newJudge(m.cfg.AgentGrace, time.Now())
+	tick := time.NewTicker(leaderTick)
+	defer tick.Stop()
+	for {
+		changed := m.store.Changed()
+		j = m.dutyRound(ctx, g, answers, j)
+		select {
+		case <-ctx.Done():
+			return g.Wait()
+		case a := <-answers:
+			j = j.hostAnswered(a.node, a.alive, time.Now())
+		case <-tick.C:
+		case <-changed:
+		case <-m.leaderNow:
+		}
+	}
+}
+
+// dutyRound does once what there is to do.
+func (m *member) dutyRound(ctx context.Context, g *errgroup.Group, answers chan<- hostAnswer, j judge) judge {
+	s := m.store.State()
+	if s.Cluster().ID == "" {
+		return j
+	}
+	j, r := j.step(s.Nodes(), fsm.NodeID(m.cfg.Name), m.gossip.members(), time.Now())
+	for _, n := range r.check {
+		node, _ := s.Node(n)
+		g.Go(func() error {
+			cctx, cancel := context.WithTimeout(ctx, hostCheckEvery)
+			defer cancel()
+			select {
+			case answers <- hostAnswer{n, transport.HostAlive(cctx, node.Address)}:
+			case <-ctx.Done():
+			}
+			return nil
+		})
+	}
+	for _, v := range r.verdicts {
+		m.commitVerdict(v)
+	}
+	m.commitReports()
+	if err := m.adjustGroup(); err != nil {
+		m.logger.Debug("change of the raft group failed", "err", err)
+	}
+	return j
+}
+
+// commitDuty commits one of the leader's own commands; losing leadership in
+// the middle is not an error, the next leader sees the same facts.
+func (m *member) commitDuty(cmd fsm.Command) error {
+	b, err := fsm.Encode(cmd)
+	if err != nil {
+		return fmt.Errorf("encode %T: %w", cmd, err)
+	}
+	_, err = m.applyHere(b)
+	return err
+}
+
+func (m *member) commitVerdict(v fsm.NodeVerdict) {
+	start := time.Now()
+	if err := m.commitDuty(v); err != nil {
+		m.logger.Warn("verdict not committed", "node", v.Node, "alive", v.Alive, "err", err)
+		return
+	}
+	// A follower learns that an entry is committed from the next one. The
+	// successor may be a follower, so the next one comes at once.
+	m.raft.Barrier(0)
+	m.logger.Info("verdict", "node", v.Node, "alive", v.Alive, "reason", v.Reason, "took", time.Since(start))
+}
+
+// commitReports commits what differs between the reports and the state.
+func (m *member) commitReports() {
+	s := m.store.State()
+	for _, r := range m.reports.all(time.Now(), m.knownNode) {
+		n, ok := s.Node(fsm.NodeID(r.Node))
+		if !ok || !n.Alive || r.AgeMS > 5*reportEvery.Milliseconds() {
+			continue
+		}
+		if n.Ready == r.Ready && n.LinksUp == r.LinksUp && n.InSync == r.InSync {
+			continue
+		}
+		cmd := fsm.NodeReport{Node: n.Name, Ready: r.Ready, LinksUp: r.LinksUp, InSync: r.InSync}
+		if err := m.commitDuty(cmd); err != nil {
+			m.logger.Debug("report not committed", "node", r.Node, "err", err)
+			continue
+		}
+		m.raft.Barrier(0)
+	}
+}
+
+// adjustGroup makes one change to the Raft group if one is due.
+func (m *member) adjustGroup() error {
+	servers, err := m.raft.servers()
+	if err != nil {
+		return err
+	}
+	applied := map[string]uint64{}
+	for _, r := range m.reports.all(time.Now(), m.knownNode) {
+		if r.AgeMS < 3*reportEvery.Milliseconds() {
+			applied[r.Node] = r.Applied
+		}
+	}
+	c, ok := nextChange(m.store.State().Nodes(), servers, applied, m.raft.CommitIndex())
+	if !ok {
+		return nil
+	}
+	id, addr := raft.ServerID(c.node), raft.ServerAddress(c.address)
+	switch c.kind {
+	case addNonvoter:
+		err = m.raft.AddNonvoter(id, addr, 0, raftApply).Error()
+	case promote:
+		err = m.raft.AddVoter(id, addr, 0, raftApply).Error()
+	case remove:
+		err = m.raft.RemoveServer(id, 0, raftApply).Error()
+		m.mux.Disconnect(c.node)
+	case recordVoter:
+		err = m.commitDuty(fsm.SetVoter{Node: fsm.NodeID(c.node)})
+	}
+	if errors.Is(err, raft.ErrLeadershipLost) || errors.Is(err, raft.ErrNotLeader) {
+		return nil
+	}
+	return err
+}

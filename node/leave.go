@@ -1,0 +1,134 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"pontoon/fsm"
+)
+
+// Limits of the steps of leaving.
+const (
+	handOverTimeout = 10 * time.Second
+	departTimeout   = 10 * time.Second
+)
+
+func (m *member) managedVIPs() []netip.Addr {
+	var out []netip.Addr
+	for _, v := range m.store.State().VIPs() {
+		out = append(out, v.Address)
+	}
+	return out
+}
+
+func (m *member) isLastVoter() bool {
+	s := m.store.State()
+	me, ok := s.Node(fsm.NodeID(m.cfg.Name))
+	if !ok || !me.Voter {
+		return false
+	}
+	for _, n := range s.Nodes() {
+		if n.Voter && n.Name != me.Name {
+			return false
+		}
+	}
+	return true
+}
+
+// leave takes this node out of the cluster. A failure before the last step
+// leaves it a member as it was.
+func (m *member) leave(ctx context.Context, force bool, progress func(string)) error {
+	self := fsm.NodeID(m.cfg.Name)
+	if err := m.handOver(ctx, self, progress); err != nil {
+		if !force {
+			_, undo := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: false})
+			return errors.Join(fmt.Errorf("%w; the node stays a member (--force leaves all the same)", err), undo)
+		}
+		progress("not handed over: " + err.Error())
+	}
+	if m.raft.isLeader() {
+		progress("handing leadership to another node")
+		if err := m.raft.LeadershipTransfer().Error(); err != nil && m.raft.isLeader() {
+			m.logger.Warn("leadership not handed over before leaving", "err", err)
+		}
+	}
+	progress("leaving the Raft group")
+	_, err := m.Propose(ctx, fsm.RemoveNode{Node: self, Force: force})
+	switch {
+	case err == nil:
+	case force:
+		progress("the others do not know it yet (" + err.Error() + "): remove it there with `pontoon node remove " + m.cfg.Name + "`")
+		return nil
+	default:
+		_, undo := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: false})
+		return errors.Join(fmt.Errorf("leave: %w", err), undo)
+	}
+	return m.waitDeparture(ctx)
+}
+
+// handOver drains this node and waits until nobody depends on it: another
+// node is master of its instances, if there is one that can be.
+func (m *member) handOver(ctx context.Context, self fsm.NodeID, progress func(string)) error {
+	if _, err := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: true}); err != nil {
+		return fmt.Errorf("drain: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	for told := ""; ; {
+		changed := m.store.Changed()
+		left := m.stillMasterOf(self)
+		if left == "" {
+			return nil
+		}
+		if left != told {
+			progress("handing over instance " + left)
+			told = left
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("instance %s has no other node to go to: see `pontoon status`", left)
+		case <-changed:
+		}
+	}
+}
+
+// stillMasterOf names an instance with VIPs whose master is self.
+func (m *member) stillMasterOf(self fsm.NodeID) string {
+	s := m.store.State()
+	for _, v := range s.VIPs() {
+		if in, ok := s.Instance(v.Instance); ok && in.Master == self {
+			return in.Name
+		}
+	}
+	return ""
+}
+
+// waitDeparture waits until the leader has taken this node out of the Raft
+// group, so that its silence does not count against the others' quorum.
+func (m *member) waitDeparture(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, departTimeout)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		servers, err := m.raft.servers()
+		if err != nil {
+			return nil // Raft itself has stopped: it saw its removal
+		}
+		in := false
+		for _, s := range servers {
+			in = in || string(s.ID) == m.cfg.Name
+		}
+		if !in {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil // the removal is committed; the leader goes on with it
+		case <-tick.C:
+		}
+	}
+}

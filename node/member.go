@@ -1,0 +1,273 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pontoon/bpf"
+	"pontoon/fsm"
+	"pontoon/node/announce"
+	"pontoon/node/host"
+	"pontoon/transport"
+)
+
+// member is this node as part of a cluster: from the moment it has an identity
+// until it leaves or the daemon stops.
+type member struct {
+	cfg     Config
+	version string
+	logger  *slog.Logger
+	events  *eventLog
+
+	id     *transport.Identity
+	slot   uint8
+	store  *store
+	raft   *raftGroup
+	mux    *transport.Mux
+	peers  *peerClient
+	gossip *gossiper
+
+	// Nil on a witness.
+	dp   *bpf.Dataplane
+	host *host.Host
+	l2   *announce.L2
+	repl *transport.Replicator
+
+	contact contact
+	gate    syncGate
+	local   local
+	reports *reportTable
+
+	leaderNow, reportNow, driverNow chan struct{} // capacity 1: look again now
+}
+
+// memberConfig is what a member starts from.
+type memberConfig struct {
+	cfg       Config
+	version   string
+	logger    *slog.Logger
+	events    *eventLog
+	id        *transport.Identity
+	slot      uint8
+	bootstrap bool // the first node of a new cluster
+}
+
+// newMember opens everything a member owns; run sets it going. On an error
+// nothing stays open.
+func newMember(c memberConfig) (m *member, err error) {
+	m = &member{
+		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
+		store: newStore(), reports: newReportTable(),
+		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, m.close())
+		}
+	}()
+	addr, err := netip.ParseAddrPort(c.cfg.Cluster.Address)
+	if err != nil {
+		return m, fmt.Errorf("cluster address: %w", err)
+	}
+	m.mux, err = transport.NewMux(transport.MuxConfig{
+		Address: c.cfg.Cluster.Address, Identity: c.id, Authorize: m.authorize, Logger: c.logger,
+	})
+	if err != nil {
+		return m, err
+	}
+	m.peers = newPeerClient(m.mux, m.addressOf)
+	m.gossip = &gossiper{
+		node: c.cfg.Name, bind: netip.AddrPortFrom(addr.Addr(), c.cfg.Cluster.GossipPort),
+		store: m.store, logger: c.logger, wake: m.wakeLeader,
+	}
+	if c.cfg.Role == string(fsm.RoleLB) {
+		if err := m.openDataplane(); err != nil {
+			return m, err
+		}
+	}
+	layer := transport.NewRaftLayer(m.mux, net.TCPAddrFromAddrPort(addr))
+	m.raft, err = openRaft(raftDir(c.cfg.DataDir), c.cfg.Name, c.cfg.Cluster.Address, c.bootstrap, layer, m.store, c.logger)
+	return m, err
+}
+
+// openDataplane loads the programs, or takes over those that are pinned, and
+// prepares the host to carry what they forward.
+func (m *member) openDataplane() (err error) {
+	if m.host, err = host.New(m.logger); err != nil {
+		return err
+	}
+	if _, err = m.host.Links(m.cfg.DataPlane.Interfaces); err != nil {
+		return err
+	}
+	// The old values are not put back when the daemon stops: the data plane
+	// goes on forwarding without it.
+	if _, err = m.host.Prepare(m.cfg.DataPlane.Interfaces); err != nil {
+		return err
+	}
+	m.dp, err = bpf.Open(bpf.Options{
+		PinDir: m.cfg.DataPlane.PinDir, Interfaces: m.cfg.DataPlane.Interfaces, MaxFlows: m.cfg.DataPlane.MaxFlows,
+		Slot: m.slot, Hook: m.cfg.DataPlane.Hook, Logger: m.logger,
+	})
+	if err != nil {
+		return err
+	}
+	m.gate.start(m.dp.Adopted())
+	if m.dp.Adopted() {
+		m.events.add(Event{Kind: "data_plane", Node: fsm.NodeID(m.cfg.Name), Text: "adopted the pinned data plane with its flows"})
+	}
+	// A process that was stopped must not repeat on waking a claim it has lost.
+	fence := func(announce.Advert) bool { return m.fresh() }
+	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Logger: m.logger}); err != nil {
+		return err
+	}
+	m.repl, err = transport.NewReplicator(transport.ReplicationConfig{
+		Node: m.cfg.Name, RecordSize: bpf.RecordSize, RecordVersions: []uint16{flowRecordVersion},
+		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
+			return m.mux.Dial(ctx, p.Address, transport.ALPNReplication, p.Node)
+		},
+		Source: flowSource{m.dp}, Sink: flowSink{m}, Logger: m.logger,
+	})
+	return err
+}
+
+// run is the member's life. It returns nil when ctx ends, and leaves the data
+// plane, the addresses and the pins as they are.
+func (m *member) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	loop := func(name string, f func(context.Context) error) {
+		g.Go(func() error {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			return nil
+		})
+	}
+	api, join := m.mux.Listen(transport.ALPNAPI), m.mux.Listen(transport.ALPNJoin)
+	m.mux.Handle(transport.ALPNCA, m.serveCAKey)
+	if m.repl != nil {
+		m.mux.Handle(transport.ALPNReplication, m.repl.Serve)
+	}
+	loop("cluster port", m.mux.Run)
+	loop("internal api", func(ctx context.Context) error { return serveHTTP(ctx, api, m.peerHandler(), m.logger) })
+	loop("join api", func(ctx context.Context) error { return serveHTTP(ctx, join, m.joinHandler(), m.logger) })
+	loop("gossip", m.gossip.run)
+	loop("leadership", m.leadLoop)
+	loop("reports", m.reportLoop)
+	loop("events", m.eventLoop)
+	loop("leader watch", m.watchLeader)
+	loop("ca key", m.caKeyLoop)
+	if m.dp != nil {
+		loop("data plane", m.dp.Run)
+		loop("announcements", m.l2.Run)
+		loop("replication", m.repl.Run)
+		loop("flow events", m.pumpFlows)
+		loop("replication watch", m.watchReplication)
+		loop("host watch", m.watchHost)
+		loop("drivers", m.driveLoop)
+	} else {
+		m.local.set(localView{ready: true, linksUp: true})
+		loop("witness", m.watchContact)
+	}
+	loop("log format", m.store.watchFatal)
+	err := g.Wait()
+	return errors.Join(err, m.close())
+}
+
+// watchContact is a witness's share of driveLoop: it only keeps the clock of
+// its contact with the cluster.
+func (m *member) watchContact(ctx context.Context) error {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for {
+		m.fresh()
+		v := m.local.get()
+		v.plan = m.store.State().Index()
+		m.local.set(v)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// close closes what newMember opened; what the kernel holds stays.
+func (m *member) close() error {
+	var errs []error
+	if m.raft != nil {
+		errs = append(errs, m.raft.close())
+	}
+	if m.mux != nil {
+		errs = append(errs, m.mux.Close())
+	}
+	if m.peers != nil {
+		m.peers.close()
+	}
+	if m.l2 != nil {
+		errs = append(errs, m.l2.Close())
+	}
+	if m.dp != nil {
+		errs = append(errs, m.dp.Close())
+	}
+	if m.host != nil {
+		errs = append(errs, m.host.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// authorize admits the cluster's members. While this node does not know the
+// newest state it must let in whoever the CA has signed: the leader it needs
+// to hear from may have joined while it was away.
+func (m *member) authorize(node string) error {
+	if m.knownNode(node) || m.contact.stale(time.Now()) {
+		return nil
+	}
+	return fmt.Errorf("node %s is not a member of this cluster", node)
+}
+
+func (m *member) addressOf(node string) (string, bool) {
+	if n, ok := m.store.State().Node(fsm.NodeID(node)); ok {
+		return n.Address, true
+	}
+	if addr, id := m.raft.LeaderWithID(); string(id) == node {
+		return string(addr), true
+	}
+	return "", false
+}
+
+// fresh says whether what this node knows may be acted upon now to take
+// something up (see contact).
+func (m *member) fresh() bool {
+	fresh := m.contact.fresh(time.Now(), m.lastContact(), m.raft.AppliedIndex())
+	if fresh {
+		m.store.live.Store(true)
+	}
+	return fresh
+}
+
+// lastContact is Raft's last word from a leader; a leader has its proof from
+// reportOnce instead.
+func (m *member) lastContact() time.Time {
+	if m.raft.isLeader() {
+		return time.Time{}
+	}
+	return m.raft.LastContact()
+}
+
+func wake(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (m *member) wakeLeader() { wake(m.leaderNow) }
+func (m *member) wakeReport() { wake(m.reportNow) }
+func (m *member) wakeDriver() { wake(m.driverNow) }

@@ -1,0 +1,100 @@
+package node
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pontoon/web"
+)
+
+// metrics is read when /metrics is: there are no counters to keep in step.
+type metrics struct{ d *daemon }
+
+var _ prometheus.Collector = (*metrics)(nil)
+
+// Describe implements prometheus.Collector; what is collected depends on the
+// state, so nothing is promised.
+func (*metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (c *metrics) Collect(ch chan<- prometheus.Metric) {
+	out := func(kind prometheus.ValueType, name, help string, v float64, labels ...string) {
+		var names, values []string
+		for i := 0; i+1 < len(labels); i += 2 {
+			names, values = append(names, labels[i]), append(values, labels[i+1])
+		}
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("pontoon_"+name, help, names, nil), kind, v, values...)
+	}
+	gauge := func(name, help string, v float64, labels ...string) {
+		out(prometheus.GaugeValue, name, help, v, labels...)
+	}
+	counter := func(name, help string, v float64, labels ...string) {
+		out(prometheus.CounterValue, name, help, v, labels...)
+	}
+	m, err := c.d.current()
+	if err != nil {
+		gauge("member", "1 while this node is in a cluster.", 0)
+		return
+	}
+	s := m.status()
+	gauge("member", "1 while this node is in a cluster.", 1)
+	gauge("raft_leader", "1 while this node leads.", truth(s.Cluster.Leader == s.Self))
+	gauge("raft_quorum", "1 while this node hears from a majority.", truth(s.Cluster.Quorum))
+	gauge("raft_term", "Raft term.", float64(s.Cluster.Term))
+	gauge("raft_applied_index", "Raft index applied on this node.", float64(s.Cluster.Applied))
+	gauge("plan_index", "Raft index whose plan this node has carried out.", float64(m.local.get().plan))
+	clusterMetrics(s, gauge)
+	flowMetrics(s, gauge, counter)
+	if m.l2 != nil {
+		st := m.l2.Stats()
+		counter("arp_sent_total", "Gratuitous ARP frames sent.", float64(st.Sent))
+		counter("arp_foreign_claims_total", "ARP frames in which somebody else claimed a VIP of this node.", float64(st.ForeignClaims))
+	}
+}
+
+type metricFunc func(name, help string, v float64, labels ...string)
+
+func clusterMetrics(s web.Status, gauge metricFunc) {
+	for _, n := range s.Nodes {
+		node := string(n.Name)
+		gauge("node_alive", "1 while the cluster holds the node for alive.", truth(n.Alive), "node", node)
+		gauge("node_ready", "1 while the node's data plane is ready.", truth(n.Ready), "node", node)
+		gauge("node_in_sync", "1 while the node holds every flow its peers hold.", truth(n.InSync), "node", node)
+	}
+	for _, in := range s.Instances {
+		gauge("instance_epoch", "Raft index of the instance's last election.", float64(in.Epoch), "instance", in.Name)
+		gauge("instance_master", "1 while this node is master of the instance.", truth(in.Master == s.Self), "instance", in.Name)
+	}
+}
+
+func flowMetrics(s web.Status, gauge, counter metricFunc) {
+	gauge("flows_established", "Established flows in this node's table.", float64(s.Flows.Established))
+	gauge("flows_half_open", "Flows whose handshake is not complete.", float64(s.Flows.HalfOpen))
+	gauge("flows_owned", "Flows this node forwards.", float64(s.Flows.Owned))
+	gauge("flows_replica", "Flows of which this node holds a copy.", float64(s.Flows.Replica))
+	gauge("flows_max", "Flows the table has room for.", float64(s.Flows.Max))
+	counter("flows_adopted_total", "Replicas taken over by a packet.", float64(s.Flows.Adopted))
+	for reason, n := range s.Drops {
+		counter("dropped_packets_total", "Packets not passed on, by reason.", float64(n), "reason", reason)
+	}
+	for _, r := range s.Replication {
+		p := string(r.Peer)
+		gauge("replication_streaming", "1 while the peer has everything and gets changes.", truth(r.State == web.ReplicationStreaming), "peer", p)
+		gauge("replication_lag_seconds", "Age of the oldest record the peer has not acknowledged.", r.LagMS/1000, "peer", p)
+		counter("replication_sent_records_total", "Records sent.", float64(r.Sent), "peer", p)
+		counter("replication_acked_records_total", "Records acknowledged.", float64(r.Acked), "peer", p)
+		counter("replication_resyncs_total", "Snapshots sent anew.", float64(r.Resyncs), "peer", p)
+		counter("replication_dropped_records_total", "Records dropped for a slow peer.", float64(r.Dropped), "peer", p)
+	}
+	for _, svc := range s.Services {
+		for _, e := range svc.Endpoints {
+			gauge("endpoint_flows", "Established flows to the endpoint on this node.", float64(e.Flows), "service", svc.Name, "endpoint", e.Address.String())
+		}
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

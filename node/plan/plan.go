@@ -1,0 +1,224 @@
+// Package plan compiles the replicated state into what one node must do now:
+// its data plane, the addresses it holds and what it announces.
+//
+// It is pure: the same state and the same picture of the host give the same
+// plan. It touches nothing; the drivers in node do, each comparing the whole
+// wanted set with what is there.
+package plan
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"pontoon/bpf"
+	"pontoon/fsm"
+)
+
+// Self is what a plan must know of the machine it is for.
+type Self struct {
+	Node  fsm.NodeID
+	Links []Link // the data plane interfaces, in the order of the node file
+}
+
+// Link is one data plane interface with the machine's own subnets on it.
+type Link struct {
+	Name     string
+	Prefixes []netip.Prefix // the interface's own addresses, VIPs left out
+}
+
+// Address is one VIP this machine is to hold.
+type Address struct {
+	Addr netip.Addr
+	Link string
+}
+
+// Advert is one VIP this machine is to make known. A new Epoch asks for it to
+// be announced anew although nothing else changed.
+type Advert struct {
+	Addr  netip.Addr
+	Link  string
+	Epoch uint64
+}
+
+// Plan is everything one node is to be at the state's index Gen.
+type Plan struct {
+	Gen       uint64
+	Dataplane bpf.Desired
+	Addresses []Address
+	Adverts   []Advert
+	Managed   []netip.Addr // every VIP of the cluster: what this host may hold, and must not when Addresses lacks it
+	Problems  []string     // what cannot be done here, in words for the operator
+}
+
+// Compile computes the plan of self at s. A node that is not in the state, or
+// that is a witness, gets an empty plan. Every load balancer forwards for
+// every service, master or not: what still reaches a backup must go on.
+func Compile(s *fsm.State, self Self) Plan {
+	p := Plan{Gen: s.Index(), Dataplane: bpf.Desired{Gen: s.Index()}}
+	vips := s.VIPs()
+	for _, v := range vips {
+		p.Managed = append(p.Managed, v.Address)
+	}
+	me, ok := s.Node(self.Node)
+	if !ok || me.Role != fsm.RoleLB {
+		return p
+	}
+	p.Dataplane.VIPs = slices.Clone(p.Managed)
+	c := compiler{state: s, self: self, vips: vips, plan: &p}
+	for _, v := range vips {
+		c.vip(v)
+	}
+	for _, svc := range s.Services() {
+		c.service(svc)
+	}
+	return p
+}
+
+type compiler struct {
+	state *fsm.State
+	self  Self
+	vips  []fsm.VIP
+	plan  *Plan
+}
+
+func (c *compiler) problem(format string, args ...any) {
+	c.plan.Problems = append(c.plan.Problems, fmt.Sprintf(format, args...))
+}
+
+// vip adds the address and its announcement when this node is the master of
+// its instance. An interface that is missing is a problem on every node: a
+// backup should tell before it is needed.
+func (c *compiler) vip(v fsm.VIP) {
+	link := v.Interface
+	if link == "" {
+		l, ok := c.linkOf(v.Address)
+		if !ok {
+			c.problem("vip %s: no data plane interface here has a subnet that contains it; give it one with --interface", v.Address)
+			return
+		}
+		link = l.Name
+	} else if !slices.ContainsFunc(c.self.Links, func(l Link) bool { return l.Name == link }) {
+		c.problem("vip %s: interface %s is not a data plane interface here", v.Address, link)
+		return
+	}
+	in, ok := c.state.Instance(v.Instance)
+	if !ok || in.Master != c.self.Node {
+		return
+	}
+	c.plan.Addresses = append(c.plan.Addresses, Address{Addr: v.Address, Link: link})
+	if v.Announce == fsm.AnnounceL2 {
+		c.plan.Adverts = append(c.plan.Adverts, Advert{Addr: v.Address, Link: link, Epoch: in.Epoch})
+	}
+}
+
+func (c *compiler) service(s fsm.Service) {
+	d := bpf.Service{
+		ID:          s.ID,
+		VIP:         netip.AddrPortFrom(s.VIP, s.Port),
+		Protocol:    protocolNumber(s.Protocol),
+		Mode:        mode(s.Mode),
+		Algorithm:   algorithm(s.Algorithm),
+		IdleTimeout: time.Duration(s.IdleTimeout),
+		Seed:        c.state.Cluster().Seed ^ s.ID,
+	}
+	for _, e := range s.Endpoints {
+		if e.Admin != fsm.AdminUp || e.Weight == 0 {
+			continue // keeps its flows, gets no new ones
+		}
+		src, ok := c.source(s, e)
+		if !ok {
+			c.problem("service %s: no address here to reach endpoint %s from", s.Name, e.Address)
+			continue
+		}
+		d.Endpoints = append(d.Endpoints, bpf.Endpoint{Addr: e.Address, Weight: e.Weight, Source: src})
+	}
+	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
+}
+
+// source is the address the endpoint sees. In onearm mode it is the
+// instance's gateway VIP on the endpoint's side when there is one, because
+// only an address that moves with the instance lets the flow survive a
+// failover; else this machine's own address there.
+func (c *compiler) source(s fsm.Service, e fsm.Endpoint) (netip.Addr, bool) {
+	switch s.Mode {
+	case fsm.ModeFullNAT:
+		return s.VIP, true
+	case fsm.ModeDNAT:
+		return netip.Addr{}, true
+	}
+	link, onLink := c.linkOf(e.Address.Addr())
+	instance := ""
+	if v, ok := c.state.VIP(s.VIP); ok {
+		instance = v.Instance
+	}
+	for _, v := range c.vips {
+		if v.Kind != fsm.VIPGateway || v.Instance != instance {
+			continue
+		}
+		if l, ok := c.linkOf(v.Address); ok && onLink && l.Name == link.Name {
+			return v.Address, true
+		}
+	}
+	if onLink {
+		return ownAddress(link, e.Address.Addr())
+	}
+	// An endpoint behind a router: any own address the router can send back
+	// to will do; the side that does not face the clients comes first.
+	for _, l := range c.self.Links {
+		if vl, ok := c.linkOf(s.VIP); ok && vl.Name == l.Name && len(c.self.Links) > 1 {
+			continue
+		}
+		if len(l.Prefixes) > 0 {
+			return l.Prefixes[0].Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+func ownAddress(l Link, peer netip.Addr) (netip.Addr, bool) {
+	for _, p := range l.Prefixes {
+		if p.Contains(peer) {
+			return p.Addr(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// linkOf finds the link whose subnet contains a, the longest prefix first.
+func (c *compiler) linkOf(a netip.Addr) (Link, bool) {
+	best, bits := Link{}, -1
+	for _, l := range c.self.Links {
+		for _, p := range l.Prefixes {
+			if p.Contains(a) && p.Bits() > bits {
+				best, bits = l, p.Bits()
+			}
+		}
+	}
+	return best, bits >= 0
+}
+
+func protocolNumber(p fsm.Protocol) uint8 {
+	if p == fsm.UDP {
+		return 17
+	}
+	return 6
+}
+
+func mode(m fsm.Mode) bpf.Mode {
+	switch m {
+	case fsm.ModeDNAT:
+		return bpf.ModeDNAT
+	case fsm.ModeOneArm:
+		return bpf.ModeOneArm
+	}
+	return bpf.ModeFullNAT
+}
+
+func algorithm(a fsm.Algorithm) bpf.Algorithm {
+	if a == fsm.Maglev {
+		return bpf.AlgorithmMaglev
+	}
+	return bpf.AlgorithmRR
+}

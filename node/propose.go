@@ -1,0 +1,94 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"pontoon/fsm"
+	"pontoon/web"
+)
+
+// Propose commits cmd through the leader, wherever that is, and returns its
+// Raft index once this node has applied it too. It is sent again while it
+// certainly was not taken (no leader yet, leader just changed); it is never
+// sent again when its outcome is unknown.
+func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
+	b, err := fsm.Encode(cmd)
+	if err != nil {
+		return 0, fmt.Errorf("encode command: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, raftApply)
+	defer cancel()
+	index, err := m.proposeUntilTaken(ctx, b)
+	if err != nil {
+		return index, err
+	}
+	return index, m.waitApplied(ctx, index)
+}
+
+func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error) {
+	for {
+		index, err := m.proposeOnce(ctx, b)
+		if err == nil || !errors.Is(err, errNotLeader) {
+			return index, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%w (waited %s): see `pontoon status` for who is alive", web.ErrNoLeader, raftApply)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (m *member) proposeOnce(ctx context.Context, b []byte) (uint64, error) {
+	if m.raft.isLeader() {
+		return m.applyHere(b)
+	}
+	leader, _, err := m.raft.waitLeader(ctx)
+	if err != nil {
+		return 0, errNotLeader
+	}
+	if leader == m.cfg.Name {
+		return m.applyHere(b)
+	}
+	return m.peers.propose(ctx, leader, b)
+}
+
+// applyHere commits an encoded command on this node, which should lead.
+func (m *member) applyHere(b []byte) (uint64, error) {
+	f := m.raft.Apply(b, raftApply)
+	switch err := f.Error(); {
+	case err == nil:
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress),
+		errors.Is(err, raft.ErrEnqueueTimeout):
+		return 0, errNotLeader
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return 0, fmt.Errorf("this node is stopping: %w", err)
+	default:
+		return 0, fmt.Errorf("%w: %w", errUnknownOutcome, err)
+	}
+	res, ok := f.Response().(applyResult)
+	if !ok {
+		return f.Index(), fmt.Errorf("unexpected answer %T of the state machine", f.Response())
+	}
+	return f.Index(), res.err
+}
+
+// waitApplied returns once this node's state is at index or beyond.
+func (m *member) waitApplied(ctx context.Context, index uint64) error {
+	for {
+		changed := m.store.Changed()
+		if m.store.State().Index() >= index {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("committed at index %d, but this node has not caught up yet: %w", index, ctx.Err())
+		case <-changed:
+		}
+	}
+}

@@ -1,0 +1,181 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"pontoon/fsm"
+)
+
+// report is what a node tells the leader about itself, a few times a second
+// and at each change. The leader commits only what elections depend on.
+type report struct {
+	Node    string `json:"node"`
+	Applied uint64 `json:"applied"` // Raft index
+	Plan    uint64 `json:"plan"`    // index its drivers have reached
+	Ready   bool   `json:"ready"`
+	LinksUp bool   `json:"links_up"`
+	InSync  bool   `json:"in_sync"`
+	Version string `json:"version"`
+}
+
+// reportReply gives each reporter what the leader has committed and what all
+// others said, so that any node can show the whole cluster.
+type reportReply struct {
+	Commit  uint64       `json:"commit"`
+	Reports []agedReport `json:"reports"`
+}
+
+// agedReport is a report with its age, because clocks of nodes may differ.
+type agedReport struct {
+	report
+	AgeMS int64 `json:"age_ms"`
+}
+
+// reportTable keeps the last report of each node.
+type reportTable struct {
+	mu   sync.Mutex
+	rows map[string]timedReport
+}
+
+type timedReport struct {
+	report
+	at time.Time
+}
+
+func newReportTable() *reportTable { return &reportTable{rows: map[string]timedReport{}} }
+
+// put stores r as heard at now and says whether it differs from the last one.
+func (t *reportTable) put(r report, now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, ok := t.rows[r.Node]
+	t.rows[r.Node] = timedReport{r, now}
+	return !ok || old.report != r
+}
+
+// replace takes over what the leader knows; own is this node's own row, which
+// nobody knows better.
+func (t *reportTable) replace(all []agedReport, own string, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, r := range all {
+		if r.Node != own {
+			t.rows[r.Node] = timedReport{r.report, now.Add(-time.Duration(r.AgeMS) * time.Millisecond)}
+		}
+	}
+}
+
+// all returns the rows by name, with their age at now, and forgets those of
+// nodes keep does not know.
+func (t *reportTable) all(now time.Time, keep func(string) bool) []agedReport {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []agedReport
+	for name, r := range t.rows {
+		if !keep(name) {
+			delete(t.rows, name)
+			continue
+		}
+		out = append(out, agedReport{r.report, now.Sub(r.at).Milliseconds()})
+	}
+	slices.SortFunc(out, func(a, b agedReport) int { return strings.Compare(a.Node, b.Node) })
+	return out
+}
+
+func (m *member) knownNode(name string) bool {
+	_, ok := m.store.State().Node(fsm.NodeID(name))
+	return ok
+}
+
+// serveReport takes a report; only the leader has a use for it.
+func (m *member) serveReport(w http.ResponseWriter, r *http.Request) {
+	var rep report
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20)).Decode(&rep); err != nil {
+		answer(w, 0, nil, err)
+		return
+	}
+	if peer := peerFrom(r.Context()); peer != rep.Node {
+		answer(w, 0, nil, errorOf("invalid", "node "+peer+" reported as "+rep.Node))
+		return
+	}
+	reply, err := m.takeReport(rep)
+	answer(w, 0, reply, err)
+}
+
+func (m *member) takeReport(rep report) (reportReply, error) {
+	if !m.raft.isLeader() {
+		return reportReply{}, errNotLeader
+	}
+	now := time.Now()
+	if m.reports.put(rep, now) {
+		m.wakeLeader()
+	}
+	return reportReply{Commit: m.raft.CommitIndex(), Reports: m.reports.all(now, m.knownNode)}, nil
+}
+
+// reportEvery is the pace of reports when nothing changes.
+const reportEvery = 300 * time.Millisecond
+
+// reportLoop keeps the leader informed of this node, and this node of the
+// leader's commit index.
+func (m *member) reportLoop(ctx context.Context) error {
+	tick := time.NewTicker(reportEvery)
+	defer tick.Stop()
+	for {
+		m.reportOnce(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-m.reportNow:
+		}
+	}
+}
+
+func (m *member) reportOnce(ctx context.Context) {
+	rep := m.selfReport()
+	if m.raft.isLeader() {
+		// Leading is proved by a quorum, not believed: a leader that slept
+		// finds out here before it acts.
+		commit := m.raft.CommitIndex()
+		if m.raft.VerifyLeader().Error() != nil {
+			return
+		}
+		m.contact.answer(time.Now(), commit)
+		if m.reports.put(rep, time.Now()) {
+			m.wakeLeader()
+		}
+		return
+	}
+	_, leader := m.raft.LeaderWithID()
+	if leader == "" || string(leader) == m.cfg.Name {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, raftRPCTimeout)
+	defer cancel()
+	var reply reportReply
+	if err := m.peers.callFor(ctx, string(leader), "/internal/report", rep, &reply); err != nil {
+		m.logger.Debug("report to the leader failed", "node", string(leader), "err", err)
+		return
+	}
+	now := time.Now()
+	m.contact.answer(now, reply.Commit)
+	m.reports.put(rep, now)
+	m.reports.replace(reply.Reports, m.cfg.Name, now)
+	m.wakeDriver()
+}
+
+// selfReport is this node as it is now.
+func (m *member) selfReport() report {
+	l := m.local.get()
+	return report{
+		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), Plan: l.plan,
+		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(), Version: m.version,
+	}
+}

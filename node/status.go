@@ -1,0 +1,271 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"pontoon/bpf"
+	"pontoon/fsm"
+	"pontoon/web"
+)
+
+// State implements web.Backend.
+func (d *daemon) State() *fsm.State {
+	if m, err := d.current(); err == nil {
+		return m.store.State()
+	}
+	return fsm.New()
+}
+
+// Propose implements web.Backend.
+func (d *daemon) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
+	m, err := d.current()
+	if err != nil {
+		return 0, err
+	}
+	return m.Propose(ctx, cmd)
+}
+
+// Events implements web.Backend.
+func (d *daemon) Events(since time.Time) ([]Event, func(context.Context) ([]Event, error)) {
+	return d.events.since(since)
+}
+
+// Health implements web.Backend.
+func (d *daemon) Health() web.Health {
+	h := web.Health{Live: true}
+	m, err := d.current()
+	if err != nil {
+		h.Reasons = append(h.Reasons, err.Error())
+		return h
+	}
+	if !m.raft.hasQuorum() {
+		h.Reasons = append(h.Reasons, "no leader is heard from: the cluster has no quorum, or this node is cut off")
+	}
+	l := m.local.get()
+	if !l.ready {
+		h.Reasons = append(h.Reasons, "the data plane is not ready")
+	}
+	if !l.linksUp {
+		h.Reasons = append(h.Reasons, "a data plane interface has no carrier")
+	}
+	if !m.inSync() {
+		h.Reasons = append(h.Reasons, "the flow table is not in sync with the peers")
+	}
+	h.Ready = len(h.Reasons) == 0
+	return h
+}
+
+// Status implements web.Backend.
+func (d *daemon) Status(context.Context) (web.Status, error) {
+	m, err := d.current()
+	if err != nil {
+		return web.Status{}, err
+	}
+	return m.status(), nil
+}
+
+func (m *member) status() web.Status {
+	s := m.store.State()
+	_, leader := m.raft.LeaderWithID()
+	st := web.Status{
+		Cluster: web.ClusterStatus{
+			ID: s.Cluster().ID, Leader: fsm.NodeID(leader), Term: m.raft.CurrentTerm(),
+			Applied: m.raft.AppliedIndex(), Quorum: m.raft.hasQuorum(),
+		},
+		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(),
+	}
+	st.Nodes = m.nodeStatus(s, string(leader))
+	for _, in := range s.Instances() {
+		is := web.InstanceStatus{Name: in.Name, Priorities: in.Priorities, Assignment: in.Assignment}
+		for _, v := range s.VIPs() {
+			if v.Instance == in.Name {
+				is.VIPs = append(is.VIPs, v.Address)
+			}
+		}
+		st.Instances = append(st.Instances, is)
+	}
+	l := m.local.get()
+	st.Warnings = append(st.Warnings, l.problems...)
+	st.Warnings = append(st.Warnings, voterWarnings(s)...)
+	if m.dp != nil {
+		m.dataplaneStatus(s, l, &st)
+	} else {
+		st.Services = serviceStatus(s, bpf.Stats{})
+	}
+	return st
+}
+
+// voterWarnings says what the number of voters means for the cluster's life.
+func voterWarnings(s *fsm.State) []string {
+	voters := 0
+	for _, n := range s.Nodes() {
+		if n.Voter {
+			voters++
+		}
+	}
+	switch {
+	case voters == 1 && len(s.Nodes()) == 1:
+		return []string{"a single node is not highly available: join two more, or one and a witness"}
+	case voters == 2:
+		return []string{"two voters are not highly available: when one dies the other has no quorum; join a third node or a witness"}
+	}
+	return nil
+}
+
+func (m *member) nodeStatus(s *fsm.State, leader string) []web.NodeStatus {
+	suffrage := map[string]raft.ServerSuffrage{}
+	if servers, err := m.raft.servers(); err == nil {
+		for _, srv := range servers {
+			suffrage[string(srv.ID)] = srv.Suffrage
+		}
+	}
+	applied := map[string]uint64{m.cfg.Name: m.raft.AppliedIndex()}
+	for _, r := range m.reports.all(time.Now(), m.knownNode) {
+		if r.Node != m.cfg.Name {
+			applied[r.Node] = r.Applied
+		}
+	}
+	var out []web.NodeStatus
+	for _, n := range s.Nodes() {
+		ns := web.NodeStatus{Node: n, Raft: web.RaftNonvoter, Applied: applied[string(n.Name)]}
+		switch {
+		case string(n.Name) == leader:
+			ns.Raft = web.RaftLeader
+		case suffrage[string(n.Name)] == raft.Voter && n.Voter:
+			ns.Raft = web.RaftVoter
+		}
+		for _, in := range s.Instances() {
+			if in.Master == n.Name {
+				ns.MasterOf = append(ns.MasterOf, in.Name)
+			}
+		}
+		out = append(out, ns)
+	}
+	return out
+}
+
+func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
+	stats := m.dp.Stats()
+	st.Services = serviceStatus(s, stats)
+	st.Drops = stats.Drops
+	st.Flows = web.FlowCounts{
+		Established: stats.Established, HalfOpen: stats.HalfOpen, Owned: stats.Owned,
+		Replica: stats.Replica, Adopted: stats.Adopted, Max: stats.Max,
+	}
+	for _, r := range m.repl.Status() {
+		st.Replication = append(st.Replication, web.PeerReplication{
+			Peer: fsm.NodeID(r.Peer), State: web.ReplicationState(r.State), Sent: r.Sent, Acked: r.Acked,
+			LagMS: r.LagMS, Resyncs: r.Resyncs, Dropped: r.Dropped,
+		})
+	}
+	links, err := m.host.Links(m.cfg.DataPlane.Interfaces)
+	up := map[string]bool{}
+	for _, k := range links {
+		up[k.Name] = k.Up
+	}
+	for _, name := range m.cfg.DataPlane.Interfaces {
+		st.Interfaces = append(st.Interfaces, web.InterfaceStatus{Name: name, Up: err == nil && up[name], Hook: hookName(l.interfaces[name])})
+	}
+	if stats.Established*10 >= stats.Max*9 && stats.Max > 0 {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("the flow table is nine tenths full (%d of %d): raise data_plane.max_flows", stats.Established, stats.Max))
+	}
+}
+
+func hookName(s string) string {
+	if s == "tcx" || s == "clsact" {
+		return s
+	}
+	return ""
+}
+
+func serviceStatus(s *fsm.State, stats bpf.Stats) []web.ServiceStatus {
+	var out []web.ServiceStatus
+	for _, svc := range s.Services() {
+		ss := web.ServiceStatus{Service: svc}
+		for _, e := range svc.Endpoints {
+			es := web.EndpointStatus{Address: e.Address, Weight: e.Weight, Admin: e.Admin, Health: web.EndpointUnknown}
+			es.Flows = stats.Services[svc.ID].Endpoints[e.Address].Flows
+			ss.Flows += es.Flows
+			ss.Endpoints = append(ss.Endpoints, es)
+		}
+		out = append(out, ss)
+	}
+	return out
+}
+
+// Flows implements web.Backend.
+func (d *daemon) Flows(ctx context.Context, f web.FlowFilter) ([]web.Flow, error) {
+	m, err := d.current()
+	if err != nil || m.dp == nil {
+		return nil, err
+	}
+	s := m.store.State()
+	names := map[uint32]string{}
+	for _, svc := range s.Services() {
+		names[svc.ID] = svc.Name
+	}
+	if f.Service != "" {
+		if _, ok := s.Service(f.Service); !ok {
+			return nil, fmt.Errorf("service %q: %w", f.Service, fsm.ErrNotFound)
+		}
+	}
+	var out []web.Flow
+	for fl, err := range m.dp.Flows(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		if !f.Match(names[fl.Service], fl.Client) {
+			continue
+		}
+		out = append(out, webFlow(fl, names[fl.Service], m.cfg.Name))
+		if f.Limit > 0 && len(out) >= f.Limit {
+			break
+		}
+	}
+	slices.SortFunc(out, func(a, b web.Flow) int { return a.Client.Compare(b.Client) })
+	return out, nil
+}
+
+func webFlow(f bpf.Flow, service, node string) web.Flow {
+	p := fsm.TCP
+	if f.Protocol == 17 {
+		p = fsm.UDP
+	}
+	snat := f.SNAT
+	if snat == f.Client {
+		snat = netip.AddrPort{}
+	}
+	return web.Flow{
+		Protocol: p, Client: f.Client, VIP: f.VIP, SNAT: snat, Endpoint: f.Endpoint, State: f.State.String(),
+		Service: service, Node: fsm.NodeID(node), Owner: f.Owner, AgeS: f.Age.Seconds(), IdleS: f.Idle.Seconds(),
+		Packets: f.Packets, Bytes: f.Bytes,
+	}
+}
+
+// FlushFlows implements web.Backend. The flows' owner forgets them and tells
+// the others through replication, so every node is asked.
+func (d *daemon) FlushFlows(ctx context.Context, service string) (int, error) {
+	m, err := d.current()
+	if err != nil {
+		return 0, err
+	}
+	svc, ok := m.store.State().Service(service)
+	if !ok {
+		return 0, fmt.Errorf("service %q: %w", service, fsm.ErrNotFound)
+	}
+	for _, n := range m.store.State().Nodes() {
+		if n.Role == fsm.RoleLB && n.Alive && string(n.Name) != m.cfg.Name {
+			var res flushReply
+			if err := m.peers.callFor(ctx, string(n.Name), "/internal/flush", flushRequest{svc.ID}, &res); err != nil {
+				return 0, fmt.Errorf("flush on %s: %w", n.Name, err)
+			}
+		}
+	}
+	return m.flushHere(ctx, svc.ID)
+}
