@@ -12,7 +12,9 @@ import (
 func TestNextChangeBringsTheRaftGroupToTheState(t *testing.T) {
 	voter := func(n string) raft.Server { return raft.Server{ID: raft.ServerID(n), Suffrage: raft.Voter} }
 	nonvoter := func(n string) raft.Server { return raft.Server{ID: raft.ServerID(n), Suffrage: raft.Nonvoter} }
-	node := func(n string, voter bool) fsm.Node { return fsm.Node{Name: fsm.NodeID(n), Address: n + ":1", Voter: voter} }
+	node := func(n string, voter bool) fsm.Node {
+		return fsm.Node{Name: fsm.NodeID(n), Address: n + ":1", Voter: voter}
+	}
 	for _, tc := range []struct {
 		name    string
 		nodes   []fsm.Node

@@ -116,8 +116,10 @@ func (m *member) watchLeader(ctx context.Context) error {
 			if last == "" {
 				text = "the cluster has no leader, as seen from here"
 			}
-			m.events.add(Event{Kind: web.EventElection, Node: fsm.NodeID(last), Text: text,
-				Fields: map[string]string{"term": fmt.Sprint(m.raft.CurrentTerm())}})
+			m.events.add(Event{
+				Kind: web.EventElection, Node: fsm.NodeID(last), Text: text,
+				Fields: map[string]string{"term": fmt.Sprint(m.raft.CurrentTerm())},
+			})
 		}
 		select {
 		case <-ctx.Done():
@@ -200,8 +202,10 @@ func instanceEvents(prev, next *fsm.State, add func(Event)) {
 		case p.Master != "" && p.Master != in.Master:
 			text += " after " + string(p.Master)
 		}
-		add(Event{Kind: web.EventFailover, Node: in.Master, Instance: in.Name, Text: text,
-			Fields: map[string]string{"epoch": fmt.Sprint(in.Epoch), "from": string(p.Master)}})
+		add(Event{
+			Kind: web.EventFailover, Node: in.Master, Instance: in.Name, Text: text,
+			Fields: map[string]string{"epoch": fmt.Sprint(in.Epoch), "from": string(p.Master)},
+		})
 	}
 }
 

@@ -25,7 +25,7 @@ type store struct {
 	wake        chan struct{} // capacity 1: transitions is not empty
 
 	live  atomic.Bool // this node knows the cluster's state: what is applied now happens now
-	fatal chan error // capacity 1: the log holds what this version cannot read
+	fatal chan error  // capacity 1: the log holds what this version cannot read
 }
 
 // transition is one step of the state, kept so that no event is lost although
