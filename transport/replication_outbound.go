@@ -118,6 +118,9 @@ func (p *replPeer) connect(ctx context.Context) (net.Conn, uint16, error) {
 		return nil, 0, fmt.Errorf("dial %s: %w", p.peer.Address, err)
 	}
 	version, err := p.greet(dialCtx, conn)
+	if err == nil {
+		err = replTolerate(conn, p.r.cfg.progressTimeout())
+	}
 	if err != nil {
 		replHardClose(conn, true)
 		return nil, 0, err
@@ -300,14 +303,4 @@ func replInterrupt(ctx context.Context, conn net.Conn, grace time.Duration) <-ch
 		_ = conn.SetDeadline(time.Now().Add(grace))
 	})
 	return done
-}
-
-// replHardClose closes a connection. Closing TLS tries for seconds to say
-// goodbye; on a broken stream that would only hold up the next attempt, so the
-// connection below it is closed first.
-func replHardClose(conn net.Conn, broken bool) {
-	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok && broken {
-		_ = inner.NetConn().Close()
-	}
-	_ = conn.Close()
 }
