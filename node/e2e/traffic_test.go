@@ -1,0 +1,149 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pontoon/internal/lab"
+	"pontoon/internal/lab/traffic"
+)
+
+// webPort is where the endpoints of the test service listen.
+const webPort = 8080
+
+// background runs f until the test ends.
+func background(t testing.TB, what string, f func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var g errgroup.Group
+	g.Go(func() error { return f(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", what, err)
+		}
+	})
+}
+
+// serve runs a checking server in each endpoint.
+func serve(t testing.TB, l *lab.Lab) []*traffic.Server {
+	t.Helper()
+	var out []*traffic.Server
+	for _, ep := range l.Endpoints() {
+		s, err := traffic.NewServer(traffic.ServerConfig{Name: ep.Name()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := ep.Listen(netip.AddrPortFrom(ep.Addr(), webPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		background(t, "server on "+ep.Name(), func(ctx context.Context) error { return s.Serve(ctx, ln) })
+		out = append(out, s)
+	}
+	return out
+}
+
+// declare makes the VIPs and a service called web in the given mode.
+func declare(t testing.TB, l *lab.Lab, mode string, gateway bool) {
+	t.Helper()
+	n := l.Nodes()[0]
+	cli(t, n, "vip", "create", lab.ServiceVIP().String())
+	if gateway {
+		cli(t, n, "vip", "create", lab.GatewayVIP().String(), "--kind", "gateway")
+	}
+	args := []string{
+		"service", "create", "web", "--vip", lab.ServiceVIP().String(), "--port", "80",
+		"--protocol", "tcp", "--mode", mode, "--algorithm", "rr",
+	}
+	for _, ep := range l.Endpoints() {
+		args = append(args, "--endpoint", netip.AddrPortFrom(ep.Addr(), webPort).String())
+	}
+	cli(t, n, args...)
+}
+
+var webVIP = netip.AddrPortFrom(lab.ServiceVIP(), 80)
+
+// connect opens long-lived connections through the service.
+func connect(t testing.TB, l *lab.Lab, count int) *traffic.Clients {
+	t.Helper()
+	c, err := traffic.NewClients(traffic.ClientsConfig{Dial: l.Clients()[0].Dial, Target: webVIP, Count: count})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Open(within(t, 60*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	background(t, "clients", c.Run)
+	return c
+}
+
+// master asks the nodes that run who is master of the default instance.
+func master(t testing.TB, l *lab.Lab, not string) *lab.Node {
+	t.Helper()
+	var found *lab.Node
+	err := lab.WaitFor(within(t, 30*time.Second), "a master other than "+not, func(ctx context.Context) error {
+		for _, n := range l.Nodes() {
+			if n.Name() == not || !n.Powered() {
+				continue
+			}
+			s, err := n.Status(ctx)
+			if err != nil {
+				return err
+			}
+			m := s.Master("default")
+			if m == "" || m == not {
+				return errors.New(n.Name() + " still names " + m)
+			}
+			found = l.Node(m)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+func TestConnectionsSurviveTheMastersPowerLoss(t *testing.T) {
+	for _, tc := range []struct {
+		name     string
+		topology lab.Topology
+		mode     string
+	}{
+		{"fullnat in one subnet", lab.OneLeg, "fullnat"},
+		{"fullnat across two subnets", lab.TwoLeg, "fullnat"},
+		{"dnat across two subnets", lab.TwoLeg, "dnat"},
+		{"onearm across two subnets", lab.TwoLeg, "onearm"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newCluster(t, lab.Config{Topology: tc.topology, Nodes: 3, Clients: 1, Endpoints: 2})
+			serve(t, l)
+			declare(t, l, tc.mode, tc.topology == lab.TwoLeg)
+			clients := connect(t, l, 100)
+			w := clients.Window()
+			if err := w.Wait(within(t, 10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			victim := master(t, l, "")
+			if err := victim.PowerOff(within(t, 10*time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			next := master(t, l, victim.Name())
+			w.Mark()
+			if err := w.Wait(within(t, 20*time.Second)); err != nil {
+				t.Error(err)
+			}
+			r := w.Result()
+			t.Logf("%s died, %s follows: %+v", victim.Name(), next.Name(), r)
+			if r.Survived != 100 {
+				t.Errorf("only %d of 100 connections survived", r.Survived)
+			}
+		})
+	}
+}
