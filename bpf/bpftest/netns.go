@@ -5,6 +5,7 @@ package bpftest
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -242,4 +243,33 @@ func (n *NS) Dial(dialer *net.Dialer, network, address string) (net.Conn, error)
 	}
 	n.tb.Cleanup(func() { _ = c.Close() })
 	return c, nil
+}
+
+// Hold adds the address to the interface when held, announcing it, and removes it otherwise.
+func (i Iface) Hold(prefix string, held bool) {
+	i.NS.tb.Helper()
+	i.NS.Do(func() {
+		addr, err := netlink.ParseAddr(prefix)
+		i.NS.must("parse "+prefix, err)
+		if held {
+			err = netlink.AddrReplace(i.link(), addr)
+		} else if err = netlink.AddrDel(i.link(), addr); errors.Is(err, unix.EADDRNOTAVAIL) {
+			err = nil
+		}
+		i.NS.must("hold "+prefix, err)
+	})
+}
+
+// Lookup finds an interface of the namespace.
+func (n *NS) Lookup(name string) Iface { return n.up(name) }
+
+// ForgetNeighbour removes a neighbour entry, so that the next packet asks anew.
+func (i Iface) ForgetNeighbour(address string) {
+	i.NS.tb.Helper()
+	i.NS.Do(func() {
+		err := netlink.NeighDel(&netlink.Neigh{LinkIndex: i.Index, IP: net.ParseIP(address)})
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			i.NS.must("forget neighbour "+address, err)
+		}
+	})
 }
