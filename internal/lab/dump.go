@@ -26,10 +26,12 @@ func (l *Lab) Dump(w io.Writer) {
 		if n.Powered() {
 			dumpNetwork(w, n.ns)
 		}
-		if s, err := n.Status(context.Background()); err != nil {
+		// All of it, not only the part the lab understands.
+		var status json.RawMessage
+		if err := n.getJSON(context.Background(), "/v1/status", &status); err != nil {
 			fmt.Fprintf(w, "status: %v\n", err)
-		} else if raw, err := json.Marshal(s); err == nil {
-			fmt.Fprintf(w, "status: %s\n", raw)
+		} else {
+			fmt.Fprintf(w, "status: %s\n", status)
 		}
 		fmt.Fprintf(w, "log:\n%s\n", tail(n.LogFile(), dumpLines))
 	}

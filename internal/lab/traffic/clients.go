@@ -26,7 +26,7 @@ type ClientsConfig struct {
 	// Count is the number of connections, at least 1.
 	Count int
 	// Interval is the mean time between two frames of a connection, 100 ms
-	// when 0. A thousand connections at 100 ms cost about a quarter of a
+	// when 0. A thousand connections at 100 ms cost about a third of a
 	// core, both ends and the network between them included.
 	Interval time.Duration
 	// Payload is the mean payload of a request in bytes, 64 when 0, at most

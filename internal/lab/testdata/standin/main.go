@@ -1,6 +1,7 @@
 // Command standin takes the product's place in the tests of the lab: `run`
 // serves a status on the Unix socket until it is told to end and counts its
-// starts in the data directory; anything else is echoed.
+// starts in the data directory; the commands that the demo gives make it a
+// cluster of user-space proxies (see cluster.go); anything else is echoed.
 package main
 
 import (
@@ -32,8 +33,7 @@ func run(args []string) error {
 		if args[2] == "fail" {
 			return errors.New("asked to fail")
 		}
-		fmt.Println(strings.Join(args[2:], " "))
-		return nil
+		return command(args[1], args[2:])
 	}
 	return fmt.Errorf("wrong usage: %q", args)
 }
@@ -72,24 +72,22 @@ func daemon(args []string) error {
 	if err := os.MkdirAll(*pin, 0o700); err != nil {
 		return err
 	}
-	cluster, err := net.Listen("tcp4", *address)
+	port, err := net.Listen("tcp4", *address)
 	if err != nil {
 		return err
 	}
-	defer cluster.Close()
+	defer port.Close()
 	sock := filepath.Join(*runDir, "pontoon.sock")
 	os.Remove(sock)
 	ln, err := net.Listen("unix", sock)
 	if err != nil {
 		return err
 	}
-	http.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprintf(w, `{"cluster":{"leader":%q,"quorum":true},"self":%q,
-			"nodes":[{"name":%q,"raft":"leader","alive":true,"ready":true,"in_sync":true}],
-			"instances":[{"name":"default","master":%q,"epoch":7}]}`, *name, *name, *name, *name)
-	})
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	fake := cluster{dir: filepath.Dir(filepath.Dir(*data)), self: *name}
+	http.HandleFunc("/v1/status", func(w http.ResponseWriter, _ *http.Request) { fake.writeStatus(w) })
+	go fake.run(ctx)
 	srv := &http.Server{}
 	context.AfterFunc(ctx, func() { srv.Close() })
 	fmt.Println("standin", *name, "runs")

@@ -1,0 +1,208 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pontoon/internal/lab/traffic"
+)
+
+// successorTimeout bounds the wait for somebody to take over. A stopped
+// daemon with a living kernel is left in peace for a grace of 10 s by
+// default, so this is well above it.
+const successorTimeout = 30 * time.Second
+
+// talkInterval is how often a long wait says how things stand.
+const talkInterval = 2 * time.Second
+
+// failure is one way to hurt a node and to mend it again.
+type failure struct {
+	done string // told when it is done, with the victim's name
+	back string // told when it is undone
+	hurt func(context.Context, *Node) error
+	mend func(context.Context, *Node) error
+}
+
+// failures maps each kind to what it does.
+func failures() map[string]failure {
+	return map[string]failure{
+		FailKill: {
+			done: "%s, the master, has lost its power: links down, process killed, kernel forgotten",
+			back: "%s has power again and boots with its old disk",
+			hurt: func(ctx context.Context, n *Node) error { return n.PowerOff(ctx) },
+			mend: func(ctx context.Context, n *Node) error { return n.PowerOn(ctx) },
+		},
+		FailLink: {
+			done: "%s, the master, has lost all its links",
+			back: "%s has its links again",
+			hurt: func(_ context.Context, n *Node) error { return n.LinksDown() },
+			mend: func(_ context.Context, n *Node) error { return n.LinksUp() },
+		},
+		FailPause: {
+			done: "%s, the master, is stopped (SIGSTOP); its kernel still forwards",
+			back: "%s goes on (SIGCONT)",
+			hurt: func(_ context.Context, n *Node) error { return n.Pause() },
+			mend: func(_ context.Context, n *Node) error { return n.Resume() },
+		},
+	}
+}
+
+// rounds makes the failures one after the other. A round in which something
+// did not come as it should is reported, and the next one is made as long as
+// the cluster is whole again.
+func (d *demo) rounds(ctx context.Context) error {
+	for _, kind := range d.cfg.Failures {
+		fr, whole, err := d.round(ctx, kind)
+		if err != nil {
+			return err
+		}
+		d.report.Failures = append(d.report.Failures, fr)
+		if !whole {
+			d.tell.bad("the cluster did not become whole again; no more failures are made")
+			return nil
+		}
+		if alive := d.clients.Alive(); alive < d.cfg.Connections {
+			d.tell.detail("reopening %d lost connections", d.cfg.Connections-alive)
+			if err := d.clients.Open(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// round makes one failure and heals it. The error is of the demo itself; what
+// the product did wrong stands in the report.
+func (d *demo) round(ctx context.Context, kind string) (fr FailureReport, whole bool, err error) {
+	f := failures()[kind]
+	master, _, err := d.awaitMasterWithin(ctx, "", d.lab.Nodes())
+	if err != nil {
+		return fr, false, err
+	}
+	victim := d.lab.Node(master)
+	if victim == nil {
+		return fr, false, fmt.Errorf("the cluster names %q as its master, and there is no such node", master)
+	}
+	fr = FailureReport{Kind: kind, Victim: master}
+	d.tell.head("%s", kind)
+
+	w := d.clients.Window()
+	d.prober.Window()
+	began := time.Now()
+	if err := f.hurt(ctx, victim); err != nil {
+		return fr, false, err
+	}
+	w.Mark()
+	d.tell.step(f.done, master)
+	var problems []error
+	problems = append(problems, d.watchTakeover(ctx, w, &fr, victim, began))
+	out := w.Result()
+
+	back := d.clients.Window()
+	if err := f.mend(ctx, victim); err != nil {
+		return fr, false, err
+	}
+	d.tell.step(f.back, master)
+	wholeErr := d.awaitWhole(ctx)
+	if wholeErr == nil {
+		d.tell.detail("%s is alive, ready and in sync again", master)
+		back.Mark()
+		problems = append(problems, within(ctx, progressTimeout, back.Wait))
+	}
+	if ctx.Err() != nil {
+		return fr, false, ctx.Err()
+	}
+	fr.fill(out, back.Result(), errors.Join(append(problems, wholeErr)...))
+	d.tellRound(fr)
+	return fr, wholeErr == nil, nil
+}
+
+func (d *demo) awaitMasterWithin(ctx context.Context, not string, asked []*Node) (m string, epoch uint64, err error) {
+	err = within(ctx, successorTimeout, func(ctx context.Context) error {
+		m, epoch, err = d.awaitMaster(ctx, not, asked)
+		return err
+	})
+	return m, epoch, err
+}
+
+// watchTakeover waits for a successor, for all connections to go on by it and
+// for new ones to be served. It returns what did not come.
+func (d *demo) watchTakeover(ctx context.Context, w *traffic.Window, fr *FailureReport, victim *Node, began time.Time) error {
+	var others []*Node
+	for _, n := range d.lab.Nodes() {
+		if n != victim {
+			others = append(others, n)
+		}
+	}
+	var (
+		successor string
+		epoch     uint64
+	)
+	err := d.talking(ctx, w, began, func() (err error) {
+		successor, epoch, err = d.awaitMasterWithin(ctx, victim.Name(), others)
+		return err
+	})
+	if err != nil {
+		d.tell.bad("nobody took over within %s", successorTimeout)
+		return fmt.Errorf("no successor: %w", err)
+	}
+	fr.Successor, fr.TakeoverMS = successor, ms(time.Since(began))
+	d.tell.step("%s is the new master (epoch %d), %s after the failure", successor, epoch, short(time.Since(began)))
+	w.Mark()
+	var problems []error
+	if err := within(ctx, progressTimeout, w.Wait); err != nil {
+		problems = append(problems, err)
+	} else {
+		d.tell.detail("all connections that live have gone on; %s after the failure", short(time.Since(began)))
+	}
+	err = within(ctx, serveTimeout, func(ctx context.Context) error { return d.prober.Succeeding(ctx, steadyProbes) })
+	fr.NewConnectionsOK = err == nil
+	fr.NewOutageMS = ms(d.prober.Result().Outage)
+	if err != nil {
+		problems = append(problems, fmt.Errorf("new connections are not served: %w", err))
+	}
+	return errors.Join(problems...)
+}
+
+// talking runs fn and says now and then how the connections do meanwhile.
+func (d *demo) talking(ctx context.Context, w *traffic.Window, began time.Time, fn func() error) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var g errgroup.Group
+	g.Go(func() error {
+		tick := time.NewTicker(talkInterval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				r := w.Result()
+				d.tell.detail("%s: nobody has taken over yet; %d of %d connections go on",
+					short(time.Since(began)), r.Survived, r.Connections)
+			case <-ctx.Done():
+				return nil
+			}
+			w.Mark()
+		}
+	})
+	err := fn()
+	stop()
+	return errors.Join(err, g.Wait())
+}
+
+// tellRound says in a line or two what one failure cost.
+func (d *demo) tellRound(fr FailureReport) {
+	say := d.tell.good
+	if !fr.ok() {
+		say = d.tell.bad
+	}
+	say("%s: blackout %.0f ms, %d of %d connections survived, %d reset, %d stalled, %d corrupted",
+		fr.Kind, fr.BlackoutMS, fr.Survived, fr.Connections, fr.Reset, fr.Stalled, fr.Corrupted)
+	if fr.Error != "" {
+		d.tell.bad("%s", strings.ReplaceAll(fr.Error, "\n", "; "))
+	}
+}
