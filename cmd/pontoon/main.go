@@ -50,30 +50,19 @@ func report(stderr io.Writer, cmd *cobra.Command, err error) int {
 	}
 	var usage usageError
 	if errors.As(err, &usage) {
-		_, _ = fmt.Fprintf(stderr, "pontoon: %v\nusage: %s (more: %s --help)\n", usage, usageLine(cmd), cmd.CommandPath())
+		_, _ = fmt.Fprintf(stderr, "pontoon: %s\nusage: %s (more: %s --help)\n",
+			strings.ReplaceAll(usage.Error(), "\n", "; "), usageLine(cmd), cmd.CommandPath())
 		return exitUsage
 	}
-	if errors.Is(err, context.Canceled) {
-		err = errors.New("interrupted")
-	}
-	for _, line := range problems(err) {
+	// One line, or one for each thing that is wrong: joined errors are lines.
+	for line := range strings.Lines(err.Error()) {
+		line = strings.TrimSuffix(line, "\n")
+		if what, interrupted := strings.CutSuffix(line, context.Canceled.Error()); interrupted {
+			line = what + "interrupted"
+		}
 		_, _ = fmt.Fprintf(stderr, "pontoon: %s\n", line)
 	}
 	return exitFailed
-}
-
-// problems returns one line for each thing that is wrong: a joined error is
-// several findings, any other error is one.
-func problems(err error) []string {
-	var joined interface{ Unwrap() []error }
-	if !errors.As(err, &joined) || err.Error() != errors.Join(joined.Unwrap()...).Error() {
-		return []string{strings.ReplaceAll(err.Error(), "\n", "; ")}
-	}
-	var lines []string
-	for _, e := range joined.Unwrap() {
-		lines = append(lines, problems(e)...)
-	}
-	return lines
 }
 
 // app is what the commands share: the process's streams and environment, and
@@ -117,7 +106,7 @@ mend it), 2 wrong usage.`)
 	root.SetFlagErrorFunc(flagError)
 	a.conn.addTo(root.PersistentFlags(), a.getenv)
 	addGroup(root, "begin", "Begin and end:",
-		newRunCmd(a), newInitCmd(a), newJoinCmd(a), newLeaveCmd(a), newTokenCmd(a))
+		newDemoCmd(a), newRunCmd(a), newInitCmd(a), newJoinCmd(a), newLeaveCmd(a), newTokenCmd(a))
 	addGroup(root, "look", "Look:",
 		newStatusCmd(a), newEventsCmd(a), newConntrackCmd(a))
 	addGroup(root, "change", "Change what is served, and by whom:",

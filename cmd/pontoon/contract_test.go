@@ -1,0 +1,135 @@
+package main
+
+import (
+	"bytes"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+// contractCommands are the commands users and scripts rely on, with the flags
+// they have of their own. A change here is a change of the contract.
+var contractCommands = map[string][]string{
+	"run": {
+		"address", "agent-grace", "api-listen", "config", "data-dir", "gossip-port", "hook", "interface",
+		"log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
+	},
+	"demo":                  {"clean", "connections", "failures", "keep", "nodes", "output"},
+	"init":                  {},
+	"join":                  {"no-wait", "timeout", "token"},
+	"leave":                 {"force"},
+	"token create":          {"role", "ttl"},
+	"token list":            {"output"},
+	"token revoke":          {},
+	"status":                {"output", "watch"},
+	"events":                {"follow", "output", "since"},
+	"node list":             {"output"},
+	"node show":             {"output"},
+	"node drain":            {},
+	"node resume":           {},
+	"node remove":           {"force"},
+	"instance list":         {"output"},
+	"instance create":       {"priority"},
+	"instance move":         {"to"},
+	"instance delete":       {},
+	"vip list":              {"output"},
+	"vip create":            {"announce", "instance", "interface", "kind"},
+	"vip delete":            {},
+	"service list":          {"output"},
+	"service show":          {"output"},
+	"service create":        {"algorithm", "endpoint", "idle-timeout", "mode", "port", "protocol", "vip"},
+	"service update":        {"add-endpoint", "algorithm", "endpoint", "idle-timeout", "mode", "port", "protocol", "remove-endpoint", "vip"},
+	"service delete":        {},
+	"endpoint list":         {"output"},
+	"endpoint drain":        {},
+	"endpoint resume":       {},
+	"conntrack list":        {"client", "limit", "output", "service"},
+	"conntrack count":       {"output"},
+	"conntrack flush":       {"service"},
+	"completion bash":       {"no-descriptions"},
+	"completion zsh":        {"no-descriptions"},
+	"completion fish":       {"no-descriptions"},
+	"completion powershell": {"no-descriptions"},
+	"help":                  {},
+}
+
+func TestEveryContractCommandIsThereWithItsFlags(t *testing.T) {
+	a, _, _ := testApp(nil)
+	found := map[string][]string{}
+	walk(newRoot(a), func(cmd *cobra.Command) {
+		name := strings.TrimPrefix(cmd.CommandPath(), "pontoon ")
+		found[name] = ownFlags(cmd)
+	})
+	for name, flags := range contractCommands {
+		have, ok := found[name]
+		if !ok {
+			t.Errorf("pontoon %s is gone", name)
+			continue
+		}
+		if !slices.Equal(have, flags) {
+			t.Errorf("pontoon %s has flags %q, want %q", name, have, flags)
+		}
+		delete(found, name)
+	}
+	for name := range found {
+		t.Errorf("pontoon %s stands in no contract", name)
+	}
+}
+
+// walk visits the commands that do something, not the groups.
+func walk(cmd *cobra.Command, visit func(*cobra.Command)) {
+	if !cmd.HasSubCommands() {
+		visit(cmd)
+	}
+	for _, sub := range cmd.Commands() {
+		walk(sub, visit)
+	}
+}
+
+func ownFlags(cmd *cobra.Command) []string {
+	names := []string{}
+	for _, line := range strings.Split(cmd.LocalNonPersistentFlags().FlagUsages(), "\n") {
+		_, rest, ok := strings.Cut(line, "--")
+		if name := strings.FieldsFunc(rest, func(r rune) bool { return r == ' ' }); ok && name[0] != "help" {
+			names = append(names, name[0])
+		}
+	}
+	return names
+}
+
+func TestEveryCommandExplainsItselfWithAnExample(t *testing.T) {
+	a, out, _ := testApp(nil)
+	walk(newRoot(a), func(cmd *cobra.Command) {
+		if cmd.Parent().Name() == "completion" || cmd.Name() == "help" {
+			return
+		}
+		if cmd.Short == "" || cmd.Long == "" {
+			t.Errorf("%s does not say what it does", cmd.CommandPath())
+		}
+		if !strings.Contains(cmd.Example, cmd.CommandPath()) {
+			t.Errorf("%s has no example of itself", cmd.CommandPath())
+		}
+		out.Reset()
+		path := strings.Fields(cmd.CommandPath())[1:]
+		if err := execute(t.Context(), a, append(path, "--help")...); err != nil {
+			t.Errorf("%s --help: %v", cmd.CommandPath(), err)
+		}
+		checkHelp(t, cmd, out)
+	})
+}
+
+func checkHelp(t *testing.T, cmd *cobra.Command, out *bytes.Buffer) {
+	t.Helper()
+	help := out.String()
+	for _, want := range []string{"Usage:\n", "Examples:\n"} {
+		if !strings.Contains(help, want) {
+			t.Errorf("%s --help has no %q", cmd.CommandPath(), want)
+		}
+	}
+	offline := cmd.Name() == "run" || cmd.Name() == "demo"
+	if strings.Contains(help, "--socket") == offline {
+		t.Errorf("%s --help: offers --socket: %v", cmd.CommandPath(), !offline)
+	}
+}

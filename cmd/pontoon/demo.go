@@ -1,0 +1,101 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"pontoon/fsm"
+	"pontoon/internal/lab"
+)
+
+// demoFlags are the settings of `demo`.
+type demoFlags struct {
+	nodes       int
+	connections int
+	failures    []string
+	keep        bool
+	clean       string
+}
+
+func newDemoCmd(a *app) *cobra.Command {
+	var f demoFlags
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show on this machine that connections outlive their load balancer",
+		Long: `Show on this machine, as root, that connections outlive their load balancer: a
+cluster of real daemons in network namespaces balances long-lived connections
+that carry numbered, checksummed data both ways; then the master is hurt in each
+way of --failures:
+
+  kill   its links and its processes die at once, as in a power loss
+  link   its links go down
+  pause  its daemon is stopped (SIGSTOP) while its kernel goes on
+
+It tells what happens while it goes and ends with a verdict. The exit status is 1
+if a connection was lost or corrupted. It cleans up after itself, also when
+interrupted.`,
+		Example: `  pontoon demo
+  pontoon demo --connections 200 --failures kill --keep`,
+		Args: wantArgs(),
+	}
+	fs := cmd.Flags()
+	fs.IntVar(&f.nodes, "nodes", 3, fmt.Sprintf("how many load balancers, 3 to %d", fsm.MaxSlots))
+	fs.IntVar(&f.connections, "connections", 1000, "how many long-lived connections")
+	fs.StringSliceVar(&f.failures, "failures", lab.Failures(), "what to do to the master, in this order, with commas between")
+	fs.BoolVar(&f.keep, "keep", false, "leave it running at the end, and say how to look around and clean up")
+	fs.StringVar(&f.clean, "clean", "", "remove what a demo with this `prefix` left, and do nothing else")
+	format := newChoice(formatTable, formatTable, formatJSON).
+		addTo(cmd, "output", "o", "how to print the verdict; with json, what happens goes to standard error")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if f.clean != "" {
+			return a.cleanDemo(f.clean)
+		}
+		return a.demo(cmd.Context(), f, format.value == formatJSON)
+	}
+	return withoutDaemon(cmd)
+}
+
+func (a *app) demo(ctx context.Context, f demoFlags, asJSON bool) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program's file: %w", err)
+	}
+	cfg := lab.DemoConfig{
+		Binary:      binary,
+		Nodes:       f.nodes,
+		Connections: f.connections,
+		Failures:    append([]string{}, f.failures...), // nil would mean all of them
+		Keep:        f.keep,
+		JSON:        asJSON,
+		Out:         a.out,
+		Err:         a.err,
+		Color:       a.color(),
+	}
+	if f.nodes > fsm.MaxSlots {
+		return usagef("--nodes %d: want 3 to %d", f.nodes, fsm.MaxSlots)
+	}
+	if err := cfg.Validate(); err != nil {
+		return usageError{err}
+	}
+	if !signal.Ignored(syscall.SIGHUP) {
+		// A closed terminal shall not leave namespaces behind either.
+		var stop context.CancelFunc
+		ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+		defer stop()
+	}
+	_, err = lab.RunDemo(ctx, cfg)
+	return err
+}
+
+func (a *app) cleanDemo(prefix string) error {
+	if err := lab.Clean("", prefix); err != nil {
+		return err
+	}
+	a.printf("demo %s is removed\n", prefix)
+	return nil
+}
