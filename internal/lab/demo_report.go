@@ -31,10 +31,10 @@ type FailureReport struct {
 	Kind      string `json:"kind"`
 	Victim    string `json:"victim"`
 	Successor string `json:"successor"`
-	// BlackoutMS is the longest time any connection that was not lost went
-	// without an answer while the victim was away; P50MS and P99MS are
-	// percentiles over the connections. One send interval of 100 ms is there
-	// without any failure, see Report.CalmGapMS.
+	// BlackoutMS is the longest time any connection went without an answer
+	// while the victim was away, a lost one until its loss; P50MS and P99MS
+	// are percentiles over the connections. One send interval of 100 ms is
+	// there without any failure, see Report.CalmGapMS.
 	BlackoutMS  float64 `json:"blackout_ms"`
 	P50MS       float64 `json:"blackout_p50_ms"`
 	P99MS       float64 `json:"blackout_p99_ms"`

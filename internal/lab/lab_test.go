@@ -274,11 +274,11 @@ func TestRunReportsTheCommandsError(t *testing.T) {
 }
 
 func TestConfigErrorsAreReportedTogether(t *testing.T) {
-	err := Config{Topology: "ring", Nodes: 10, Clients: -1, Dir: strings.Repeat("/long", 30), Binary: "/nowhere"}.Validate()
+	err := Config{Topology: "ring", Nodes: 9, Clients: -1, Dir: strings.Repeat("/long", 30), Binary: "/nowhere"}.Validate()
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, want := range []string{"topology", "10 nodes", "-1 clients", "too long", "binary"} {
+	for _, want := range []string{"topology", "9 nodes", "-1 clients", "too long", "binary"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("nothing about %s in: %v", want, err)
 		}

@@ -23,9 +23,9 @@ const (
 	OneLeg Topology = "one-leg"
 )
 
-// The sizes a lab may have; the address plan has no room for more.
+// The sizes a lab may have.
 const (
-	MaxNodes     = 9
+	MaxNodes     = 8 // also the number of load balancers a cluster may have
 	MaxEndpoints = 50
 	MaxClients   = 90
 )

@@ -268,6 +268,6 @@ func (c *Clients) readLoop(ctx context.Context, cc *clientConn) {
 // loseUnlessOver notes a loss that is not just the end of the run.
 func (c *Clients) loseUnlessOver(ctx context.Context, cc *clientConn, err error) {
 	if ctx.Err() == nil {
-		cc.lose(err)
+		cc.lose(err, c.now())
 	}
 }

@@ -3,6 +3,7 @@ package traffic
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"syscall"
@@ -33,6 +34,7 @@ type clientConn struct {
 	maxGap  time.Duration // within the current window
 	mark    uint64        // progress means: acked exceeds it
 	lost    error         // why the connection is no more, nil while it lives
+	lostAt  time.Duration // when that was seen
 	corrupt bool
 }
 
@@ -114,14 +116,27 @@ func (cc *clientConn) received(f frame, now time.Duration) error {
 }
 
 // lose notes why the connection ended; the first reason stays.
-func (cc *clientConn) lose(err error) {
+func (cc *clientConn) lose(err error, now time.Duration) {
 	cc.mu.Lock()
 	defer cc.mu.Unlock()
 	if cc.lost == nil {
-		cc.lost = err
+		cc.lost, cc.lostAt = err, now
 		cc.corrupt = errors.Is(err, ErrCorrupt)
 	}
 	cc.c.Close()
+}
+
+// reason is why the connection was lost, without what differs from one
+// connection to the next, so that equal reasons can be counted.
+func (cc *clientConn) reason() string {
+	var op *net.OpError
+	switch {
+	case errors.Is(cc.lost, io.EOF):
+		return "closed by the other side"
+	case errors.As(cc.lost, &op):
+		return op.Err.Error()
+	}
+	return cc.lost.Error()
 }
 
 // alive says whether the connection has not been lost.

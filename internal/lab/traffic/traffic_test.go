@@ -107,7 +107,7 @@ func TestResetIsDetectedAndReplaced(t *testing.T) {
 	}
 	r := w.Result()
 	checkSum(t, r)
-	if r.Survived != 7 || len(r.Errors) == 0 || c.Alive() != 7 {
+	if r.Survived != 7 || len(r.Errors) != 1 || r.Errors[0] != "3 times: read: connection reset by peer" || c.Alive() != 7 {
 		t.Errorf("got %+v", r)
 	}
 	if err := c.Open(within(t, 5*time.Second)); err != nil {

@@ -1,8 +1,10 @@
 package traffic
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 )
@@ -22,16 +24,18 @@ type Result struct {
 	Reset       int // ended by an error or by the other side
 	Stalled     int // open, but without progress since the last mark
 	Corrupted   int // carried something that was not sent; counted only here
-	// Blackout is the longest time any connection that was not lost went
-	// without an answer, P50 and P99 the percentiles over the connections of
-	// each one's longest. A stalled one counts with the time until now. See
-	// the package comment: one send interval is normal.
+	// Blackout is the longest time any connection went without an answer, P50
+	// and P99 the percentiles over the connections of each one's longest. A
+	// stalled one counts with the time until now, a lost one with the time
+	// until its loss was seen. See the package comment: one send interval is
+	// normal.
 	Blackout, P50, P99 time.Duration
-	// Errors are samples of why connections were lost, each once.
+	// Errors are the reasons why connections were lost, the most frequent
+	// first, each with how often it was seen.
 	Errors []string
 }
 
-// maxErrors is how many samples a Result holds.
+// maxErrors is how many reasons a Result holds.
 const maxErrors = 5
 
 // Window begins an observation of the connections that are alive now, with a
@@ -94,10 +98,11 @@ func (w *Window) Wait(ctx context.Context) error {
 func (w *Window) Result() Result {
 	r := Result{Connections: len(w.conns)}
 	now := w.c.now()
-	var gaps []time.Duration
+	gaps := make([]time.Duration, 0, len(w.conns))
+	reasons := map[string]int{}
 	for _, cc := range w.conns {
 		cc.mu.Lock()
-		gap := max(cc.maxGap, now-cc.last)
+		until := now
 		switch {
 		case cc.corrupt:
 			r.Corrupted++
@@ -105,19 +110,31 @@ func (w *Window) Result() Result {
 			r.Reset++
 		case cc.acked <= cc.mark:
 			r.Stalled++
-			gaps = append(gaps, gap)
 		default:
 			r.Survived++
-			gaps = append(gaps, gap)
 		}
-		if cc.lost != nil && len(r.Errors) < maxErrors && !slices.Contains(r.Errors, cc.lost.Error()) {
-			r.Errors = append(r.Errors, cc.lost.Error())
+		if cc.lost != nil {
+			until = cc.lostAt
+			reasons[cc.reason()]++
 		}
+		gaps = append(gaps, max(cc.maxGap, until-cc.last))
 		cc.mu.Unlock()
 	}
 	slices.Sort(gaps)
 	r.P50, r.P99, r.Blackout = percentile(gaps, 50), percentile(gaps, 99), percentile(gaps, 100)
+	r.Errors = topReasons(reasons)
 	return r
+}
+
+// topReasons puts the most frequent reasons into words.
+func topReasons(reasons map[string]int) []string {
+	keys := slices.Sorted(maps.Keys(reasons))
+	slices.SortStableFunc(keys, func(a, b string) int { return cmp.Compare(reasons[b], reasons[a]) })
+	var out []string
+	for _, k := range keys[:min(len(keys), maxErrors)] {
+		out = append(out, fmt.Sprintf("%d times: %s", reasons[k], k))
+	}
+	return out
 }
 
 // percentile is the smallest value that p percent of the sorted values do not

@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"pontoon/internal/lab"
 )
 
 func main() {
@@ -35,7 +37,32 @@ func run(args []string) error {
 		}
 		return command(args[1], args[2:])
 	}
+	if len(args) == 3 && args[0] == "demo" && args[1] == "--endpoint" {
+		return lab.ServeEndpoint(context.Background(), args[2])
+	}
+	if len(args) == 2 && args[0] == "owner" {
+		return owner(args[1])
+	}
 	return fmt.Errorf("wrong usage: %q", args)
+}
+
+// owner builds a lab below dir with one running node, says so and waits to be
+// killed.
+func owner(dir string) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	l, err := lab.New(lab.Config{Binary: self, Nodes: 1, Dir: dir})
+	if err != nil {
+		return err
+	}
+	n := l.Node("lb1")
+	if err := n.Start(context.Background()); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	fmt.Println(l.Prefix(), n.Process().PID)
+	select {}
 }
 
 type list []string
