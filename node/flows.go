@@ -79,7 +79,22 @@ func (m *member) pumpFlows(ctx context.Context) error {
 			m.repl.Publish(batch)
 		case <-m.dp.Lost():
 			m.events.add(Event{Kind: "replication", Text: "flow events were lost between data plane and daemon: all peers get a new snapshot"})
+			// What came before the loss goes out before the snapshot that heals
+			// it, or it would undo what the snapshot says.
+			m.publishWaiting()
 			m.repl.Overrun("flow events were lost")
+		}
+	}
+}
+
+// publishWaiting sends what is in the channel now.
+func (m *member) publishWaiting() {
+	for {
+		select {
+		case batch := <-m.dp.Events():
+			m.repl.Publish(batch)
+		default:
+			return
 		}
 	}
 }
