@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -66,23 +65,28 @@ func (d *Dataplane) sweep(ctx context.Context) error {
 	return nil
 }
 
+// sweepChunk counts what stays. Of a connection that goes, neither half is counted, whichever of
+// them the dump brings first: its figures go on in the record of its end.
 func (d *Dataplane) sweepChunk(m *ebpf.Map, part chunk, now instant, figures *tally) error {
-	var expired []int
-	for i := range part.keys {
-		key, f := &part.keys[i], &part.values[i]
-		if m == d.maps.Flows {
+	count := func(i int) {
+		if key, f := &part.keys[i], &part.values[i]; m == d.maps.Flows {
 			figures.count(key, f)
 		} else if !f.reply() {
 			figures.halfOpen++
 		}
-		if d.expired(key.Proto, f, now) {
-			expired = append(expired, i)
-		}
 	}
-	if len(expired) == 0 {
+	var idle []int
+	for i := range part.keys {
+		if d.expired(part.keys[i].Proto, &part.values[i], now) {
+			idle = append(idle, i)
+			continue
+		}
+		count(i)
+	}
+	if len(idle) == 0 {
 		return nil
 	}
-	return d.expire(m, part, expired, now)
+	return d.expire(m, part, idle, now, count)
 }
 
 // expired judges one half by itself.
@@ -95,21 +99,24 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 	return ages && idle > limit
 }
 
-// expire removes the connections of the candidates whose other half is idle too. Everything is
-// read again just before it is deleted: a packet may have come by since the dump.
-func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instant) error {
+// expire removes the connections of the candidates whose other half is idle too, and calls stays
+// for the others. Everything is read again just before it is deleted: a packet may have come by
+// since the dump.
+func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instant, stays func(int)) error {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
 	var keys []pontoonFlowKey
 	var records []byte
 	for _, i := range candidates {
-		key, old := part.keys[i], part.values[i]
-		pair, record, err := d.expirePair(m, key, &old, now)
-		if err != nil {
+		c := candidate{key: part.keys[i], seen: part.values[i]}
+		if err := d.judge(m, &c, now); err != nil {
 			return err
 		}
-		keys = append(keys, pair...)
-		records = append(records, record...)
+		if c.stays {
+			stays(i)
+		}
+		keys = append(keys, c.remove...)
+		records = append(records, c.record...)
 	}
 	if err := deleteKeys(m, keys); err != nil {
 		return err
@@ -118,38 +125,47 @@ func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instan
 	return nil
 }
 
-// expirePair returns the keys to delete for one candidate, and the record that says so when the
-// connection was ours. A reply half is left to its forward half; one without is deleted alone.
-func (d *Dataplane) expirePair(m *ebpf.Map, key pontoonFlowKey, old *pontoonFlow, now instant) ([]pontoonFlowKey, []byte, error) {
-	okey := otherKey(&key, old)
+// candidate is one half that has been idle for too long, and what judge decides about it. A reply
+// half whose forward half is idle too neither stays nor is removed: it goes with that half.
+type candidate struct {
+	key    pontoonFlowKey
+	seen   pontoonFlow
+	stays  bool
+	remove []pontoonFlowKey
+	record []byte // that the connection is gone, if it was ours
+}
+
+func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
+	okey := otherKey(&c.key, &c.seen)
 	var current, other pontoonFlow
-	otherErr := m.Lookup(okey, &other)
-	if otherErr != nil && !errors.Is(otherErr, ebpf.ErrKeyNotExist) {
-		return nil, nil, fmt.Errorf("look up other half: %w", otherErr)
+	paired, err := lookup(m, okey, &other)
+	if err != nil {
+		return err
 	}
-	paired := otherErr == nil && otherKey(&okey, &other) == key
-	if paired && (old.reply() || !d.expired(key.Proto, &other, now)) {
-		return nil, nil, nil
+	paired = paired && otherKey(&okey, &other) == c.key
+	if paired && !d.expired(c.key.Proto, &other, now) {
+		c.stays = true
+		return nil
 	}
-	if err := m.Lookup(key, &current); err != nil {
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil, nil, nil
-		}
-		return nil, nil, fmt.Errorf("look up flow: %w", err)
+	if paired && c.seen.reply() {
+		return nil
 	}
-	if current.LastSeen != old.LastSeen || current.State != old.State || otherKey(&key, &current) != okey {
-		return nil, nil, nil
+	found, err := lookup(m, c.key, &current)
+	if err != nil || !found {
+		return err
 	}
-	keys := []pontoonFlowKey{key}
+	if current.LastSeen != c.seen.LastSeen || current.State != c.seen.State || otherKey(&c.key, &current) != okey {
+		c.stays = true
+		return nil
+	}
+	c.remove = []pontoonFlowKey{c.key}
+	whole := connection{key: c.key, forward: current, reply: pontoonFlow{LastSeen: current.LastSeen}}
 	if paired {
-		keys = append(keys, okey)
+		c.remove = append(c.remove, okey)
+		whole.reply = other
 	}
-	if m != d.maps.Flows || current.reply() || current.replica() {
-		return keys, nil, nil
+	if m == d.maps.Flows && !current.reply() && !current.replica() {
+		c.record = whole.appendRecord(nil, now, opDelete, reasonExpire)
 	}
-	c := connection{key: key, forward: current, reply: other}
-	if !paired {
-		c.reply = pontoonFlow{LastSeen: current.LastSeen}
-	}
-	return keys, c.appendRecord(nil, now, opDelete, reasonExpire), nil
+	return nil
 }

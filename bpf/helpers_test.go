@@ -166,3 +166,5 @@ func sourceOf(mode Mode) netip.Addr {
 	}
 	return netip.Addr{}
 }
+
+func (b *bench) flowMaps() []*ebpf.Map { return []*ebpf.Map{b.maps.Flows, b.maps.HalfOpen} }
