@@ -24,7 +24,11 @@ function text(id, value) {
   if (el.textContent !== value) el.textContent = value;
 }
 
+// remember adds a point. The node sends changes only: what lies between two of
+// them far apart was level, not a slope.
 function remember(history, now, value) {
+  const last = history.at(-1);
+  if (last && now - last[0] > 1) history.push([now - 0.5, last[1]]);
   history.push([now, value]);
   while (history.length && now - history[0][0] > WINDOW) history.shift();
 }

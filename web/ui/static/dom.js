@@ -7,7 +7,7 @@ function fill(el, attrs, children) {
     if (v !== undefined && v !== null && v !== false) el.setAttribute(k, v === true ? "" : v);
   }
   for (const c of children.flat()) {
-    if (c !== undefined && c !== null && c !== "") el.append(c);
+    if (c !== undefined && c !== null && c !== false && c !== "") el.append(c);
   }
   return el;
 }
@@ -21,12 +21,13 @@ export const chips = (...list) => h("span", { class: "chips" }, ...list);
 
 // table builds rows that a narrow screen shows as cards. The explicit roles keep
 // it a table for screen readers there. The first column is the row's heading.
-export function table(label, columns, rows, rowClass) {
+// kind "slim" is for a few short columns, which stay a table everywhere.
+export function table(label, columns, rows, { kind, rowClass } = {}) {
   const cell = (col, row, first) => h(first ? "th" : "td", {
     role: first ? "rowheader" : "cell", scope: first ? "row" : undefined,
     "data-label": col.name, class: col.num ? "num" : undefined,
   }, first ? col.show(row) : h("span", {}, col.show(row)));
-  return h("table", { role: "table", "aria-label": label },
+  return h("table", { role: "table", "aria-label": label, class: kind },
     h("thead", { role: "rowgroup" }, h("tr", { role: "row" },
       columns.map((c) => h("th", { role: "columnheader", scope: "col", class: c.num ? "num" : undefined }, c.name)))),
     h("tbody", { role: "rowgroup" }, rows.map((r) => h("tr", { role: "row", class: rowClass && rowClass(r) },
@@ -46,7 +47,7 @@ export function spark(points, seconds, label) {
   const top = Math.max(1, ...points.map((p) => p[1])) * 1.1;
   const at = (p) => `${(100 - (now - p[0]) / seconds * 100).toFixed(2)},${(30 - p[1] / top * 30).toFixed(2)}`;
   const svg = s("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label });
-  if (points.length > 1) {
+  if (points.length > 1 && now - points[0][0] >= 2) {
     const line = points.map(at).join(" ");
     const left = (100 - (now - points[0][0]) / seconds * 100).toFixed(2);
     svg.append(s("polygon", { class: "area", points: `${left},30 ${line} 100,30` }), s("polyline", { class: "line", points: line }));

@@ -43,7 +43,7 @@ export function nodes(st) {
     { name: "State", show: health },
     { name: "Master of", show: (n) => n.master_of.length ? chips(...n.master_of.map((i) => chip(i, "key"))) : h("span", { class: "muted" }, "–") },
     { name: "Applied", num: true, show: (n) => `${num(n.applied)} of ${num(top)}` },
-  ], st.nodes, (n) => n.alive ? undefined : "gone"));
+  ], st.nodes, { rowClass: (n) => n.alive ? undefined : "gone" }));
 }
 
 export function instances(st) {
@@ -79,7 +79,7 @@ function service(svc) {
     { name: "State", show: endpointState },
     { name: "Weight", num: true, show: (e) => num(e.weight) },
     { name: "Flows", num: true, show: (e) => [bar(e.flows / most), num(e.flows)] },
-  ], eps), svc.endpoints.length > eps.length && h("p", { class: "empty" }, `and ${plural(svc.endpoints.length - eps.length, "more endpoint")}: `, code(`pontoon service show ${svc.name}`)));
+  ], eps, { kind: "slim" }), svc.endpoints.length > eps.length && h("p", { class: "empty" }, `and ${plural(svc.endpoints.length - eps.length, "more endpoint")}: `, code(`pontoon service show ${svc.name}`)));
 }
 
 export function services(st) {
@@ -127,11 +127,11 @@ export function node(st) {
       { name: "Interface", show: (i) => i.name },
       { name: "Link", show: (i) => yes(i.up, "up", "down") },
       { name: "Hook", show: (i) => i.hook || h("span", { class: "muted" }, "not attached") },
-    ], st.interfaces)) : empty("No data plane interfaces."),
+    ], st.interfaces, { kind: "slim" })) : empty("No data plane interfaces."),
     drops.length ? panel(table("Packets dropped, by reason", [
       { name: "Dropped because", show: ([why]) => why.replaceAll("_", " ") },
       { name: "Packets", num: true, show: ([, n]) => num(n) },
-    ], drops)) : empty("No packet dropped."));
+    ], drops, { kind: "slim" })) : empty("No packet dropped."));
 }
 
 export function events(list) {

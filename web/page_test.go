@@ -1,0 +1,319 @@
+package web
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+
+	"pontoon/fsm"
+)
+
+// browser is one page in a headless Chromium that remembers what it should not
+// have done.
+type browser struct {
+	t   *testing.T
+	ctx context.Context
+
+	mu       sync.Mutex
+	console  []string
+	requests []string
+}
+
+// newBrowser starts Chromium, or skips where there is none.
+func newBrowser(t *testing.T, width, height int64) *browser {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+			t.Fatal("chromium is needed: install the Debian package chromium")
+		}
+		t.Skip("no chromium here")
+	}
+	opts := append(chromedp.DefaultExecAllocatorOptions[:],
+		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(int(width), int(height)),
+		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-background-networking", true),
+		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true))
+	ctx, cancelAll := chromedp.NewExecAllocator(context.Background(), opts...)
+	t.Cleanup(cancelAll)
+	ctx, cancel := chromedp.NewContext(ctx)
+	t.Cleanup(func() {
+		end, cancelEnd := context.WithTimeout(ctx, 10*time.Second)
+		defer cancelEnd()
+		if err := chromedp.Cancel(end); err != nil { // waits until Chromium is gone
+			t.Logf("close chromium: %v", err)
+		}
+		cancel()
+	})
+	b := &browser{t: t}
+	if err := chromedp.Listen(ctx, b.observe); err != nil {
+		t.Fatalf("start chromium: %v", err)
+	}
+	var cancelTime context.CancelFunc
+	b.ctx, cancelTime = context.WithTimeout(ctx, 90*time.Second)
+	t.Cleanup(cancelTime)
+	viewport := []chromedp.EmulateViewportOption{}
+	if width < 700 {
+		viewport = append(viewport, chromedp.EmulatePortrait, chromedp.EmulateMobile, chromedp.EmulateTouch)
+	}
+	b.do(chromedp.EmulateViewport(width, height, viewport...))
+	return b
+}
+
+func (b *browser) observe(ev any) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch ev := ev.(type) {
+	case *runtime.EventConsoleAPICalled:
+		b.console = append(b.console, fmt.Sprintf("%s %v", ev.Type, ev.Args))
+	case *runtime.EventExceptionThrown:
+		b.console = append(b.console, fmt.Sprint(ev.ExceptionDetails.Text))
+	case *log.EventEntryAdded:
+		b.console = append(b.console, fmt.Sprintf("%s %s %s", ev.Entry.Level, ev.Entry.Text, ev.Entry.URL))
+	case *network.EventRequestWillBeSent:
+		b.requests = append(b.requests, ev.Request.URL)
+	}
+}
+
+func (b *browser) do(actions ...chromedp.Action[chromedp.Void]) {
+	b.t.Helper()
+	if err := chromedp.Do(b.ctx, actions...); err != nil {
+		b.t.Fatalf("browser: %v", err)
+	}
+}
+
+// dark makes the page believe in a dark colour scheme.
+func dark(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
+	_, err := cdp.Call(ctx, t, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}},
+	})
+	return chromedp.Void{}, err
+}
+
+// eval runs an expression on the page.
+func eval[T any](b *browser, expr string) T {
+	b.t.Helper()
+	v, err := chromedp.Run(b.ctx, chromedp.Evaluate[T](expr))
+	if err != nil {
+		b.t.Fatalf("evaluate %s: %v", expr, err)
+	}
+	return v
+}
+
+// until polls the page until an expression is true.
+func (b *browser) until(what, expr string) {
+	b.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(20 * time.Second)
+	for !eval[bool](b, "Boolean("+expr+")") {
+		if time.Now().After(deadline) {
+			b.t.Fatalf("the page never got there: %s; it says: %s", what, eval[string](b, "document.body.innerText"))
+		}
+		<-tick.C
+	}
+}
+
+// innocent fails when the page complained or looked elsewhere.
+func (b *browser) innocent(server string) {
+	b.t.Helper()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.console) > 0 {
+		b.t.Errorf("the console says %q", b.console)
+	}
+	home, err := url.Parse(server)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, r := range b.requests {
+		if u, err := url.Parse(r); err != nil || u.Host != home.Host {
+			b.t.Errorf("the page asked %s", r)
+		}
+	}
+}
+
+// picture keeps a screenshot of the whole page: in PONTOON_ARTIFACTS if that is
+// set, else only after a failure.
+func (b *browser) picture(name string) {
+	b.t.Helper()
+	dir := os.Getenv("PONTOON_ARTIFACTS")
+	if dir == "" && !b.t.Failed() {
+		return
+	}
+	png, err := chromedp.Run(b.ctx, chromedp.FullScreenshot(100))
+	if err != nil {
+		b.t.Logf("no screenshot: %v", err)
+		return
+	}
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "pt-web-"); err != nil {
+			b.t.Logf("no screenshot: %v", err)
+			return
+		}
+	}
+	file := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".png")
+	if err := os.WriteFile(file, png, 0o600); err != nil {
+		b.t.Logf("no screenshot: %v", err)
+		return
+	}
+	b.t.Logf("screenshot: %s", file)
+}
+
+// fits fails when something sticks out to the side.
+func (b *browser) fits() {
+	b.t.Helper()
+	wide := eval[[]string](b, `[...document.querySelectorAll("body *")]
+		.filter(e => !e.closest("svg") && !e.matches(".skip") && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
+		.map(e => e.tagName + "." + e.className + " " + e.textContent.slice(0, 40))`)
+	if over := eval[int](b, "document.documentElement.scrollWidth - innerWidth"); over > 0 || len(wide) > 0 {
+		b.t.Errorf("the page is %d px too wide: %q", over, wide)
+	}
+}
+
+func TestPageIsLiveInABrowser(t *testing.T) {
+	for _, c := range []struct {
+		name          string
+		width, height int64
+		dark          bool
+	}{{"phone", 390, 844, false}, {"desk", 1280, 900, false}, {"desk-dark", 1280, 900, true}} {
+		t.Run(c.name, func(t *testing.T) {
+			backend, ops := world(t)
+			busy(t, backend)
+			srv := httptest.NewServer(handlerAt(t, backend, ops, AccessLocal))
+			t.Cleanup(srv.Close)
+			b := newBrowser(t, c.width, c.height)
+			t.Cleanup(func() { b.picture(t.Name()) }) // before the browser goes
+			if c.dark {
+				b.do(dark)
+			}
+			b.do(chromedp.Navigate(srv.URL))
+
+			if os.Getenv("PONTOON_ARTIFACTS") != "" { // a picture with some history in its charts
+				b.until("history", `document.querySelector("#flows polyline")?.points.numberOfItems > 16`)
+			}
+			const master = `document.querySelector("#instances tbody tr td:nth-child(2)")?.innerText.trim()`
+			b.until("lb1 is master", master+` === "lb1"`)
+			b.until("live", `document.querySelector("#live").dataset.state === "live"`)
+			b.until("the headline", `document.querySelector("h1").innerText === "3 of 3 nodes healthy, lb1 leads"`)
+			b.until("events", `document.querySelector("#events").innerText.includes("lb1 is master of default")`)
+			b.fits()
+
+			if _, err := backend.Propose(t.Context(), fsm.NodeVerdict{Node: "lb1"}); err != nil {
+				t.Fatal(err)
+			}
+			backend.happen(Event{Time: time.Now(), Kind: EventFailover, Instance: "default", Text: "lb2 took over default"})
+			next, _ := backend.State().Instance(fsm.DefaultInstance)
+			b.until("the new master", fmt.Sprintf(`%s === %q`, master, next.Master))
+			b.until("the headline", `document.querySelector("h1").innerText.startsWith("2 of 3 nodes healthy")`)
+			b.until("the event", `document.querySelector("#events li").innerText.includes("lb2 took over default")`)
+			b.until("the level", `document.querySelector("#headline").dataset.level === "warn"`)
+			b.fits()
+			b.innocent(srv.URL)
+		})
+	}
+}
+
+// busy makes the cluster look like a real one: long names and addresses, figures
+// that change, and something of everything.
+func busy(t *testing.T, b *fakeBackend) {
+	t.Helper()
+	vip := netip.MustParseAddr("192.168.180.201")
+	for _, cmd := range []fsm.Command{
+		fsm.PutInstance{Name: "storefront-production-eu-west"},
+		fsm.PutVIP{VIP: fsm.VIP{Address: vip, Instance: "storefront-production-eu-west"}},
+		fsm.PutService{Service: fsm.Service{
+			Name: "storefront-production-eu-west-checkout", VIP: vip, Port: 65443, Protocol: fsm.UDP, Mode: fsm.ModeDNAT, Algorithm: fsm.Maglev,
+			Endpoints: []fsm.Endpoint{
+				{Address: netip.MustParseAddrPort("192.168.200.201:65432"), Weight: 100, Admin: fsm.AdminDrain},
+				{Address: netip.MustParseAddrPort("192.168.200.202:65432"), Weight: 100, Admin: fsm.AdminUp},
+			},
+		}},
+	} {
+		if _, err := b.Propose(t.Context(), cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime, n := b.runtime, uint64(0)
+	b.runtime = func(st *Status) {
+		runtime(st)
+		n++
+		st.Flows.Established, st.Flows.Owned = 181_234+n*n%7*1500, 181_234+n*n%7*1500
+		st.Flows.Adopted = 1_204_331
+		st.Replication[0].LagMS = float64(n*n%11) * 1.3
+		st.Replication[0].Sent, st.Replication[0].Acked = 123_456_789+n*40, 123_456_750+n*40
+		st.Replication[1].Dropped = 12_345
+		for i := range st.Services {
+			if st.Services[i].Name != "web" {
+				st.Services[i].Flows = 181_222
+				st.Services[i].Endpoints[0].Flows, st.Services[i].Endpoints[0].Health = 1_222, EndpointDown
+				st.Services[i].Endpoints[1].Flows = 180_000
+			}
+		}
+		st.BFD = []BFDSession{{Peer: "lb2", Address: "192.168.80.12", State: "up", IntervalMS: 50, Multiplier: 3}}
+		st.Warnings = []string{"eth2 has no address: gateway VIPs cannot be placed on it."}
+	}
+}
+
+func TestPageInNoClusterNamesTheCommands(t *testing.T) {
+	backend, ops := world(t)
+	backend.err = ErrNoCluster
+	srv := httptest.NewServer(handlerAt(t, backend, ops, AccessLocal))
+	t.Cleanup(srv.Close)
+	b := newBrowser(t, 390, 844)
+	t.Cleanup(func() { b.picture(t.Name()) })
+	b.do(chromedp.Navigate(srv.URL))
+	b.until("live", `document.querySelector("#live").dataset.state === "live"`)
+	b.until("the commands", `["pontoon init", "pontoon join"].every(c => document.querySelector("#no-cluster").innerText.includes(c))`)
+	b.fits()
+	backend.set(func(b *fakeBackend) { b.err = nil })
+	b.until("the cluster after it was joined", `document.querySelector("#no-cluster").hidden && document.querySelector("#nodes").innerText.includes("lb3")`)
+	b.innocent(srv.URL)
+}
+
+func TestPageTellsWhenItsStreamIsLost(t *testing.T) {
+	backend, ops := world(t)
+	srv := httptest.NewServer(handlerAt(t, backend, ops, AccessLocal))
+	t.Cleanup(srv.Close)
+	again := httptest.NewUnstartedServer(handlerAt(t, backend, ops, AccessLocal))
+	t.Cleanup(again.Close) // after the browser has gone: its streams keep a server open
+	b := newBrowser(t, 1280, 900)
+	t.Cleanup(func() { b.picture(t.Name()) })
+	b.do(chromedp.Navigate(srv.URL))
+	b.until("live", `document.querySelector("#live").dataset.state === "live"`)
+	addr := srv.Listener.Addr().String()
+	if err := srv.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	srv.CloseClientConnections()
+	b.until("lost", `document.querySelector("#live").innerText.startsWith("reconnecting… this is ")`)
+	b.until("the content is shown as old", `document.querySelector("#content").classList.contains("stale")`)
+	b.until("the old content stays", `document.querySelector("#nodes").innerText.includes("lb3")`)
+
+	back, err := net.Listen("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Listener.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again.Listener = back
+	again.Start()
+	b.until("live again", `document.querySelector("#live").dataset.state === "live" && !document.querySelector("#content").classList.contains("stale")`)
+}

@@ -1,0 +1,58 @@
+package web
+
+import (
+	"strings"
+	"testing"
+
+	"pontoon/fsm"
+)
+
+func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
+	healthy := func() Status {
+		n := func(name string, raft RaftRole) NodeStatus {
+			return NodeStatus{Raft: raft, Node: fsm.Node{
+				Name: fsm.NodeID(name), Role: fsm.RoleLB, Voter: true, Alive: true, Ready: true, LinksUp: true, InSync: true,
+			}}
+		}
+		s := Status{
+			Cluster:   ClusterStatus{Leader: "lb1", Quorum: true},
+			Nodes:     []NodeStatus{n("lb1", RaftLeader), n("lb2", RaftVoter), n("lb3", RaftVoter)},
+			Instances: []InstanceStatus{{Name: "default", Assignment: fsm.Assignment{Master: "lb1"}}},
+			VIPs:      []fsm.VIP{{}},
+		}
+		s.Instances[0].VIPs = append(s.Instances[0].VIPs, ap("192.0.2.1:1").Addr())
+		return s
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*Status)
+		level  Level
+		text   string
+		note   string
+	}{
+		{"all well", func(*Status) {}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"one down", func(s *Status) { s.Nodes[2].Alive = false }, LevelWarn, "2 of 3 nodes healthy, lb1 leads", "lb3 is down"},
+		{"a node not in sync", func(s *Status) { s.Nodes[1].InSync = false }, LevelWarn, "2 of 3 nodes healthy, lb1 leads", "does not hold every flow"},
+		{"a link down", func(s *Status) { s.Nodes[1].LinksUp = false }, LevelWarn, "2 of 3 nodes healthy, lb1 leads", "a link is down"},
+		{"a drained node is healthy", func(s *Status) { s.Nodes[1].Draining = true }, LevelOK, "3 of 3 nodes healthy, lb1 leads", "lb2 is drained"},
+		{"a witness needs no data plane", func(s *Status) {
+			s.Nodes[2].Role, s.Nodes[2].Ready, s.Nodes[2].InSync, s.Nodes[2].LinksUp = fsm.RoleWitness, false, false, false
+		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"no leader", func(s *Status) { s.Cluster.Leader = "" }, LevelBad, "3 of 3 nodes healthy, no leader", "electing"},
+		{"no quorum", func(s *Status) { s.Cluster.Quorum = false }, LevelBad, "3 of 3 nodes healthy, no quorum", "acquires nothing"},
+		{"no master", func(s *Status) { s.Instances[0].Master = "" }, LevelBad, "3 of 3 nodes healthy, lb1 leads", "default has no master"},
+		{"no master and nothing to serve", func(s *Status) { s.Instances[0].Master, s.Instances[0].VIPs = "", nil }, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"one node alone", func(s *Status) { s.Nodes = s.Nodes[:1] }, LevelWarn, "1 of 1 node healthy, lb1 leads", "1 voter"},
+		{"two voters", func(s *Status) { s.Nodes[2].Raft = RaftNonvoter }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "2 voters"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			st := healthy()
+			c.change(&st)
+			got := Summarise(st)
+			notes := strings.Join(got.Notes, " ")
+			if got.Level != c.level || got.Text != c.text || !strings.Contains(notes, c.note) || (c.note == "") != (notes == "") {
+				t.Errorf("got %+v, want %s %q with a note about %q", got, c.level, c.text, c.note)
+			}
+		})
+	}
+}
