@@ -67,12 +67,14 @@ func TestRestartDoesNotDisturbTraffic(t *testing.T) {
 				if err := <-result; err != nil {
 					t.Fatalf("%v\n%+v", err, second.Stats())
 				}
-				if longest > 300*time.Millisecond {
+				// A quiet machine shows about 10 ms; the bound allows for a busy one.
+				if t.Logf("longest gap %s", longest); longest > time.Second {
 					t.Errorf("longest gap %s", longest)
 				}
-				t.Logf("longest gap %s", longest)
-				if n := second.Stats().Drops["no_flow"]; n > 0 {
-					t.Errorf("%d packets found no flow", n)
+				for reason, n := range second.Stats().Drops {
+					if n > 0 {
+						t.Errorf("%d packets dropped: %s", n, reason)
+					}
 				}
 				if other := l.dial(); transfer(other, 1<<20, nil) != nil {
 					t.Error("a new connection fails")

@@ -8,10 +8,14 @@ import (
 
 // Bounds of selection tables.
 const (
-	maglevMin     = 251   // smallest Maglev table
 	maglevPerNode = 100   // entries per endpoint, as in the paper's "M much larger than N"
 	maxSequence   = 16384 // longest round-robin sequence
 )
+
+// maglevSizes are the primes just below powers of two. A table has the first of them that is large
+// enough: its size must not follow every change of the number of endpoints, because another size
+// moves nearly every flow.
+var maglevSizes = [...]int{251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521, 131071, 262139}
 
 // selectionTable lists, for each position of the table, the index of the endpoint that takes it.
 // It depends on nothing but its arguments, and not on the order of the endpoints beyond the
@@ -102,7 +106,7 @@ func smoothSequence(weights []int) []int {
 // Balancer" (NSDI 2016), section 3.4. An endpoint of less than the largest weight takes its turn
 // in proportionally fewer rounds.
 func maglev(seed uint32, endpoints []Endpoint) []int {
-	size := nextPrime(max(maglevMin, maglevPerNode*len(endpoints)))
+	size := maglevSize(len(endpoints))
 	table := make([]int, size)
 	for i := range table {
 		table[i] = -1
@@ -153,20 +157,13 @@ func endpointHash(seed uint32, e Endpoint) uint64 {
 	return h ^ h>>33
 }
 
-// nextPrime returns the smallest prime that is not below n.
-func nextPrime(n int) int {
-	for ; ; n++ {
-		if isPrime(n) {
-			return n
+// maglevSize is the size of a table for n endpoints; beyond 2621 of them the largest one, with
+// fewer entries each.
+func maglevSize(n int) int {
+	for _, size := range maglevSizes {
+		if size >= maglevPerNode*n {
+			return size
 		}
 	}
-}
-
-func isPrime(n int) bool {
-	for d := 2; d*d <= n; d++ {
-		if n%d == 0 {
-			return false
-		}
-	}
-	return n > 1
+	return maglevSizes[len(maglevSizes)-1]
 }

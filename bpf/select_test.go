@@ -1,0 +1,213 @@
+package bpf
+
+import (
+	"math"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// drawEndpoints makes up to most different endpoints.
+func drawEndpoints(t *rapid.T, most int, weight *rapid.Generator[uint16]) []Endpoint {
+	hosts := rapid.SliceOfNDistinct(rapid.Uint16(), 1, most, rapid.ID[uint16]).Draw(t, "hosts")
+	out := make([]Endpoint, len(hosts))
+	for i, h := range hosts {
+		out[i] = Endpoint{
+			Addr:   netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(h >> 8), byte(h)}), 80),
+			Weight: weight.Draw(t, "weight"),
+		}
+	}
+	return out
+}
+
+// named turns a table of indexes into one of endpoints, so that orders can be compared.
+func named(table []int, endpoints []Endpoint) []netip.AddrPort {
+	out := make([]netip.AddrPort, len(table))
+	for i, at := range table {
+		out[i] = endpoints[at].Addr
+	}
+	return out
+}
+
+func TestTableIsTheSameWhateverTheOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		algorithm := rapid.SampledFrom([]Algorithm{AlgorithmRR, AlgorithmMaglev}).Draw(t, "algorithm")
+		seed := rapid.Uint32().Draw(t, "seed")
+		endpoints := drawEndpoints(t, 12, rapid.Uint16Range(0, 50))
+		shuffled := rapid.Permutation(endpoints).Draw(t, "shuffled")
+		if !slices.Equal(named(selectionTable(algorithm, seed, endpoints), endpoints), named(selectionTable(algorithm, seed, shuffled), shuffled)) {
+			t.Fatal("tables differ")
+		}
+	})
+}
+
+func TestRoundRobinSharesAreExactAndSpread(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		endpoints := drawEndpoints(t, 10, rapid.Uint16Range(0, 100))
+		table := selectionTable(AlgorithmRR, 0, endpoints)
+		sum := 0
+		for _, e := range endpoints {
+			sum += int(e.Weight)
+		}
+		if (sum == 0) != (table == nil) {
+			t.Fatalf("weights sum to %d, table has %d entries", sum, len(table))
+		}
+		if sum == 0 {
+			return
+		}
+		seen := make([]int, len(endpoints))
+		for step, at := range table {
+			seen[at]++
+			for i, e := range endpoints { // at no time far from its share
+				share := float64(step+1) * float64(e.Weight) / float64(sum)
+				if math.Abs(float64(seen[i])-share) > float64(len(endpoints)) {
+					t.Fatalf("after %d steps endpoint %d has %d, its share is %.1f", step+1, i, seen[i], share)
+				}
+			}
+		}
+		for i, e := range endpoints {
+			if seen[i]*sum != int(e.Weight)*len(table) {
+				t.Fatalf("endpoint %d of weight %d/%d has %d of %d", i, e.Weight, sum, seen[i], len(table))
+			}
+		}
+	})
+}
+
+func TestRoundRobinSequenceIsBounded(t *testing.T) {
+	endpoints := []Endpoint{
+		{Addr: netip.MustParseAddrPort("10.0.0.1:1"), Weight: 65535},
+		{Addr: netip.MustParseAddrPort("10.0.0.2:1"), Weight: 65534},
+		{Addr: netip.MustParseAddrPort("10.0.0.3:1"), Weight: 1},
+	}
+	table := selectionTable(AlgorithmRR, 0, endpoints)
+	if len(table) > maxSequence+len(endpoints) || !slices.Contains(table, 2) {
+		t.Errorf("%d entries, the light one in it: %t", len(table), slices.Contains(table, 2))
+	}
+}
+
+func TestMaglevSharesFollowWeights(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		endpoints := drawEndpoints(t, 20, rapid.Uint16Range(1, 10))
+		table := selectionTable(AlgorithmMaglev, rapid.Uint32().Draw(t, "seed"), endpoints)
+		if !isPrime(len(table)) || len(table) < maglevPerNode*len(endpoints) {
+			t.Fatalf("table of %d for %d endpoints", len(table), len(endpoints))
+		}
+		sum, seen := 0, make([]int, len(endpoints))
+		for _, e := range endpoints {
+			sum += int(e.Weight)
+		}
+		for _, at := range table {
+			seen[at]++
+		}
+		for i, e := range endpoints {
+			// Turns are dealt out by weight, so a share is off by two turns at most.
+			share := float64(len(table)) * float64(e.Weight) / float64(sum)
+			if math.Abs(float64(seen[i])-share) > 2+share*0.02 {
+				t.Fatalf("endpoint %d of weight %d/%d has %d of %d, its share is %.1f", i, e.Weight, sum, seen[i], len(table), share)
+			}
+		}
+	})
+}
+
+func isPrime(n int) bool {
+	for d := 2; d*d <= n; d++ {
+		if n%d == 0 {
+			return false
+		}
+	}
+	return n > 1
+}
+
+// An endpoint that goes must not move flows between those that stay, beyond a little. The paper
+// reports a few per cent for tables a hundred times the number of endpoints.
+func TestMaglevDisruptionIsSmall(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		endpoints := drawEndpoints(t, 40, rapid.Just(uint16(1)))
+		if len(endpoints) < 2 || maglevSize(len(endpoints)) != maglevSize(len(endpoints)-1) {
+			t.Skip("the table changes its size")
+		}
+		seed := rapid.Uint32().Draw(t, "seed")
+		gone := rapid.IntRange(0, len(endpoints)-1).Draw(t, "gone")
+		before := named(selectionTable(AlgorithmMaglev, seed, endpoints), endpoints)
+		less := slices.Delete(slices.Clone(endpoints), gone, gone+1)
+		after := named(selectionTable(AlgorithmMaglev, seed, less), less)
+		moved := 0
+		for i := range before {
+			if before[i] != endpoints[gone].Addr && before[i] != after[i] {
+				moved++
+			}
+		}
+		if limit := len(before) / 8; moved > limit {
+			t.Fatalf("%d of %d entries moved between endpoints that stay", moved, len(before))
+		}
+	})
+}
+
+func TestBlocksNeverOverlapAndRest(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := blocks{size: 64}
+		now := time.Unix(0, 0)
+		var held []span
+		released := map[span]time.Time{}
+		for range rapid.IntRange(1, 60).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
+			if len(held) > 0 && rapid.Bool().Draw(t, "release") {
+				at := rapid.IntRange(0, len(held)-1).Draw(t, "which")
+				b.release(held[at], now)
+				released[held[at]] = now
+				held = slices.Delete(held, at, at+1)
+				continue
+			}
+			s, ok := b.allocate(uint32(rapid.IntRange(1, 20).Draw(t, "length")), now)
+			if !ok {
+				continue
+			}
+			if s.end() > 64 {
+				t.Fatalf("%+v lies outside", s)
+			}
+			for _, h := range held {
+				if s.base < h.end() && h.base < s.end() {
+					t.Fatalf("%+v overlaps %+v", s, h)
+				}
+			}
+			for r, when := range released {
+				if now.Sub(when) < blockGrace && s.base < r.end() && r.base < s.end() {
+					t.Fatalf("%+v given out again after %s", r, now.Sub(when))
+				}
+			}
+			held = append(held, s)
+		}
+		// After a restart the book is rebuilt from what is in use.
+		again := blocks{size: 64}
+		for _, h := range held {
+			if !again.claim(h) {
+				t.Fatalf("%+v cannot be claimed", h)
+			}
+		}
+		if len(held) > 0 && again.claim(held[0]) {
+			t.Fatal("claimed twice")
+		}
+	})
+}
+
+func TestBlocksAreAllUsableAgain(t *testing.T) {
+	b := blocks{size: 10}
+	now := time.Unix(0, 0)
+	s, ok := b.allocate(10, now)
+	if !ok {
+		t.Fatal("no room in an empty table")
+	}
+	if _, ok := b.allocate(1, now); ok {
+		t.Fatal("room in a full table")
+	}
+	b.release(s, now)
+	if _, ok := b.allocate(1, now.Add(blockGrace/2)); ok {
+		t.Fatal("given out while packets may look at it")
+	}
+	if _, ok := b.allocate(10, now.Add(blockGrace)); !ok {
+		t.Fatal("never given out again")
+	}
+}
