@@ -101,6 +101,9 @@ func (d *demo) round(ctx context.Context, kind string) (fr FailureReport, whole 
 	d.tell.step(f.done, master)
 	var problems []error
 	problems = append(problems, d.watchTakeover(ctx, w, &fr, victim, began))
+	if ctx.Err() != nil {
+		return fr, false, ctx.Err()
+	}
 	out := w.Result()
 
 	back := d.clients.Window()
@@ -147,18 +150,23 @@ func (d *demo) watchTakeover(ctx context.Context, w *traffic.Window, fr *Failure
 		successor, epoch, err = d.awaitMasterWithin(ctx, victim.Name(), others)
 		return err
 	})
+	var problems []error
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	if err != nil {
 		d.tell.bad("nobody took over within %s", successorTimeout)
-		return fmt.Errorf("no successor: %w", err)
+		problems = append(problems, fmt.Errorf("no successor: %w", err))
+	} else {
+		fr.Successor, fr.TakeoverMS = successor, ms(time.Since(began))
+		d.tell.step("%s is the new master (epoch %d), %s after the failure", successor, epoch, short(time.Since(began)))
 	}
-	fr.Successor, fr.TakeoverMS = successor, ms(time.Since(began))
-	d.tell.step("%s is the new master (epoch %d), %s after the failure", successor, epoch, short(time.Since(began)))
+	// With or without a successor: how do the connections stand from here on?
 	w.Mark()
-	var problems []error
 	if err := within(ctx, progressTimeout, w.Wait); err != nil {
 		problems = append(problems, err)
 	} else {
-		d.tell.detail("%d connections go on by it, %s after the failure", w.Result().Survived, short(time.Since(began)))
+		d.tell.detail("%d connections go on, %s after the failure", w.Result().Survived, short(time.Since(began)))
 	}
 	err = within(ctx, serveTimeout, func(ctx context.Context) error { return d.prober.Succeeding(ctx, steadyProbes) })
 	fr.NewConnectionsOK = err == nil

@@ -48,8 +48,8 @@ func TestDemoWithoutFailuresCarriesItsConnections(t *testing.T) {
 }
 
 func TestDemoNoticesThatAProxyLosesItsConnections(t *testing.T) {
-	r, out, err := runDemo(t, deadline(t, 2*time.Minute), DemoConfig{Connections: 40, Failures: []string{FailKill}})
-	if !errors.Is(err, ErrVerdict) || r.OK || len(r.Failures) != 1 {
+	r, out, err := runDemo(t, deadline(t, 2*time.Minute), DemoConfig{Connections: 40, Failures: []string{FailKill, FailPause}})
+	if !errors.Is(err, ErrVerdict) || r.OK || len(r.Failures) != 2 {
 		t.Fatalf("got %+v, %v", r, err)
 	}
 	f := r.Failures[0]
@@ -57,7 +57,12 @@ func TestDemoNoticesThatAProxyLosesItsConnections(t *testing.T) {
 		!f.NewConnectionsOK || f.TakeoverMS < 400 || f.NewOutageMS < 400 {
 		t.Errorf("got %+v", f)
 	}
-	for _, want := range []string{"lb1, the master, has lost its power", "lb2 is the new master", "FAIL: ", "40 connections lost"} {
+	// The second round began whole: with a new master and as many connections.
+	f = r.Failures[1]
+	if f.Kind != FailPause || f.Victim != "lb2" || f.Successor != "lb1" || f.Reset != 40 || f.Connections != 40 || !f.NewConnectionsOK {
+		t.Errorf("got %+v", f)
+	}
+	for _, want := range []string{"lb1, the master, has lost its power", "lb2 is the new master", "FAIL: ", "80 connections lost", "lb2 goes on"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("nothing said about %q", want)
 		}
