@@ -99,6 +99,9 @@ func (c NodeVerdict) apply(d *draft) error {
 	if err != nil {
 		return err
 	}
+	if n.Alive && !c.Alive {
+		n.Died = d.index
+	}
 	n.Alive = c.Alive
 	if !c.Alive {
 		n.Ready, n.LinksUp, n.InSync = false, false, false

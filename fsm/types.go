@@ -39,6 +39,7 @@ type Node struct {
 	LinksUp    bool   `json:"links_up"`    // all its data plane interfaces have carrier
 	InSync     bool   `json:"in_sync"`     // it holds every flow its live peers hold
 	Draining   bool   `json:"draining"`    // the operator asked it to own nothing
+	Died       uint64 `json:"died,omitempty"` // index of the last verdict that it is dead; 0 is never
 	Joined     uint64 `json:"joined"`      // index of its join; tells a re-joined name from the old one
 }
 

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -60,11 +61,12 @@ type driver struct {
 	announced  []plan.Advert
 	aliveNodes map[fsm.NodeID]bool
 	up         map[string]bool
+	died       uint64 // the last verdict of death that was acted upon
 }
 
 // driveLoop runs a pass whenever the state or the host changed, and every second.
 func (m *member) driveLoop(ctx context.Context) error {
-	d := &driver{m: m}
+	d := &driver{m: m, died: m.died}
 	tick := time.NewTicker(assertEvery)
 	defer tick.Stop()
 	for {
@@ -103,8 +105,8 @@ func (d *driver) pass(ctx context.Context) error {
 		return nil
 	}
 	s := m.store.State()
-	if me, ok := s.Node(fsm.NodeID(m.cfg.Name)); ok && !me.Alive {
-		m.gate.reset()
+	if err := d.noticeDeath(s); err != nil {
+		return err
 	}
 	m.setFlowPeers(s)
 	links, err := m.host.Links(m.cfg.DataPlane.Interfaces)
@@ -139,6 +141,30 @@ func (d *driver) pass(ctx context.Context) error {
 	}
 	m.setLocal(v)
 	return err
+}
+
+// noticeDeath closes the sync gate when the cluster declared this node dead
+// since it last looked, also while its daemon was away: what others changed
+// meanwhile it has not heard. The verdict's index tells, where looking at Alive
+// would miss a death that is over already.
+func (d *driver) noticeDeath(s *fsm.State) error {
+	me, ok := s.Node(fsm.NodeID(d.m.cfg.Name))
+	if !ok || me.Died == d.died {
+		return nil
+	}
+	d.m.gate.reset()
+	ms, err := loadMembership(d.m.cfg.DataDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // joining: the next pass will find it
+	} else if err != nil {
+		return err
+	}
+	ms.Died = me.Died
+	if err := ms.save(d.m.cfg.DataDir); err != nil {
+		return err
+	}
+	d.died = me.Died
+	return nil
 }
 
 // keepHeld takes from the plan what this host does not hold yet. Without fresh

@@ -23,6 +23,9 @@ type membership struct {
 	Role      string `json:"role"`
 	Address   string `json:"address"`
 	Slot      uint8  `json:"slot"`
+	// Died is the last verdict of death this node has drawn its conclusion
+	// from: its flow table had to be brought up to date again.
+	Died uint64 `json:"died,omitempty"`
 }
 
 const memberFile = "member.json"

@@ -72,6 +72,7 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 // handOver drains this node and waits until nobody depends on it: another
 // node is master of its instances, if there is one that can be.
 func (m *member) handOver(ctx context.Context, self fsm.NodeID, progress func(string)) error {
+	m.waitSuccessor(ctx, self, progress)
 	if _, err := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: true}); err != nil {
 		return fmt.Errorf("drain: %w", err)
 	}
@@ -90,6 +91,29 @@ func (m *member) handOver(ctx context.Context, self fsm.NodeID, progress func(st
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("instance %s has no other node to go to: see `pontoon status`", left)
+		case <-changed:
+		}
+	}
+}
+
+// waitSuccessor waits a while for another node to hold all flows: draining
+// before that would hand connections to a node that does not know them.
+func (m *member) waitSuccessor(ctx context.Context, self fsm.NodeID, progress func(string)) {
+	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+	defer cancel()
+	for told := false; m.stillMasterOf(self) != ""; told = true {
+		changed := m.store.Changed()
+		for _, n := range m.store.State().Nodes() {
+			if n.Name != self && n.Role == fsm.RoleLB && n.Alive && n.Ready && n.LinksUp && n.InSync && !n.Draining {
+				return
+			}
+		}
+		if !told {
+			progress("waiting for another node to be in sync")
+		}
+		select {
+		case <-ctx.Done():
+			return // handOver says what is in the way
 		case <-changed:
 		}
 	}

@@ -28,6 +28,7 @@ type member struct {
 
 	id     *transport.Identity
 	slot   uint8
+	died   uint64 // see membership
 	store  *store
 	raft   *raftGroup
 	mux    *transport.Mux
@@ -56,6 +57,7 @@ type memberConfig struct {
 	events    *eventLog
 	id        *transport.Identity
 	slot      uint8
+	died      uint64
 	bootstrap bool // the first node of a new cluster
 }
 
@@ -63,7 +65,7 @@ type memberConfig struct {
 // nothing stays open.
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
-		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
+		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot, died: c.died,
 		store: newStore(), reports: newReportTable(),
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}

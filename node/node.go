@@ -130,14 +130,15 @@ func (d *daemon) resume() error {
 	if err != nil {
 		return err
 	}
-	_, err = d.startMember(id, ms.Slot, false)
+	_, err = d.startMember(id, ms, false)
 	return err
 }
 
 // startMember opens a member and sets it going. Its failure ends the daemon.
-func (d *daemon) startMember(id *transport.Identity, slot uint8, bootstrap bool) (*member, error) {
+func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bool) (*member, error) {
 	m, err := newMember(memberConfig{
-		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id, slot: slot, bootstrap: bootstrap,
+		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id,
+		slot: ms.Slot, died: ms.Died, bootstrap: bootstrap,
 	})
 	if err != nil {
 		return nil, err

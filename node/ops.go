@@ -79,7 +79,8 @@ func (d *daemon) initCluster(ctx context.Context) (web.InitResult, error) {
 	if err := errors.Join(ca.Save(d.cfg.DataDir), id.Save(d.cfg.DataDir)); err != nil {
 		return res, err
 	}
-	m, err := d.startMember(id, 0, true)
+	ms := membership{ClusterID: cluster.ID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address}
+	m, err := d.startMember(id, ms, true)
 	if err != nil {
 		return res, err
 	}
@@ -94,7 +95,6 @@ func (d *daemon) initCluster(ctx context.Context) (web.InitResult, error) {
 	if err != nil {
 		return res, err
 	}
-	ms := membership{ClusterID: cluster.ID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address}
 	if err := ms.save(d.cfg.DataDir); err != nil {
 		return res, err
 	}
@@ -175,11 +175,11 @@ func (d *daemon) becomeMember(id *transport.Identity, reply joinReply) error {
 	if err := id.Save(d.cfg.DataDir); err != nil {
 		return err
 	}
-	if _, err := d.startMember(id, reply.Slot, false); err != nil {
-		return err
-	}
 	ms := membership{
 		ClusterID: reply.ClusterID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address, Slot: reply.Slot,
+	}
+	if _, err := d.startMember(id, ms, false); err != nil {
+		return err
 	}
 	return ms.save(d.cfg.DataDir)
 }
