@@ -68,7 +68,6 @@ func drawReplication(t *table, peers []web.PeerReplication) {
 	for _, p := range peers {
 		t.row("  "+string(p.Peer), replicationCell(p.State), p.Sent, p.Acked, fmt.Sprintf("%.1f", p.LagMS), p.Resyncs, p.Dropped)
 	}
-	t.line("")
 }
 
 func replicationCell(s web.ReplicationState) cell {

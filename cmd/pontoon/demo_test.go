@@ -1,0 +1,150 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// product is the built program and a directory for all it makes.
+type product struct {
+	binary string
+	tmp    string
+}
+
+// buildProduct builds the program as users do. The directory is short: Unix
+// sockets of the demo's nodes lie below it.
+func buildProduct(t *testing.T) product {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+			t.Fatal("not root, and PONTOON_REQUIRE_PRIV=1")
+		}
+		t.Skip("not root")
+	}
+	if testing.Short() {
+		t.Skip("short")
+	}
+	dir, err := os.MkdirTemp("", "ptcli")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	p := product{binary: filepath.Join(dir, "pontoon"), tmp: filepath.Join(dir, "t")}
+	if err := os.Mkdir(p.tmp, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", p.binary, ".")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return p
+}
+
+func (p product) command(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), p.binary, args...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+p.tmp)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) } // it has to clean up
+	cmd.WaitDelay = time.Minute
+	return cmd
+}
+
+// checkNothingLeft fails if the program left a file or a process.
+func (p product) checkNothingLeft(t *testing.T) {
+	t.Helper()
+	left, err := os.ReadDir(p.tmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range left {
+		t.Errorf("left behind: %s", e.Name())
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range processes {
+		if exe, err := os.Readlink(link); err == nil && strings.HasPrefix(exe, p.binary) {
+			t.Errorf("left running: %s", filepath.Dir(link))
+		}
+	}
+}
+
+func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
+	p := buildProduct(t)
+	cmd := p.command(t, "demo", "--connections", "50", "--failures", "kill", "-o", "json")
+	var out, story bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &story
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("demo: %v\n%s%s", err, story.String(), out.String())
+	}
+	// The keys are those of the contract, spelt here once more on purpose.
+	var report struct {
+		Nodes    int `json:"nodes"`
+		Failures []struct {
+			Kind             string  `json:"kind"`
+			Victim           string  `json:"victim"`
+			Successor        string  `json:"successor"`
+			BlackoutMS       float64 `json:"blackout_ms"`
+			Connections      int     `json:"connections"`
+			Survived         int     `json:"survived"`
+			Reset            int     `json:"reset"`
+			Stalled          int     `json:"stalled"`
+			Corrupted        int     `json:"corrupted"`
+			NewConnectionsOK bool    `json:"new_connections_ok"`
+		} `json:"failures"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+		t.Fatalf("standard output is not one JSON object: %v\n%s", err, out.String())
+	}
+	if report.Nodes != 3 || len(report.Failures) != 1 {
+		t.Fatalf("nodes and failures: %+v", report)
+	}
+	f := report.Failures[0]
+	if f.Kind != "kill" || f.Victim == "" || f.Successor == "" || f.Victim == f.Successor || f.BlackoutMS <= 0 {
+		t.Errorf("failure: %+v", f)
+	}
+	if f.Connections != 50 || f.Survived != 50 || f.Reset+f.Stalled+f.Corrupted != 0 || !f.NewConnectionsOK {
+		t.Errorf("connections: %+v", f)
+	}
+	p.checkNothingLeft(t)
+}
+
+func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	p := buildProduct(t)
+	cmd := p.command(t, "demo", "--connections", "10", "--failures", "kill")
+	pipe, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(pipe)
+	for lines.Scan() {
+		if strings.Contains(lines.Text(), "has begun a cluster") {
+			if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+	}
+	_, _ = io.Copy(io.Discard, pipe) // until it has closed its end
+	var exit *exec.ExitError
+	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitFailed {
+		t.Errorf("an interrupted demo ends with %v, want exit status %d; it said:\n%s", err, exitFailed, complaint.String())
+	}
+	p.checkNothingLeft(t)
+}
