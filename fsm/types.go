@@ -30,17 +30,17 @@ const NoSlot = 255
 type Node struct {
 	Name       NodeID `json:"name"`
 	Role       Role   `json:"role"`
-	Address    string `json:"address"`     // cluster port, "ip:port"
-	GossipPort uint16 `json:"gossip_port"` // UDP and TCP on the same ip
-	Slot       uint8  `json:"slot"`        // SNAT port partition, 0..MaxSlots-1; NoSlot for a witness
-	Voter      bool   `json:"voter"`       // has caught up and votes
-	Alive      bool   `json:"alive"`       // the leader's verdict (gossip, later BFD)
-	Ready      bool   `json:"ready"`       // its data plane is attached and has applied the state
-	LinksUp    bool   `json:"links_up"`    // all its data plane interfaces have carrier
-	InSync     bool   `json:"in_sync"`     // it holds every flow its live peers hold
-	Draining   bool   `json:"draining"`    // the operator asked it to own nothing
+	Address    string `json:"address"`        // cluster port, "ip:port"
+	GossipPort uint16 `json:"gossip_port"`    // UDP and TCP on the same ip
+	Slot       uint8  `json:"slot"`           // SNAT port partition, 0..MaxSlots-1; NoSlot for a witness
+	Voter      bool   `json:"voter"`          // has caught up and votes
+	Alive      bool   `json:"alive"`          // the leader's verdict (gossip, later BFD)
+	Ready      bool   `json:"ready"`          // its data plane is attached and has applied the state
+	LinksUp    bool   `json:"links_up"`       // all its data plane interfaces have carrier
+	InSync     bool   `json:"in_sync"`        // it holds every flow its live peers hold
+	Draining   bool   `json:"draining"`       // the operator asked it to own nothing
 	Died       uint64 `json:"died,omitempty"` // index of the last verdict that it is dead; 0 is never
-	Joined     uint64 `json:"joined"`      // index of its join; tells a re-joined name from the old one
+	Joined     uint64 `json:"joined"`         // index of its join; tells a re-joined name from the old one
 }
 
 // Instance is a named group of services that fails over together.

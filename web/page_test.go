@@ -192,7 +192,7 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 		name          string
 		width, height int64
 		dark          bool
-	}{{"phone", 390, 844, false}, {"desk", 1280, 900, false}, {"desk-dark", 1280, 900, true}} {
+	}{{"phone", 390, 844, false}, {"tablet", 800, 1100, false}, {"desk", 1280, 900, true}} {
 		t.Run(c.name, func(t *testing.T) {
 			backend, ops := world(t)
 			busy(t, backend)
@@ -254,6 +254,9 @@ func busy(t *testing.T, b *fakeBackend) {
 	b.runtime = func(st *Status) {
 		runtime(st)
 		n++
+		if len(st.Nodes) > 0 && !st.Nodes[0].Alive { // then another leads
+			st.Cluster.Leader, st.Nodes[0].Raft, st.Nodes[1].Raft, st.Self = "lb2", RaftVoter, RaftLeader, "lb2"
+		}
 		st.Flows.Established, st.Flows.Owned = 181_234+n*n%7*1500, 181_234+n*n%7*1500
 		st.Flows.Adopted = 1_204_331
 		st.Replication[0].LagMS = float64(n*n%11) * 1.3

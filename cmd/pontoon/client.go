@@ -63,6 +63,9 @@ type api struct {
 // api returns the client the connection flags ask for.
 func (a *app) api() (*api, error) {
 	if a.conn.server == "" {
+		if a.conn.ca != "" {
+			return nil, usagef("--ca is for --server: the Unix socket needs no certificate")
+		}
 		return unixAPI(a.conn.socket), nil
 	}
 	token := a.conn.token

@@ -21,16 +21,21 @@ type product struct {
 	tmp    string
 }
 
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() == 0 {
+		return
+	}
+	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+		t.Fatal("not root, and PONTOON_REQUIRE_PRIV=1")
+	}
+	t.Skip("not root")
+}
+
 // buildProduct builds the program as users do. The directory is short: Unix
 // sockets of the demo's nodes lie below it.
 func buildProduct(t *testing.T) product {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-			t.Fatal("not root, and PONTOON_REQUIRE_PRIV=1")
-		}
-		t.Skip("not root")
-	}
 	if testing.Short() {
 		t.Skip("short")
 	}
@@ -81,6 +86,7 @@ func (p product) checkNothingLeft(t *testing.T) {
 }
 
 func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
+	needRoot(t)
 	p := buildProduct(t)
 	cmd := p.command(t, "demo", "--connections", "50", "--failures", "kill", "-o", "json")
 	var out, story bytes.Buffer
@@ -121,6 +127,7 @@ func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
 }
 
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
+	needRoot(t)
 	p := buildProduct(t)
 	cmd := p.command(t, "demo", "--connections", "10", "--failures", "kill")
 	pipe, err := cmd.StdoutPipe()

@@ -152,3 +152,20 @@ func TestNumbersReadLikeProse(t *testing.T) {
 		}
 	}
 }
+
+func TestFrameFitsTheTerminal(t *testing.T) {
+	const frame = "1\n2\n3\n4\n5\n"
+	for rows, want := range map[int]string{
+		0: "1|2|3|4|5", 6: "1|2|3|4|5",
+		5: "1|2|3|... 2 lines more: make the window higher",
+		3: "1|... 4 lines more: make the window higher",
+	} {
+		got := fitFrame(frame, rows)
+		if strings.Join(got, "|") != want {
+			t.Errorf("%d rows: %q, want %q", rows, got, want)
+		}
+		if rows > 0 && len(got) > rows-1 {
+			t.Errorf("%d rows: %d lines, and the cursor needs one", rows, len(got))
+		}
+	}
+}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -69,6 +71,9 @@ func (a *app) daemon(ctx context.Context, cfg node.Config, logFormat string) err
 	if err != nil {
 		return fmt.Errorf("set up the log: %w", err)
 	}
+	// Whoever reads the log may go away (a restarted journal, a closed
+	// terminal); connections must not depend on that.
+	signal.Ignore(syscall.SIGPIPE)
 	notifier := sdnotify.New(a.getenv(sdnotify.EnvVar))
 	told := func(err error) {
 		if err != nil {

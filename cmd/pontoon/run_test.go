@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -154,6 +155,37 @@ func TestDaemonTellsTheServiceManagerAndStopsWhenAsked(t *testing.T) {
 		}
 	case <-time.After(20 * time.Second):
 		t.Fatal("the daemon did not stop within 20s")
+	}
+}
+
+func TestDaemonSurvivesTheReaderOfItsLog(t *testing.T) {
+	p := buildProduct(t)
+	notify, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(p.tmp, "notify.sock"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = notify.Close() })
+	run := p.command(t, "run", "--name", "w1", "--role", "witness", "--address", "127.0.0.1:7400", "--api-listen", "none",
+		"--data-dir", filepath.Join(p.tmp, "data"), "--run-dir", p.tmp, "--log-level", "debug")
+	run.Env = append(run.Env, "NOTIFY_SOCKET="+notify.LocalAddr().String())
+	log, err := run.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := run.Start(); err != nil {
+		t.Fatal(err)
+	}
+	awaitMessage(t, notify, "READY=1")
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// Stopping is logged to nobody, and must still end in order.
+	if err := run.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	awaitMessage(t, notify, "STOPPING=1")
+	if err := run.Wait(); err != nil {
+		t.Errorf("the daemon ended with %v", err)
 	}
 }
 

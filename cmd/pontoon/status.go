@@ -113,13 +113,19 @@ func (a *app) redraw(frame string) {
 		a.printf("%s", frame)
 		return
 	}
-	lines := strings.Split(strings.TrimRight(frame, "\n"), "\n")
-	if rows := a.terminalRows(); rows > 2 && len(lines) > rows-1 {
-		hidden := len(lines) - (rows - 2)
-		lines = append(lines[:rows-2], fmt.Sprintf("... %s more: make the window higher", count(hidden, "line")))
-	}
 	// Home, every line cleared to its end, then everything below: no flicker.
-	a.printf("\x1b[H%s\x1b[K\n\x1b[J", strings.Join(lines, "\x1b[K\n"))
+	a.printf("\x1b[H%s\x1b[K\n\x1b[J", strings.Join(fitFrame(frame, a.terminalRows()), "\x1b[K\n"))
+}
+
+// fitFrame cuts a frame to a terminal of so many rows, of which the cursor
+// needs the last; 0 rows is a height nobody knows.
+func fitFrame(frame string, rows int) []string {
+	lines := strings.Split(strings.TrimRight(frame, "\n"), "\n")
+	if rows < 3 || len(lines) < rows {
+		return lines
+	}
+	keep := rows - 2
+	return append(lines[:keep], fmt.Sprintf("... %s more: make the window higher", count(len(lines)-keep, "line")))
 }
 
 func (a *app) terminalRows() int {

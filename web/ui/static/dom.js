@@ -41,9 +41,11 @@ export function bar(share) {
     s("rect", { width: w.toFixed(1), height: 6, rx: 3 }));
 }
 
-// spark draws the course of [time, value] pairs over a window of seconds, from zero up.
-export function spark(points, seconds, label) {
+// spark draws the course of [time, value] pairs, from zero up. A page that was
+// opened just now shows the little it has seen over the whole width.
+export function spark(points, label) {
   const now = points.length ? points[points.length - 1][0] : 0;
+  const seconds = points.length ? Math.max(15, now - points[0][0]) : 1;
   const top = Math.max(1, ...points.map((p) => p[1])) * 1.1;
   const at = (p) => `${(100 - (now - p[0]) / seconds * 100).toFixed(2)},${(30 - p[1] / top * 30).toFixed(2)}`;
   const svg = s("svg", { class: "spark", viewBox: "0 0 100 30", preserveAspectRatio: "none", role: "img", "aria-label": label });

@@ -16,7 +16,7 @@ export function flows(st, history) {
     h("dt", {}, name), h("dd", { class: "big" }, big(value)), h("dd", { class: "small" }, note), extra && h("dd", { class: "spark" }, extra));
   return h("dl", { class: "tiles" },
     tile("Established", f.established, `${percent(f.established, f.max)} of ${big(f.max)}`,
-      spark(history, 120, `Established connections over the last two minutes, now ${num(f.established)}`)),
+      spark(history, `Established connections over the last minutes, now ${num(f.established)}`)),
     tile("Owned", f.owned, "forwarded here"),
     tile("Replica", f.replica, "copies from peers"),
     tile("Adopted", f.adopted, "survived a failover"),
@@ -38,7 +38,7 @@ export function nodes(st) {
   };
   return panel(table("Nodes", [
     { name: "Node", show: (n) => [n.name, n.name === st.self && h("span", { class: "muted" }, " · this node"), h("span", { class: "under mono" }, n.address)].filter(Boolean) },
-    { name: "Role", show: (n) => n.role === "witness" ? "witness" : "load balancer" },
+    { name: "Role", show: (n) => h("span", { class: "nowrap" }, n.role === "witness" ? "witness" : "load balancer") },
     { name: "Raft", show: (n) => n.raft === "leader" ? chip("leader", "key") : n.raft === "nonvoter" ? "not yet voting" : n.raft },
     { name: "State", show: health },
     { name: "Master of", show: (n) => n.master_of.length ? chips(...n.master_of.map((i) => chip(i, "key"))) : h("span", { class: "muted" }, "–") },
@@ -95,7 +95,7 @@ export function replication(st, histories) {
   return panel(table("Replication", [
     { name: "Peer", show: (r) => r.peer },
     { name: "State", show: state },
-    { name: "Lag", num: true, show: (r) => h("span", { class: "lag" }, spark(histories.get(r.peer) || [], 120, `Lag to ${r.peer} over the last two minutes`), ms(r.lag_ms)) },
+    { name: "Lag", num: true, show: (r) => h("span", { class: "lag" }, spark(histories.get(r.peer) || [], `Lag to ${r.peer} over the last minutes`), ms(r.lag_ms)) },
     { name: "Under way", num: true, show: (r) => num(Math.max(0, r.sent - r.acked)) },
     { name: "Sent", num: true, show: (r) => big(r.sent) },
     { name: "Resyncs", num: true, show: (r) => num(r.resyncs) },
