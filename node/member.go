@@ -95,6 +95,7 @@ func newMember(c memberConfig) (m *member, err error) {
 		}
 	}
 	layer := transport.NewRaftLayer(m.mux, net.TCPAddrFromAddrPort(addr))
+	layer.NodeName = m.nodeAt
 	m.raft, err = openRaft(raftDir(c.cfg.DataDir), c.cfg.Name, c.cfg.Cluster.Address, c.bootstrap, layer, m.store, c.logger)
 	return m, err
 }
@@ -232,6 +233,17 @@ func (m *member) authorize(node string) error {
 		return nil
 	}
 	return fmt.Errorf("node %s is not a member of this cluster", node)
+}
+
+// nodeAt names the member whose cluster address this is, "" while none is
+// known: a Raft address must lead to the very node it stands for.
+func (m *member) nodeAt(address string) string {
+	for _, n := range m.store.State().Nodes() {
+		if n.Address == address {
+			return string(n.Name)
+		}
+	}
+	return ""
 }
 
 func (m *member) addressOf(node string) (string, bool) {
