@@ -125,6 +125,9 @@ func RunDemo(ctx context.Context, cfg DemoConfig) (Report, error) {
 		return Report{}, fmt.Errorf("this machine cannot run the demo:\n%w", err)
 	}
 	tell := newNarrator(cfg)
+	if old, err := Leftovers(cfg.Dir); err == nil && len(old) > 0 {
+		tell.step("still there from earlier: %s; `pontoon demo --clean PREFIX` removes one", strings.Join(old, ", "))
+	}
 	tell.step("building %d load balancers, %d client and %d endpoints in network namespaces", cfg.Nodes, 1, demoEndpoints)
 	l, err := New(Config{
 		Binary: cfg.Binary, Topology: TwoLeg, Nodes: cfg.Nodes, Clients: 1, Endpoints: demoEndpoints,
