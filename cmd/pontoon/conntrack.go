@@ -32,8 +32,9 @@ type flowFilter struct {
 	limit   int
 }
 
-func (f *flowFilter) addTo(cmd *cobra.Command) {
+func (f *flowFilter) addTo(a *app, cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.service, "service", "", "only flows of this service")
+	a.completingFlag(cmd, "service", serviceNames())
 	cmd.Flags().StringVar(&f.client, "client", "", "only flows from this `address`, address:port or prefix")
 }
 
@@ -59,7 +60,7 @@ forwards; the others are copies, ready to be adopted.`,
 		Example: "  pontoon conntrack list --service web --limit 20",
 		Args:    wantArgs(),
 	}
-	f.addTo(cmd)
+	f.addTo(a, cmd)
 	cmd.Flags().IntVar(&f.limit, "limit", defaultFlowLimit, "at most so many, 1 to 100000")
 	format := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -149,5 +150,5 @@ func newConntrackFlushCmd(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&service, "service", "", "the service whose connections to forget")
-	return cmd
+	return a.completingFlag(cmd, "service", serviceNames())
 }

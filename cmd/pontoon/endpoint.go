@@ -40,6 +40,11 @@ func newEndpointCmd(a *app) *cobra.Command {
 			return fmt.Sprintf("%s of %s gets new flows", args[1], args[0])
 		}),
 	)
+	for _, sub := range cmd.Commands() {
+		if sub.Name() != "list" {
+			a.completing(sub, serviceNames(), endpointNames)
+		}
+	}
 	return cmd
 }
 

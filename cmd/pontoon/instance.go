@@ -25,14 +25,14 @@ together; each has one master node. The instance "default" always exists.`)
 		}, func([]string) string { return "/v1/instances" }, drawInstances),
 		newInstanceCreateCmd(a),
 		newInstanceMoveCmd(a),
-		a.changes(&cobra.Command{
+		a.completing(a.changes(&cobra.Command{
 			Use:     "delete NAME",
 			Short:   "Delete an instance without addresses",
 			Long:    "Delete an instance. One that still has virtual addresses is refused, and so is \"default\".",
 			Example: "  pontoon instance delete blue",
 			Args:    wantArgs("NAME"),
 		}, http.MethodDelete, func(args []string) string { return instancePath(args[0]) },
-			func(args []string) string { return "instance " + args[0] + " is deleted" }),
+			func(args []string) string { return "instance " + args[0] + " is deleted" }), instanceNames()),
 	)
 	return cmd
 }
@@ -84,7 +84,8 @@ func newInstanceMoveCmd(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the `node` to move to; it must be eligible (alive, ready, in sync, not draining)")
-	return cmd
+	a.completingFlag(cmd, "to", nodeNames())
+	return a.completing(cmd, instanceNames())
 }
 
 func drawInstances(t *table, instances []web.InstanceStatus) {

@@ -49,6 +49,11 @@ maintenance. Its connections go on through the node that takes over.`,
 			func(args []string) string { return args[0] + " is resumed" }),
 		newNodeRemoveCmd(a, name),
 	)
+	for _, sub := range cmd.Commands() {
+		if sub.Name() != "list" {
+			a.completing(sub, nodeNames())
+		}
+	}
 	return cmd
 }
 

@@ -42,6 +42,11 @@ its endpoints. The virtual address must exist: see "pontoon vip create".`)
 			Args:    wantArgs("NAME"),
 		}, http.MethodDelete, path, func(args []string) string { return "service " + args[0] + " is deleted" }),
 	)
+	for _, sub := range cmd.Commands() {
+		if sub.Name() != "list" && sub.Name() != "create" {
+			a.completing(sub, serviceNames())
+		}
+	}
 	return cmd
 }
 
@@ -72,7 +77,7 @@ Modes: fullnat  the endpoints see the VIP as source; replies come back by it
 			return a.put(cmd, servicePath(args[0])+"?create=true", service, "service "+args[0]+" is created")
 		},
 	}
-	f.addTo(cmd)
+	f.addTo(a, cmd)
 	return cmd
 }
 
@@ -111,7 +116,7 @@ endpoint that stays go on.`,
 			return a.put(cmd, servicePath(args[0]), service, "service "+args[0]+" is updated")
 		},
 	}
-	f.addTo(cmd)
+	f.addTo(a, cmd)
 	f.addEditsTo(cmd)
 	return cmd
 }

@@ -27,9 +27,10 @@ type serviceFlags struct {
 	remove      endpointsFlag
 }
 
-func (f *serviceFlags) addTo(cmd *cobra.Command) {
+func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.Var(&f.vip, "vip", "the virtual address clients connect to")
+	a.completingFlag(cmd, "vip", vipNames())
 	fs.Var(&f.port, "port", "the port clients connect to, 1 to 65535")
 	// The daemon fills in what is not given: one place knows the defaults.
 	f.protocol = newChoice("", string(fsm.TCP), string(fsm.UDP))

@@ -75,12 +75,12 @@ func drawTokens(t *table, tokens []web.TokenInfo) {
 }
 
 func newTokenRevokeCmd(a *app) *cobra.Command {
-	return a.changes(&cobra.Command{
+	return a.completing(a.changes(&cobra.Command{
 		Use:     "revoke ID",
 		Short:   "Make a join token useless",
 		Long:    "Make a join token useless. A node that has joined with it stays a member.",
 		Example: "  pontoon token revoke 3f9c2a",
 		Args:    wantArgs("ID"),
 	}, "DELETE", func(args []string) string { return "/v1/tokens/" + url.PathEscape(args[0]) },
-		func(args []string) string { return "token " + args[0] + " is revoked" })
+		func(args []string) string { return "token " + args[0] + " is revoked" }), tokenNames())
 }

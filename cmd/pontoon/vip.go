@@ -24,14 +24,14 @@ gateway.`)
 			Args:    wantArgs(),
 		}, func([]string) string { return "/v1/vips" }, drawVIPs),
 		newVIPCreateCmd(a),
-		a.changes(&cobra.Command{
+		a.completing(a.changes(&cobra.Command{
 			Use:     "delete ADDRESS",
 			Short:   "Delete a virtual address no service uses",
 			Long:    "Delete a virtual address. One that a service uses is refused.",
 			Example: "  pontoon vip delete 192.168.80.200",
 			Args:    wantAddress,
 		}, http.MethodDelete, func(args []string) string { return "/v1/vips/" + url.PathEscape(args[0]) },
-			func(args []string) string { return "virtual address " + args[0] + " is deleted" }),
+			func(args []string) string { return "virtual address " + args[0] + " is deleted" }), vipNames()),
 	)
 	return cmd
 }
@@ -60,6 +60,7 @@ contains it, unless --interface names another.`,
 		Args: wantAddress,
 	}
 	cmd.Flags().StringVar(&instance, "instance", fsm.DefaultInstance, "the instance it belongs to")
+	a.completingFlag(cmd, "instance", instanceNames())
 	cmd.Flags().StringVar(&iface, "interface", "", "the interface that holds it (default: the one whose subnet contains it)")
 	kind := newChoice(string(fsm.VIPService), string(fsm.VIPService), string(fsm.VIPGateway)).
 		addTo(cmd, "kind", "", "service: clients connect to it; gateway: the endpoints' next hop")
