@@ -30,6 +30,7 @@ type local struct {
 }
 
 type localView struct {
+	unsure     bool   // nothing of this was looked at yet
 	plan       uint64 // index of the last plan carried out
 	ready      bool   // data plane attached everywhere and equal to the plan
 	linksUp    bool
@@ -47,7 +48,7 @@ func (l *local) get() localView {
 func (l *local) set(v localView) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	changed = l.v.ready != v.ready || l.v.linksUp != v.linksUp || !slices.Equal(l.v.holding, v.holding)
+	changed = l.v.unsure != v.unsure || l.v.ready != v.ready || l.v.linksUp != v.linksUp || !slices.Equal(l.v.holding, v.holding)
 	l.v = v
 	return changed
 }

@@ -145,7 +145,7 @@ func (m *member) commitReports() {
 	s := m.store.State()
 	for _, r := range m.reports.all(time.Now(), m.knownNode) {
 		n, ok := s.Node(fsm.NodeID(r.Node))
-		if !ok || !n.Alive || r.AgeMS > 5*reportEvery.Milliseconds() {
+		if !ok || !n.Alive || r.Unsure || r.AgeMS > 5*reportEvery.Milliseconds() {
 			continue
 		}
 		if n.Ready == r.Ready && n.LinksUp == r.LinksUp && n.InSync == r.InSync {

@@ -122,6 +122,9 @@ func (m *member) openDataplane() (err error) {
 		return err
 	}
 	m.gate.start(m.dp.Adopted())
+	// What was adopted forwards: the restart of a daemon is no reason to move
+	// its instances. A fresh data plane is certainly not ready.
+	m.local.set(localView{unsure: m.dp.Adopted()})
 	if m.dp.Adopted() {
 		m.events.add(Event{Kind: "data_plane", Node: fsm.NodeID(m.cfg.Name), Text: "adopted the pinned data plane with its flows"})
 	}

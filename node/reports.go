@@ -21,6 +21,10 @@ type report struct {
 	Ready   bool   `json:"ready"`
 	LinksUp bool   `json:"links_up"`
 	InSync  bool   `json:"in_sync"`
+	// Unsure says that this node has taken over the data plane of its earlier
+	// life and has not compared it with the state yet: Ready and LinksUp are not
+	// known, and what the cluster last knew of them stands.
+	Unsure  bool   `json:"unsure,omitempty"`
 	Version string `json:"version"`
 }
 
@@ -176,6 +180,6 @@ func (m *member) selfReport() report {
 	l := m.local.get()
 	return report{
 		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), Plan: l.plan,
-		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(), Version: m.version,
+		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(), Unsure: l.unsure, Version: m.version,
 	}
 }
