@@ -32,7 +32,7 @@ func endpointAddr(ep *Host) netip.AddrPort { return netip.AddrPortFrom(ep.Addr()
 // service.
 func (d *demo) raiseCluster(ctx context.Context) error {
 	nodes := d.lab.Nodes()
-	d.tell.step("starting %d daemons", len(nodes))
+	d.tell.step("starting %d daemons in lab %s", len(nodes), d.lab.Prefix())
 	for _, n := range nodes {
 		if err := n.Start(ctx); err != nil {
 			return err
