@@ -180,8 +180,10 @@ func (b *browser) picture(name string) {
 func (b *browser) fits() {
 	b.t.Helper()
 	wide := eval[[]string](b, `[...document.querySelectorAll("body *")]
-		.filter(e => !e.closest("svg") && !e.matches(".skip") && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
+		.filter(e => !e.closest("svg, table:not(.slim) thead") && !e.matches(".skip") && e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
 		.map(e => e.tagName + "." + e.className + " " + e.textContent.slice(0, 40))`)
+	wide = append(wide, eval[[]string](b, `[...document.querySelectorAll(".panel")].filter(e => e.scrollWidth > e.clientWidth)
+		.map(e => "scrolls: " + e.textContent.slice(0, 40))`)...)
 	if over := eval[int](b, "document.documentElement.scrollWidth - innerWidth"); over > 0 || len(wide) > 0 {
 		b.t.Errorf("the page is %d px too wide: %q", over, wide)
 	}

@@ -57,6 +57,12 @@ export function instances(st) {
   ], st.instances));
 }
 
+// address breaks before its port where it has to break at all.
+function address(s) {
+  const at = s.lastIndexOf(":");
+  return h("span", { class: "mono" }, s.slice(0, at), h("wbr"), s.slice(at));
+}
+
 function endpointState(e) {
   const c = [];
   if (e.admin === "drain") c.push(chip("draining", "warn"));
@@ -75,7 +81,7 @@ function service(svc) {
     h("span", { class: "total" }, plural(svc.flows, "flow")));
   if (!eps.length) return h("article", { class: "panel service" }, head, h("p", { class: "empty" }, "It has no endpoints: connections are refused."));
   return h("article", { class: "panel service" }, head, table(`Endpoints of ${svc.name}`, [
-    { name: "Endpoint", show: (e) => h("span", { class: "mono" }, e.address) },
+    { name: "Endpoint", show: (e) => address(e.address) },
     { name: "State", show: endpointState },
     { name: "Weight", num: true, show: (e) => num(e.weight) },
     { name: "Flows", num: true, show: (e) => [bar(e.flows / most), num(e.flows)] },
