@@ -112,22 +112,22 @@ func TestSyncGate(t *testing.T) {
 	dead := syncPeer{}
 	now := t0
 	s := syncState{}
-	if s = s.next([]syncPeer{up, loading}, now); s.ok {
+	if s = s.next([]syncPeer{up, loading}, now, syncGrace); s.ok {
 		t.Fatal("open before the snapshot of a live peer is applied")
 	}
-	if s = s.next([]syncPeer{up, dead}, now); !s.ok {
+	if s = s.next([]syncPeer{up, dead}, now, syncGrace); !s.ok {
 		t.Fatal("closed although the only silent peer is dead")
 	}
-	if s = s.next([]syncPeer{up, loading}, now); !s.ok {
+	if s = s.next([]syncPeer{up, loading}, now, syncGrace); !s.ok {
 		t.Fatal("closed at the first moment of a lost stream")
 	}
-	if s = s.next([]syncPeer{up, loading}, now.Add(syncGrace-time.Millisecond)); !s.ok {
+	if s = s.next([]syncPeer{up, loading}, now.Add(syncGrace-time.Millisecond), syncGrace); !s.ok {
 		t.Fatal("closed within the grace")
 	}
-	if s = s.next([]syncPeer{up, loading}, now.Add(syncGrace+time.Millisecond)); s.ok {
+	if s = s.next([]syncPeer{up, loading}, now.Add(syncGrace+time.Millisecond), syncGrace); s.ok {
 		t.Fatal("open long after a live peer's stream was lost")
 	}
-	if s = s.next(nil, now); !s.ok {
+	if s = s.next(nil, now, syncGrace); !s.ok {
 		t.Fatal("closed without any peer")
 	}
 }

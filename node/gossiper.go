@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"sync"
+	"time"
 
 	"pontoon/fsm"
 	"pontoon/transport"
@@ -22,8 +24,9 @@ type gossiper struct {
 	logger *slog.Logger
 	wake   func() // somebody's state changed
 
-	mu sync.Mutex
-	g  *transport.Gossip
+	mu     sync.Mutex
+	g      *transport.Gossip
+	silent map[string]time.Time // who gossip calls dead or left, and since when it does
 }
 
 // members is what gossip sees now; nothing before it runs.
@@ -34,6 +37,30 @@ func (g *gossiper) members() []transport.GossipMember {
 		return nil
 	}
 	return g.g.Members()
+}
+
+// silentSince tells since when gossip has given up each node it has given up.
+// Every node keeps this, whoever leads.
+func (g *gossiper) silentSince() map[string]time.Time {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return maps.Clone(g.silent)
+}
+
+func (g *gossiper) noteSilence(members []transport.GossipMember, now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	next := map[string]time.Time{}
+	for _, m := range members {
+		if m.State != transport.GossipDead && m.State != transport.GossipLeft {
+			continue
+		}
+		next[m.Node] = now
+		if since, ok := g.silent[m.Node]; ok {
+			next[m.Node] = since
+		}
+	}
+	g.silent = next
 }
 
 func (g *gossiper) run(ctx context.Context) error {
@@ -98,6 +125,7 @@ func (g *gossiper) follow(ctx context.Context, gs *transport.Gossip, keys [][]by
 			return nil
 		case <-changed:
 		case <-gs.Changed():
+			g.noteSilence(gs.Members(), time.Now())
 			g.wake()
 		}
 	}

@@ -41,8 +41,14 @@ type doubt struct {
 	hostAlive bool
 }
 
-func newJudge(grace time.Duration, now time.Time) judge {
-	return judge{grace: grace, started: now, doubts: map[fsm.NodeID]doubt{}}
+// newJudge begins at now, with what this node saw of the silent ones before it
+// led: a change of leader must not give a stopped daemon its grace anew.
+func newJudge(grace time.Duration, silentSince map[string]time.Time, now time.Time) judge {
+	j := judge{grace: grace, started: now, doubts: map[fsm.NodeID]doubt{}}
+	for n, since := range silentSince {
+		j.doubts[fsm.NodeID(n)] = doubt{deadSince: since}
+	}
+	return j
 }
 
 // rulings is what a step asks for: verdicts to commit and kernels to check.

@@ -91,7 +91,7 @@ func TestJudgeTellsDeadMachinesFromStoppedDaemons(t *testing.T) {
 		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			j := newJudge(grace, t0)
+			j := newJudge(grace, nil, t0)
 			nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
 			for i, s := range tc.steps {
 				now := t0.Add(s.at)
@@ -116,7 +116,7 @@ func TestJudgeTellsDeadMachinesFromStoppedDaemons(t *testing.T) {
 }
 
 func TestJudgeRevivesWhoIsHeard(t *testing.T) {
-	j := newJudge(time.Second, t0)
+	j := newJudge(time.Second, nil, t0)
 	_, r := j.step([]fsm.Node{lb("lb1", false), lb("lb2", false), lb("lb3", false)}, "lb1",
 		[]transport.GossipMember{seen("lb2", transport.GossipAlive), seen("lb3", transport.GossipDead)}, t0.Add(time.Hour))
 	want := map[fsm.NodeID]bool{"lb1": true, "lb2": true}
@@ -131,12 +131,24 @@ func TestJudgeRevivesWhoIsHeard(t *testing.T) {
 }
 
 func TestJudgeForgetsAnAnswerAboutANodeThatWasHeardAgain(t *testing.T) {
-	j := newJudge(time.Second, t0)
+	j := newJudge(time.Second, nil, t0)
 	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
 	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipDead)}, t0)
 	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipAlive)}, t0.Add(time.Millisecond))
 	j = j.hostAnswered("lb2", false, t0.Add(2*time.Millisecond))
 	if len(j.doubted()) != 0 {
 		t.Fatalf("still doubts %v", j.doubted())
+	}
+}
+
+func TestJudgeGivesNoNewGraceWhenTheLeaderChanges(t *testing.T) {
+	j := newJudge(10*time.Second, map[string]time.Time{"lb2": t0.Add(-9 * time.Second)}, t0)
+	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
+	gossip := []transport.GossipMember{seen("lb2", transport.GossipDead)}
+	j, _ = j.step(nodes, "lb1", gossip, t0)
+	j = j.hostAnswered("lb2", true, t0.Add(900*time.Millisecond))
+	_, r := j.step(nodes, "lb1", gossip, t0.Add(time.Second))
+	if len(r.verdicts) != 1 || r.verdicts[0].Alive {
+		t.Fatalf("verdicts %v: lb2 has been silent for its ten seconds", r.verdicts)
 	}
 }

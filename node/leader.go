@@ -70,7 +70,7 @@ func (m *member) lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fsm.MaxSlots * 2)
 	answers := make(chan hostAnswer, fsm.MaxSlots*2)
-	j := newJudge(m.cfg.AgentGrace, time.Now())
+	j := newJudge(m.cfg.AgentGrace, m.gossip.silentSince(), time.Now())
 	tick := time.NewTicker(leaderTick)
 	defer tick.Stop()
 	for {

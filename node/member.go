@@ -121,6 +121,7 @@ func (m *member) openDataplane() (err error) {
 	if err != nil {
 		return err
 	}
+	m.gate.grace = m.cfg.AgentGrace + syncGrace
 	m.gate.start(m.dp.Adopted())
 	// What was adopted forwards: the restart of a daemon is no reason to move
 	// its instances. A fresh data plane is certainly not ready.

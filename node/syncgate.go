@@ -8,6 +8,8 @@ import (
 // syncGate decides whether this node holds every flow its live peers hold,
 // which makes it eligible as a master.
 type syncGate struct {
+	grace time.Duration // see syncGrace; set before use
+
 	mu sync.Mutex
 	st syncState
 }
@@ -24,13 +26,14 @@ type syncPeer struct {
 	streaming bool // its snapshot's marker was applied here and its stream goes on
 }
 
-// syncGrace is how long a stream may be down before its silence costs
-// eligibility: a peer that dies takes its stream with it, and the survivors
-// are as much in sync as anybody can be until the verdict comes.
+// syncGrace, on top of agent_grace, is how long a stream may be down before its
+// silence costs eligibility: a peer that dies or whose daemon stops takes its
+// stream with it, and the survivors are as much in sync as anybody can be until
+// the verdict comes.
 const syncGrace = 5 * time.Second
 
 // next is the pure decision.
-func (s syncState) next(peers []syncPeer, now time.Time) syncState {
+func (s syncState) next(peers []syncPeer, now time.Time, grace time.Duration) syncState {
 	for _, p := range peers {
 		if !p.counts || p.streaming {
 			continue
@@ -40,7 +43,7 @@ func (s syncState) next(peers []syncPeer, now time.Time) syncState {
 			return syncState{}
 		case s.lost.IsZero():
 			return syncState{ok: true, lost: now}
-		case now.Sub(s.lost) > syncGrace:
+		case now.Sub(s.lost) > grace:
 			return syncState{}
 		}
 		return s
@@ -66,7 +69,7 @@ func (g *syncGate) inSync(now time.Time, peers []syncPeer, known bool) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if known {
-		g.st = g.st.next(peers, now)
+		g.st = g.st.next(peers, now, g.grace)
 	}
 	return g.st.ok
 }
