@@ -75,11 +75,12 @@ func connections(ctx context.Context, m *ebpf.Map) iter.Seq2[connection, error] 
 				if c.forward.reply() {
 					continue
 				}
-				if err := m.Lookup(otherKey(&c.key, &c.forward), &c.reply); err != nil {
-					if !errors.Is(err, ebpf.ErrKeyNotExist) {
-						yield(c, fmt.Errorf("look up reply: %w", err))
-						return
-					}
+				found, err := lookup(m, otherKey(&c.key, &c.forward), &c.reply)
+				if err != nil {
+					yield(c, err)
+					return
+				}
+				if !found {
 					c.reply = pontoonFlow{LastSeen: c.forward.LastSeen}
 				}
 				if !yield(c, nil) {

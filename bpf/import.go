@@ -214,8 +214,9 @@ func (in *importer) flush() error {
 	return nil
 }
 
+// lookup passes the key by reference: that spares the library's slow way of writing structs.
 func lookup(m *ebpf.Map, key pontoonFlowKey, value *pontoonFlow) (bool, error) {
-	err := m.Lookup(key, value)
+	err := m.Lookup(&key, value)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, nil
 	}

@@ -92,6 +92,10 @@ func NewNS(tb testing.TB) *NS {
 	return ns
 }
 
+// With returns the same namespace for another test to report to: a fuzz target may not use what
+// its fuzz test brought along.
+func (n *NS) With(tb testing.TB) *NS { return &NS{tb: tb, handle: n.handle} }
+
 // Do runs f on a thread in the namespace. Sockets made there stay in it.
 func (n *NS) Do(f func()) {
 	n.tb.Helper()
