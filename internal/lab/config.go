@@ -20,6 +20,9 @@ type Config struct {
 	// MaxNodes, MaxClients and MaxEndpoints. Nodes are called lb1, lb2, …,
 	// clients client1, …, endpoints ep1, ….
 	Nodes, Clients, Endpoints int
+	// Witnesses is how many of the nodes, the last ones, are started with the
+	// role of a witness: they are given no interface to balance on.
+	Witnesses int
 	// NodeArgs are put behind the flags every node is started with.
 	NodeArgs []string
 	// Dir is where the lab's own directory is made; os.TempDir() when empty.
@@ -68,6 +71,9 @@ func (c Config) Validate() error {
 		if n.have < 0 || n.have > n.at {
 			errs = append(errs, fmt.Errorf("%d %s: want 0 to %d", n.have, n.what, n.at))
 		}
+	}
+	if c.Witnesses < 0 || c.Witnesses > c.Nodes {
+		errs = append(errs, fmt.Errorf("%d witnesses: want 0 to %d, the number of nodes", c.Witnesses, c.Nodes))
 	}
 	if !filepath.IsAbs(c.Dir) {
 		errs = append(errs, fmt.Errorf("directory %q: want an absolute path", c.Dir))

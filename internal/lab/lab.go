@@ -148,6 +148,7 @@ func (l *Lab) addHost(spec hostSpec) error {
 		if err != nil {
 			return err
 		}
+		n.witness = len(l.nodes) >= l.cfg.Nodes-l.cfg.Witnesses
 		l.nodes = append(l.nodes, n)
 	case roleClient:
 		l.clients = append(l.clients, h)

@@ -32,10 +32,12 @@ const cliTimeout = 30 * time.Second
 // Node is a load balancer: a host that runs the product's daemon.
 type Node struct {
 	*Host
-	dir string
+	dir     string
+	witness bool
 
 	mu   sync.Mutex
 	proc *Process // the newest daemon, nil before the first start
+	args []string // see SetArgs
 	off  bool     // without power: there is no namespace
 }
 
@@ -67,17 +69,35 @@ func (n *Node) LogFile() string { return filepath.Join(n.dir, "log") }
 // ClusterAddress is where the other nodes find this one.
 func (n *Node) ClusterAddress() netip.AddrPort { return netip.AddrPortFrom(n.Addr(), clusterPort) }
 
+// SetArgs gives this node arguments of its own, put behind all others, from
+// its next start on.
+func (n *Node) SetArgs(args ...string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.args = args
+}
+
 // RunArgs are the arguments the daemon is started with.
 func (n *Node) RunArgs() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.runArgsLocked()
+}
+
+func (n *Node) runArgsLocked() []string {
 	args := []string{
 		"run", "--name", n.Name(), "--data-dir", n.DataDir(), "--run-dir", n.RunDir(),
 		"--address", n.ClusterAddress().String(), "--gossip-port", gossipPort,
 		"--api-listen", apiListen, "--pin-dir", n.PinDir(), "--max-flows", maxFlows,
 	}
-	for _, i := range n.Interfaces() {
-		args = append(args, "--interface", i)
+	if n.witness {
+		args = append(args, "--role", "witness")
+	} else {
+		for _, i := range n.Interfaces() {
+			args = append(args, "--interface", i)
+		}
 	}
-	return append(args, n.lab.cfg.NodeArgs...)
+	return append(append(args, n.lab.cfg.NodeArgs...), n.args...)
 }
 
 // Process is the newest daemon of the node, nil before the first Start.
@@ -114,7 +134,7 @@ func (n *Node) startLocked() error {
 		return fmt.Errorf("start %s: open log: %w", n.Name(), err)
 	}
 	defer logf.Close()
-	cmd := exec.Command(n.lab.cfg.Binary, n.RunArgs()...)
+	cmd := exec.Command(n.lab.cfg.Binary, n.runArgsLocked()...)
 	cmd.Stdout, cmd.Stderr = logf, logf
 	cmd.Dir = n.dir
 	p, err := n.Host.Start(cmd)
