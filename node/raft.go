@@ -21,7 +21,7 @@ import (
 const (
 	raftHeartbeat   = 200 * time.Millisecond
 	raftElection    = 200 * time.Millisecond
-	raftLease       = 100 * time.Millisecond
+	raftLease       = 200 * time.Millisecond // nothing is fenced by it, and each early end costs a write its certainty
 	raftCommit      = 20 * time.Millisecond // how late an idle follower learns the commit index
 	raftRPCTimeout  = time.Second
 	raftApply       = 5 * time.Second
