@@ -131,10 +131,11 @@ func TestARefusedJoinLeavesNoTrace(t *testing.T) {
 
 	// Configured like another one: the same address, here on lo so that it can
 	// be opened, and asked by way of the other member.
-	claim(t, joiner, first.Addr())
+	claim(t, joiner, first.Addr(), netlink.AddrAdd)
 	restart(t, joiner, "--address", first.ClusterAddress().String())
 	tryJoin(second.ClusterAddress().String(), good, first.ClusterAddress().String()+"|address")
 
+	claim(t, joiner, first.Addr(), netlink.AddrDel)
 	restart(t, joiner)
 	refused(t, first, "already|pontoon leave", "init")
 	refused(t, first, "already|pontoon leave", "join", second.ClusterAddress().String(), "--token", good)
@@ -183,8 +184,9 @@ func joinAndLeave(t testing.TB, n *lab.Node, via, token string) error {
 	return err
 }
 
-// claim gives a node an address on lo without telling the segment.
-func claim(t testing.TB, n *lab.Node, addr netip.Addr) {
+// claim gives a node an address on lo, or takes it away, without telling the
+// segment.
+func claim(t testing.TB, n *lab.Node, addr netip.Addr, act func(netlink.Link, *netlink.Addr) error) {
 	t.Helper()
 	err := n.Do(func() error {
 		if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/arp_ignore", []byte("1"), 0); err != nil {
@@ -198,7 +200,7 @@ func claim(t testing.TB, n *lab.Node, addr netip.Addr) {
 		if err != nil {
 			return err
 		}
-		return netlink.AddrAdd(lo, a)
+		return act(lo, a)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -94,10 +95,19 @@ func newLab(t testing.TB, cfg lab.Config) *lab.Lab {
 	return l
 }
 
-// cli runs the command line on a node and fails the test on an error.
+// cli runs the command line on a node and fails the test on an error. A
+// starved machine may change leaders in the middle of a write, whose outcome
+// is then unknown; such a write is repeated, as the message asks for.
 func cli(t testing.TB, n *lab.Node, args ...string) string {
 	t.Helper()
-	out, err := n.CLI(within(t, 30*time.Second), args...)
+	ctx := within(t, 30*time.Second)
+	out, err := n.CLI(ctx, args...)
+	for err != nil && strings.Contains(err.Error(), "may or may not have happened") {
+		t.Log("repeated:", err)
+		if out, err = n.CLI(ctx, args...); err != nil && strings.Contains(err.Error(), "exists already") {
+			return out
+		}
+	}
 	if err != nil {
 		t.Fatalf("%s: pontoon %v: %v", n.Name(), args, err)
 	}
