@@ -116,8 +116,10 @@ func (in *importer) record(r *pontoonFlowRecord) error {
 			return err
 		}
 	}
-	if keep, err := in.evict(&c, okey); keep || err != nil {
-		return err
+	if !found || otherKey(&c.key, &local) != okey {
+		if keep, err := in.evict(&c, okey); keep || err != nil {
+			return err
+		}
 	}
 	in.keys = append(in.keys, c.key, okey)
 	in.values = append(in.values, c.forward, c.reply)
