@@ -25,6 +25,7 @@ var rooms = map[string][]string{
 	"transport":            {},
 	"node/host":            {},
 	"node/announce":        {},
+	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/traffic"},
 	"internal/lab/traffic": {},
 	"internal/logging":     {},
@@ -36,7 +37,7 @@ var rooms = map[string][]string{
 var fences = map[string][]string{
 	"github.com/cilium/ebpf":              {"bpf"},
 	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab"},
-	"github.com/vishvananda/netns":        {"internal/lab"},
+	"github.com/vishvananda/netns":        {"node/host", "internal/lab"},
 	"github.com/mdlayher/packet":          {"node/announce"},
 	"github.com/hashicorp/raft":           {"node", "transport"},
 	"github.com/hashicorp/raft-boltdb":    {"node"},
