@@ -1,58 +1,101 @@
 package node
 
 import (
+	"context"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // contact decides whether what this node knows is what the cluster has
 // decided. A Raft heartbeat alone does not show it: it carries no commit index,
 // so a node that was cut off, stopped or restarted hears from the leader before
 // it hears what it missed. Contact is therefore confirmed by an answer that
-// names the leader's commit index, and lost by silence or by a gap in this
-// process's own time (it was stopped or starved).
+// names the leader's commit index, and lost by silence, by falling behind what
+// the leader says, or by a gap in this process's own time (it was stopped,
+// starved, or asleep with its machine).
 type contact struct {
 	mu        sync.Mutex
 	confirmed bool
-	target    uint64    // commit index to have applied before confirmed
-	pending   bool      // target is set
+	pending   bool      // target waits to be applied
+	target    uint64    // commit index of an answer
+	targetAt  time.Time // when the question was asked that target answers
+	level     time.Time // targetAt of the last target that was applied
 	heard     time.Time // last sign of a leader, or proof of leading
 	checked   time.Time // last call of fresh; a gap means this process slept
+	awake     time.Time // when the last gap was found: questions before it do not count
 	ever      bool
+
+	boot   time.Duration // the machine's own clock at bootAt (see clock)
+	bootAt time.Time
 }
 
-// contactLost is the silence after which a node no longer trusts what it knows.
-const contactLost = time.Second
+const (
+	// contactLost is the silence after which a node no longer trusts what it knows.
+	contactLost = time.Second
+	// contactBehind is how long a node that hears heartbeats may go without
+	// having applied what the leader says is committed: its log may be stuck.
+	contactBehind = 5 * time.Second
+	// contactEvery is the pace at which gaps are looked for.
+	contactEvery = 100 * time.Millisecond
+)
 
-// answer records that the leader said, at now, what it has committed.
-func (c *contact) answer(now time.Time, commit uint64) {
+// answer records that the leader, asked at the given time, said what it has
+// committed. How long the answer took is unknown to the leader and may be long
+// here, so it counts from the question.
+func (c *contact) answer(asked time.Time, commit uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard = now
-	if !c.confirmed {
-		c.target, c.pending = commit, true
+	if asked.Before(c.awake) {
+		return // this process slept over the answer
+	}
+	if asked.After(c.heard) {
+		c.heard = asked
+	}
+	if !c.pending {
+		c.target, c.targetAt, c.pending = commit, asked, true
 	}
 }
 
 // fresh says at now whether this node's applied state may be acted upon to
 // take something up. lastContact is Raft's last word from a leader (the zero
-// time on the leader itself, whose proof is answer).
+// time on the leader itself, whose proof is answer); applied is what the state
+// machine has taken in.
 func (c *contact) fresh(now, lastContact time.Time, applied uint64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	slept := !c.checked.IsZero() && now.Sub(c.checked) > contactLost
-	c.checked = now
-	if lastContact.After(c.heard) && !slept {
+	if !c.checked.IsZero() && now.Sub(c.checked) > contactLost {
+		c.awake, c.confirmed, c.pending = now, false, false
+	}
+	if now.After(c.checked) {
+		c.checked = now
+	}
+	if lastContact.After(c.heard) && !lastContact.Before(c.awake) {
 		c.heard = lastContact
 	}
-	if slept || now.Sub(c.heard) > contactLost {
+	if now.Sub(c.heard) > contactLost {
 		c.confirmed, c.pending = false, false
 		return false
 	}
-	if !c.confirmed && c.pending && applied >= c.target {
-		c.confirmed, c.pending, c.ever = true, false, true
+	if c.pending && applied >= c.target {
+		c.confirmed, c.pending, c.ever, c.level = true, false, true, c.targetAt
+	}
+	if now.Sub(c.level) > contactBehind {
+		c.confirmed = false // but what is pending stays: it may yet be applied
 	}
 	return c.confirmed
+}
+
+// clock compares Go's clock, which stands still while the machine is suspended,
+// with one that does not. It comes before each call of fresh.
+func (c *contact) clock(now time.Time, sinceBoot time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.bootAt.IsZero() && (sinceBoot-c.boot)-now.Sub(c.bootAt) > contactLost {
+		c.awake, c.confirmed, c.pending = now, false, false
+	}
+	c.boot, c.bootAt = sinceBoot, now
 }
 
 // everFresh says whether this process has known the cluster's state at all.
@@ -68,4 +111,56 @@ func (c *contact) stale(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return !c.confirmed || now.Sub(c.heard) > contactLost
+}
+
+// watchContact looks for gaps in this process's time whatever else runs, and
+// wakes who waits for contact.
+func (m *member) watchContact(ctx context.Context) error {
+	tick := time.NewTicker(contactEvery)
+	defer tick.Stop()
+	was := false
+	for {
+		if is := m.fresh(); is != was {
+			m.logger.Debug("contact with the cluster", "fresh", is)
+			was = is
+			m.wakeDriver()
+			m.wakeReport()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// fresh says whether what this node knows may be acted upon now to take
+// something up (see contact).
+func (m *member) fresh() bool {
+	now := time.Now()
+	var boot unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &boot); err == nil {
+		m.contact.clock(now, time.Duration(boot.Nano()))
+	}
+	fresh := m.contact.fresh(now, m.lastContact(), m.consumed())
+	if fresh {
+		m.store.live.Store(true)
+	}
+	return fresh
+}
+
+// lastContact is Raft's last word from a leader; a leader has its proof from
+// reportOnce instead.
+func (m *member) lastContact() time.Time {
+	if m.raft.isLeader() {
+		return time.Time{}
+	}
+	return m.raft.LastContact()
+}
+
+// consumed is an index up to which the state machine has taken in every
+// command.
+func (m *member) consumed() uint64 {
+	queued := m.raft.AppliedIndex() // before the state is looked at
+	return m.raft.consumed(queued, m.store.State().Index())
 }

@@ -63,6 +63,17 @@ func TestContactIsNotFreshBeforeTheLeadersCommitIsApplied(t *testing.T) {
 			t.Fatal("lost contact although heartbeats come")
 		}
 	}
+	for range 20 {
+		now = now.Add(200 * time.Millisecond)
+		c.fresh(now, now, 120)
+	}
+	if c.fresh(now, now, 120) {
+		t.Fatal("heartbeats alone keep contact for ever: what is applied may be stuck")
+	}
+	c.answer(now, 120)
+	if !c.fresh(now, now, 120) {
+		t.Fatal("contact not regained")
+	}
 }
 
 func TestContactIsLostBySilenceAndRegainedByAnAnswer(t *testing.T) {
@@ -103,6 +114,88 @@ func TestContactIsLostWhenTheProcessSlept(t *testing.T) {
 	}
 	if c.fresh(woke.Add(time.Millisecond), woke, 10) {
 		t.Fatal("trusted what it knew at the second look")
+	}
+}
+
+func TestContactIgnoresAnAnswerItSleptOver(t *testing.T) {
+	var c contact
+	c.answer(t0, 10)
+	if !c.fresh(t0, t0, 10) {
+		t.Fatal("not fresh to begin with")
+	}
+	woke := t0.Add(30 * time.Second)
+	c.fresh(woke, time.Time{}, 10)
+	c.answer(t0.Add(time.Millisecond), 10) // was in the socket's buffer all the time
+	if c.fresh(woke.Add(time.Millisecond), woke.Add(time.Millisecond), 10) {
+		t.Fatal("an answer to a question asked before the sleep gave contact back")
+	}
+	c.answer(woke.Add(2*time.Millisecond), 11)
+	if c.fresh(woke.Add(3*time.Millisecond), time.Time{}, 10) || !c.fresh(woke.Add(3*time.Millisecond), time.Time{}, 11) {
+		t.Fatal("contact not regained by an answer asked for after it woke")
+	}
+}
+
+func TestContactIsLostWhenTheMachineWasSuspended(t *testing.T) {
+	var c contact
+	c.answer(t0, 10)
+	c.clock(t0, time.Hour)
+	if !c.fresh(t0, t0, 10) {
+		t.Fatal("not fresh to begin with")
+	}
+	now := t0.Add(100 * time.Millisecond)
+	c.clock(now, time.Hour+100*time.Millisecond)
+	if !c.fresh(now, now, 10) {
+		t.Fatal("lost contact although both clocks agree")
+	}
+	now = now.Add(100 * time.Millisecond) // Go's clock stood still meanwhile
+	c.clock(now, 2*time.Hour)
+	if c.fresh(now, now.Add(-time.Millisecond), 10) {
+		t.Fatal("a suspended machine woke and trusted what it knew")
+	}
+}
+
+func TestContactOfAQuietLeaderLasts(t *testing.T) {
+	// Nothing but its own proofs comes to a leader, and the drivers look only
+	// once a second; the watch for gaps has its own pace.
+	var c contact
+	now := t0
+	for i := range 100 {
+		if i%3 == 0 {
+			c.answer(now, 10)
+		}
+		if !c.fresh(now, time.Time{}, 10) {
+			t.Fatalf("contact lost after %s", now.Sub(t0))
+		}
+		now = now.Add(contactEvery)
+	}
+}
+
+func TestConsumedCountsWhatTheStateMachineHas(t *testing.T) {
+	logs := raft.NewInmemStore()
+	for i, kind := range []raft.LogType{raft.LogConfiguration, raft.LogNoop, raft.LogCommand, raft.LogCommand, raft.LogBarrier, raft.LogNoop} {
+		if err := logs.StoreLog(&raft.Log{Index: uint64(i + 1), Type: kind}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tc := range []struct{ queued, state, want uint64 }{
+		{2, 0, 2}, {3, 0, 0}, {3, 3, 3}, {6, 3, 3}, {6, 4, 6}, {4, 3, 3}, {2, 3, 3},
+	} {
+		for name, g := range map[string]*raftGroup{"new": {logs: logs}, "walked": {logs: logs, walked: 2}} {
+			if got := g.consumed(tc.queued, tc.state); got != tc.want {
+				t.Errorf("%s: queued %d, state at %d: consumed %d, want %d", name, tc.queued, tc.state, got, tc.want)
+			}
+		}
+	}
+	g := &raftGroup{logs: logs}
+	g.consumed(4, 3)
+	if err := logs.DeleteRange(1, 4); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.consumed(6, 3); got != 3 {
+		t.Errorf("after a snapshot: consumed %d, want 3", got)
+	}
+	if got := (&raftGroup{logs: logs}).consumed(6, 4); got != 6 {
+		t.Errorf("after a restart: consumed %d, want 6", got)
 	}
 }
 

@@ -62,10 +62,21 @@ type hostAnswer struct {
 // state's nodes. It waits first until everything its predecessors committed is
 // applied here: a leader must not judge by an old state.
 func (m *member) lead(ctx context.Context) error {
-	if err := m.raft.Barrier(raftApply).Error(); err != nil {
+	term := m.raft.CurrentTerm()
+	for {
+		err := m.raft.Barrier(raftApply).Error()
+		if err == nil {
+			break
+		}
 		m.logger.Debug("leadership lost before it began", "err", err)
-		return nil
+		if ctx.Err() != nil || !m.raft.isLeader() {
+			return nil
+		}
 	}
+	// From here on this node knows what is committed (see provenCommit).
+	m.leadTerm.Store(term)
+	defer m.leadTerm.Store(0)
+	m.wakeReport()
 	m.logger.Info("leading the cluster", "gen", m.store.State().Index())
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(fsm.MaxSlots * 2)

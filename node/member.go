@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -42,9 +43,12 @@ type member struct {
 	repl *transport.Replicator
 
 	contact contact
-	gate    syncGate
-	local   local
-	reports *reportTable
+	// leadTerm is the Raft term in which this node leads and has applied all that
+	// was committed before; 0 while there is none.
+	leadTerm atomic.Uint64
+	gate     syncGate
+	local    local
+	reports  *reportTable
 
 	leaderNow, reportNow, driverNow chan struct{} // capacity 1: look again now
 }
@@ -130,7 +134,8 @@ func (m *member) openDataplane() (err error) {
 		m.events.add(Event{Kind: "data_plane", Node: fsm.NodeID(m.cfg.Name), Text: "adopted the pinned data plane with its flows"})
 	}
 	// A process that was stopped must not repeat on waking a claim it has lost.
-	fence := func(announce.Advert) bool { return m.fresh() }
+	// Nor does a node argue about a VIP that lacks a link, since it is to lose it.
+	fence := func(announce.Advert) bool { return m.local.get().linksUp && m.fresh() }
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Logger: m.logger}); err != nil {
 		return err
 	}
@@ -170,6 +175,7 @@ func (m *member) run(ctx context.Context) error {
 	loop("events", m.eventLoop)
 	loop("leader watch", m.watchLeader)
 	loop("ca key", m.caKeyLoop)
+	loop("contact", m.watchContact)
 	if m.dp != nil {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)
@@ -179,28 +185,22 @@ func (m *member) run(ctx context.Context) error {
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)
 	} else {
-		m.local.set(localView{ready: true, linksUp: true})
-		loop("witness", m.watchContact)
+		loop("witness", m.watchState)
 	}
 	loop("log format", m.store.watchFatal)
 	err := g.Wait()
 	return errors.Join(err, m.close())
 }
 
-// watchContact is a witness's share of driveLoop: it only keeps the clock of
-// its contact with the cluster.
-func (m *member) watchContact(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
+// watchState is a witness's share of driveLoop: it has nothing to carry out.
+func (m *member) watchState(ctx context.Context) error {
 	for {
-		m.fresh()
-		v := m.local.get()
-		v.plan = m.store.State().Index()
-		m.local.set(v)
+		changed := m.store.Changed()
+		m.local.set(localView{ready: true, linksUp: true, plan: m.store.State().Index()})
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-changed:
 		}
 	}
 }
@@ -258,25 +258,6 @@ func (m *member) addressOf(node string) (string, bool) {
 		return string(addr), true
 	}
 	return "", false
-}
-
-// fresh says whether what this node knows may be acted upon now to take
-// something up (see contact).
-func (m *member) fresh() bool {
-	fresh := m.contact.fresh(time.Now(), m.lastContact(), m.raft.AppliedIndex())
-	if fresh {
-		m.store.live.Store(true)
-	}
-	return fresh
-}
-
-// lastContact is Raft's last word from a leader; a leader has its proof from
-// reportOnce instead.
-func (m *member) lastContact() time.Time {
-	if m.raft.isLeader() {
-		return time.Time{}
-	}
-	return m.raft.LastContact()
 }
 
 func wake(c chan struct{}) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -22,7 +23,7 @@ const (
 	raftHeartbeat   = 200 * time.Millisecond
 	raftElection    = 200 * time.Millisecond
 	raftLease       = 200 * time.Millisecond // nothing is fenced by it, and each early end costs a write its certainty
-	raftCommit      = 20 * time.Millisecond // how late an idle follower learns the commit index
+	raftCommit      = 20 * time.Millisecond  // how late an idle follower learns the commit index
 	raftRPCTimeout  = time.Second
 	raftApply       = 5 * time.Second
 	snapshotsKept   = 2
@@ -33,7 +34,12 @@ const (
 type raftGroup struct {
 	*raft.Raft
 	log       *raftboltdb.BoltStore
+	logs      raft.LogStore // log, with a cache of the newest entries
 	transport *raft.NetworkTransport
+
+	mu      sync.Mutex
+	walked  uint64 // up to here the log was searched for commands
+	command uint64 // index of the last command at or before walked
 }
 
 // openRaft starts Raft on the files in dir. With bootstrap the node becomes
@@ -65,7 +71,7 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
 	})
-	g := &raftGroup{log: bolt, transport: transport}
+	g := &raftGroup{log: bolt, logs: cache, transport: transport}
 	conf := raftConfig(name, hl)
 	if bootstrap {
 		err = raft.BootstrapCluster(conf, cache, bolt, snaps, transport, raft.Configuration{
@@ -89,6 +95,9 @@ func raftConfig(name string, hl hclog.Logger) *raft.Config {
 	c.SnapshotThreshold = snapshotEntries
 	c.Logger = hl
 	c.NoLegacyTelemetry = true
+	// A leader that was removed goes on as a follower without a vote; whoever
+	// removed it, or its operator, ends it.
+	c.ShutdownOnRemove = false
 	return c
 }
 
@@ -97,6 +106,41 @@ func (g *raftGroup) closeFiles() error { return errors.Join(g.transport.Close(),
 // close stops Raft and only then closes its log: the other way round panics.
 func (g *raftGroup) close() error {
 	return errors.Join(g.Shutdown().Error(), g.closeFiles())
+}
+
+// consumed returns an index up to which a state machine that stands at state
+// has taken in every command. queued is Raft's AppliedIndex of a moment before
+// state was read; it runs ahead, because it counts what was put into the state
+// machine's queue, while the state knows of no entry that is not a command.
+func (g *raftGroup) consumed(queued, state uint64) uint64 {
+	if state >= queued || g.lastCommand(queued) <= state {
+		return max(queued, state)
+	}
+	return state
+}
+
+// lastCommand is the index of the last command at or before index. What is no
+// longer in the log is in a snapshot, and that was taken from the state machine
+// or restored into it as a whole.
+func (g *raftGroup) lastCommand(index uint64) uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	found := g.command
+	for i := index; i > g.walked; i-- {
+		var l raft.Log
+		err := g.logs.GetLog(i, &l)
+		if errors.Is(err, raft.ErrLogNotFound) {
+			break
+		} else if err != nil {
+			return i // it may be one
+		}
+		if l.Type == raft.LogCommand {
+			found = i
+			break
+		}
+	}
+	g.walked, g.command = max(index, g.walked), found
+	return found
 }
 
 func (g *raftGroup) isLeader() bool { return g.State() == raft.Leader }

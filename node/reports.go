@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"pontoon/fsm"
+	"pontoon/web"
 )
 
 // report is what a node tells the leader about itself, a few times a second
@@ -113,66 +115,92 @@ func (m *member) serveReport(w http.ResponseWriter, r *http.Request) {
 }
 
 func (m *member) takeReport(rep report) (reportReply, error) {
-	if !m.raft.isLeader() {
+	commit, err := m.provenCommit()
+	if err != nil {
 		return reportReply{}, errNotLeader
 	}
 	now := time.Now()
 	if m.reports.put(rep, now) {
 		m.wakeLeader()
 	}
-	return reportReply{Commit: m.raft.CommitIndex(), Reports: m.reports.all(now, m.knownNode)}, nil
+	return reportReply{Commit: commit, Reports: m.reports.all(now, m.knownNode)}, nil
 }
 
-// reportEvery is the pace of reports when nothing changes.
-const reportEvery = 300 * time.Millisecond
+// provenCommit returns the commit index of the cluster at some moment of the
+// call. Leading is proved by a quorum, not believed: a leader that slept, or
+// that was voted out and has not heard of it, finds out here. And a leader that
+// has not applied yet what its predecessors committed does not know the index.
+func (m *member) provenCommit() (uint64, error) {
+	term := m.leadTerm.Load()
+	if term == 0 || !m.raft.isLeader() || m.raft.CurrentTerm() != term {
+		return 0, errNotLeader
+	}
+	commit := m.raft.CommitIndex()
+	if err := m.raft.VerifyLeader().Error(); err != nil {
+		return 0, fmt.Errorf("%w: %w", errNotLeader, err)
+	}
+	return commit, nil
+}
+
+const (
+	// reportEvery is the pace of reports when nothing changes.
+	reportEvery = 300 * time.Millisecond
+	// reportRetry is the pace while no leader takes them.
+	reportRetry = 50 * time.Millisecond
+	// reportTimeout is well below contactLost: a report that waits for a leader
+	// that just died must not hold up the one to its successor.
+	reportTimeout = 500 * time.Millisecond
+)
 
 // reportLoop keeps the leader informed of this node, and this node of the
 // leader's commit index.
 func (m *member) reportLoop(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	for {
-		m.reportOnce(ctx)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-m.reportNow:
 		}
+		next := reportEvery
+		if err := m.reportOnce(ctx); err != nil {
+			m.logger.Debug("report to the leader failed", "err", err)
+			next = reportRetry
+		}
+		timer.Reset(next)
 	}
 }
 
-func (m *member) reportOnce(ctx context.Context) {
-	rep := m.selfReport()
+func (m *member) reportOnce(ctx context.Context) error {
+	rep, asked := m.selfReport(), time.Now()
 	if m.raft.isLeader() {
-		// Leading is proved by a quorum, not believed: a leader that slept
-		// finds out here before it acts.
-		commit := m.raft.CommitIndex()
-		if m.raft.VerifyLeader().Error() != nil {
-			return
+		commit, err := m.provenCommit()
+		if err != nil {
+			return err
 		}
-		m.contact.answer(time.Now(), commit)
+		m.contact.answer(asked, commit)
 		if m.reports.put(rep, time.Now()) {
 			m.wakeLeader()
 		}
-		return
+		return nil
 	}
 	_, leader := m.raft.LeaderWithID()
 	if leader == "" || string(leader) == m.cfg.Name {
-		return
+		return web.ErrNoLeader
 	}
-	ctx, cancel := context.WithTimeout(ctx, raftRPCTimeout)
+	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	var reply reportReply
 	if err := m.peers.callFor(ctx, string(leader), "/internal/report", rep, &reply); err != nil {
-		m.logger.Debug("report to the leader failed", "node", string(leader), "err", err)
-		return
+		return err
 	}
 	now := time.Now()
-	m.contact.answer(now, reply.Commit)
+	m.contact.answer(asked, reply.Commit)
 	m.reports.put(rep, now)
 	m.reports.replace(reply.Reports, m.cfg.Name, now)
-	m.wakeDriver()
+	return nil
 }
 
 // selfReport is this node as it is now.
