@@ -1,0 +1,126 @@
+package bpf
+
+import (
+	"context"
+	"net/netip"
+	"testing"
+	"time"
+
+	"pontoon/bpf/bpftest"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestSyncIsIdempotent(t *testing.T) {
+	b := newBench(t, nil)
+	s := service(ModeFullNAT, endpoint1, endpoint2)
+	b.sync(s)
+	first := b.tables.services[serviceKey(s)]
+	for range 5 {
+		b.sync(s)
+	}
+	if again := b.tables.services[serviceKey(s)]; again.value != first.value {
+		t.Errorf("%+v became %+v", first.value, again.value)
+	}
+	if n := len(b.tables.blocks.used); n != 1 {
+		t.Errorf("%d blocks in use", n)
+	}
+}
+
+func TestReplacedTablesAndEndpointsAreUsedAgain(t *testing.T) {
+	b := newBench(t, nil)
+	for i := range 50 {
+		s := service(ModeFullNAT, endpoint1, netip.AddrPortFrom(endpoint2.Addr(), uint16(9000+i)))
+		s.Endpoints[0].Weight = uint16(2 + i)
+		b.sync(s)
+	}
+	later := time.Now().Add(2 * blockGrace)
+	b.tables.blocks.reclaim(later)
+	b.tables.slots.reclaim(later)
+	if n := len(b.tables.blocks.used); n != 1 {
+		t.Errorf("%d blocks in use for one service", n)
+	}
+	if n := len(b.tables.slots.used); n != 2 || len(b.tables.index) != 2 {
+		t.Errorf("%d endpoint entries in use for two endpoints", n)
+	}
+}
+
+func TestSyncRemovesWhatIsNotWanted(t *testing.T) {
+	b := newBench(t, nil)
+	one, two := service(ModeFullNAT, endpoint1), service(ModeDNAT, endpoint2)
+	two.ID, two.VIP = 8, netip.AddrPortFrom(vip, 81)
+	b.sync(one, two)
+	snat, _ := b.talk(clientPort, two.VIP)
+	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: []Service{one}}); err != nil {
+		t.Fatal(err)
+	}
+	var key uint32
+	var position uint32
+	var ids []uint32
+	for entries := b.maps.Rr.Iterate(); entries.Next(&key, &position); {
+		ids = append(ids, key)
+	}
+	if diff := cmp.Diff([]uint32{7}, ids); diff != "" {
+		t.Error(diff)
+	}
+	// The connection goes on; a new one is refused.
+	if action, _ := b.fromEndpoint(bpftest.Packet{Src: endpoint2, Dst: snat, Flags: bpftest.ACK}); action != actRedirect {
+		t.Errorf("flow of the service that is gone: action %d", action)
+	}
+	b.fromClient(bpftest.Packet{Src: netip.AddrPortFrom(client, 40001), Dst: two.VIP, Flags: bpftest.SYN})
+	if n := b.Stats().Counters["refused"]; n != 1 {
+		t.Errorf("refused %d", n)
+	}
+	if err := b.Sync(context.Background(), Desired{}); err != nil {
+		t.Fatal(err)
+	}
+	action, _ := b.fromClient(bpftest.Packet{Src: netip.AddrPortFrom(client, 40002), Dst: vipPort, Flags: bpftest.SYN})
+	if action != actPass {
+		t.Errorf("packet to an address that is no VIP any more: action %d", action)
+	}
+}
+
+func TestSyncRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
+	b := newBench(t, nil)
+	b.sync(service(ModeFullNAT, endpoint1))
+	bad := service(ModeFullNAT, endpoint1)
+	bad.Protocol = 132
+	if err := b.Sync(context.Background(), Desired{Services: []Service{bad}}); err == nil {
+		t.Error("accepted")
+	}
+	b.talk(clientPort, vipPort)
+}
+
+// Selection tables change while packets come in; each goes to an endpoint of the old or the new
+// table, and none is lost.
+func TestNoPacketSeesAHalfBuiltTable(t *testing.T) {
+	b := newBench(t, nil)
+	s := service(ModeFullNAT, endpoint1)
+	s.Algorithm = AlgorithmMaglev
+	b.sync(s)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			change := s
+			change.Seed = uint32(i)
+			change.Endpoints = service(ModeFullNAT, endpoint1, endpoint2).Endpoints[:1+i%2]
+			if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: []Service{change}}); err != nil {
+				done <- err
+				return
+			}
+		}
+		done <- nil
+	}()
+	for i := range 3000 {
+		c := netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 5000)
+		action, out := b.fromClient(bpftest.Packet{Src: c, Dst: vipPort, Flags: bpftest.SYN})
+		if _, dst := tuple(out); action != actRedirect || (dst != endpoint1 && dst != endpoint2) {
+			t.Fatalf("SYN %d: action %d to %s, drops %v", i, action, dst, b.Stats().Drops)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
