@@ -20,6 +20,8 @@ type demoFlags struct {
 	failures    []string
 	keep        bool
 	clean       string
+	endpoint    string
+	bgp         unsupported
 }
 
 func newDemoCmd(a *app) *cobra.Command {
@@ -48,11 +50,18 @@ interrupted.`,
 	fs.IntVar(&f.connections, "connections", 1000, "how many long-lived connections")
 	fs.StringSliceVar(&f.failures, "failures", lab.Failures(), "what to do to the master, in this order, with commas between")
 	fs.BoolVar(&f.keep, "keep", false, "leave it running at the end, and say how to look around and clean up")
+	f.bgp.addTo(cmd, "bgp", "true", "the demo announces its virtual addresses by ARP")
+	// What --keep leaves behind as its endpoints are processes of this program.
+	fs.StringVar(&f.endpoint, "endpoint", "", "serve as `name=address:port`, an endpoint of a kept demo, and do nothing else")
+	_ = fs.MarkHidden("endpoint") // fails only for a flag that is not defined
 	fs.StringVar(&f.clean, "clean", "", "remove what a demo with this `prefix` left, and do nothing else")
 	format := newChoice(formatTable, formatTable, formatJSON).
 		addTo(cmd, "output", "o", "how to print the verdict; with json, what happens goes to standard error")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if f.clean != "" {
+		switch {
+		case f.endpoint != "":
+			return lab.ServeEndpoint(cmd.Context(), f.endpoint)
+		case f.clean != "":
 			return a.cleanDemo(f.clean)
 		}
 		return a.demo(cmd.Context(), f, format.value == formatJSON)

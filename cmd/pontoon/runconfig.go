@@ -58,6 +58,9 @@ func bindConfig(fs *pflag.FlagSet, cfg *node.Config) {
 // load puts the configuration together: defaults, then the node file, then the
 // flags that were given. It does not validate the result.
 func (f *runFlags) load(flags *pflag.FlagSet, hostname func() (string, error)) (node.Config, error) {
+	if flags.Changed("hook") && f.given.DataPlane.Hook == "xdp" {
+		return node.Config{}, usagef("--hook xdp is not supported yet: want auto or tc")
+	}
 	cfg, err := readNodeFile(f.config, !flags.Changed("config"))
 	if err != nil {
 		return node.Config{}, err

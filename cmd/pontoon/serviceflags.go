@@ -21,6 +21,8 @@ type serviceFlags struct {
 	protocol    *choice
 	mode        *choice
 	algorithm   *choice
+	affinity    *choice
+	affinityFor unsupported
 	idleTimeout time.Duration
 	endpoints   endpointsFlag
 	add         endpointsFlag
@@ -42,6 +44,10 @@ func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	f.algorithm = newChoice("", string(fsm.RoundRobin), string(fsm.Maglev))
 	f.algorithm.later = []string{"lc"}
 	f.algorithm.addTo(cmd, "algorithm", "", "how new flows are spread: rr by weight in turn, maglev by hash (default rr)")
+	f.affinity = newChoice("", "none")
+	f.affinity.later = []string{"client-ip"}
+	f.affinity.addTo(cmd, "affinity", "", "none: flows of one client may go to different endpoints (default none)")
+	f.affinityFor.addTo(cmd, "affinity-timeout", "", "no client is kept at its endpoint, so there is nothing to time out")
 	fs.DurationVar(&f.idleTimeout, "idle-timeout", 0,
 		"forget an established flow after this silence, 1s to 24h (default 1h for tcp, 2m for udp)")
 	fs.Var(&f.endpoints, "endpoint", "a backend; weight 0 to 100, default 1, 0 takes no new flows (repeat)")
