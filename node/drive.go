@@ -115,6 +115,13 @@ func (d *driver) pass(ctx context.Context) error {
 		m.setLocal(localView{plan: m.local.get().plan, problems: []string{err.Error()}, holding: m.local.get().holding})
 		return err
 	}
+	if d.carrierChanged(links) {
+		// Whoever was without a link, however briefly, may have been replaced
+		// meanwhile, and must not claim a VIP before it has asked.
+		m.contact.unsettle(time.Now())
+		m.wakeReport()
+		fresh = false
+	}
 	p := plan.Compile(s, plan.Self{Node: fsm.NodeID(m.cfg.Name), Links: planLinks(links)})
 	errs := []error{d.syncDataplane(ctx, p.Dataplane)}
 	v := localView{problems: p.Problems, linksUp: true, interfaces: m.dp.Interfaces(), holding: m.local.get().holding}

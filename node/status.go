@@ -76,7 +76,7 @@ func (m *member) status() web.Status {
 	st := web.Status{
 		Cluster: web.ClusterStatus{
 			ID: s.Cluster().ID, Leader: fsm.NodeID(leader), Term: m.raft.CurrentTerm(),
-			Applied: m.raft.AppliedIndex(), Quorum: m.raft.hasQuorum(),
+			Applied: s.Index(), Quorum: m.raft.hasQuorum(),
 		},
 		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(),
 	}
@@ -125,10 +125,10 @@ func (m *member) nodeStatus(s *fsm.State, leader string) []web.NodeStatus {
 			suffrage[string(srv.ID)] = srv.Suffrage
 		}
 	}
-	applied := map[string]uint64{m.cfg.Name: m.raft.AppliedIndex()}
+	applied := map[string]uint64{m.cfg.Name: m.local.get().plan}
 	for _, r := range m.reports.all(time.Now(), m.knownNode) {
 		if r.Node != m.cfg.Name {
-			applied[r.Node] = r.Applied
+			applied[r.Node] = r.Plan
 		}
 	}
 	var out []web.NodeStatus

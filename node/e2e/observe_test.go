@@ -292,3 +292,46 @@ func stalls(t testing.TB) (worst func() time.Duration) {
 		}
 	}
 }
+
+// returning watches until all are healthy that no other than the master holds
+// any of the addresses at any look.
+func returning(t testing.TB, l *lab.Lab, master *lab.Node, addrs ...netip.Addr) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the node to return without a VIP", func(ctx context.Context) error {
+		if err := onlyHolder(l, master.Name(), addrs...); err != nil {
+			return fmt.Errorf("%w: %w", lab.ErrGiveUp, err)
+		}
+		s, err := master.Status(ctx)
+		if err != nil {
+			return err
+		}
+		return s.CheckHealthy(names(l)...)
+	})
+}
+
+// vipOn is an address an interface gets or loses by somebody's hand.
+type vipOn struct {
+	iface string
+	addr  netip.Addr
+}
+
+func (v vipOn) add(t testing.TB, n *lab.Node) { v.change(t, n, netlink.AddrAdd) }
+func (v vipOn) del(t testing.TB, n *lab.Node) { v.change(t, n, netlink.AddrDel) }
+
+func (v vipOn) change(t testing.TB, n *lab.Node, act func(netlink.Link, *netlink.Addr) error) {
+	t.Helper()
+	err := n.Do(func() error {
+		link, err := netlink.LinkByName(v.iface)
+		if err != nil {
+			return err
+		}
+		a, err := netlink.ParseAddr(v.addr.String() + "/32")
+		if err != nil {
+			return err
+		}
+		return act(link, a)
+	})
+	if err != nil {
+		t.Fatalf("change %s on %s of %s: %v", v.addr, v.iface, n.Name(), err)
+	}
+}

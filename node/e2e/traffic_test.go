@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -65,6 +66,30 @@ func declare(t testing.TB, l *lab.Lab, mode string, gateway bool) {
 		args = append(args, "--endpoint", netip.AddrPortFrom(ep.Addr(), webPort).String())
 	}
 	cli(t, n, args...)
+	waitApplied(t, l)
+}
+
+// waitApplied waits until every node's drivers have done what the first node
+// knows to be committed now. A change is answered when it is committed; until
+// the master has carried it out a new service still refuses.
+func waitApplied(t testing.TB, l *lab.Lab) {
+	t.Helper()
+	want := status(t, l.Nodes()[0]).Cluster.Applied
+	for _, n := range l.Nodes() {
+		if !n.Powered() {
+			continue
+		}
+		eventually(t, 10*time.Second, fmt.Sprintf("%s to carry out %d", n.Name(), want), func(ctx context.Context) error {
+			s, err := n.Status(ctx)
+			if err != nil {
+				return err
+			}
+			if me, _ := s.Node(n.Name()); me.Applied < want {
+				return fmt.Errorf("it is at %d", me.Applied)
+			}
+			return nil
+		})
+	}
 }
 
 var webVIP = netip.AddrPortFrom(lab.ServiceVIP(), 80)

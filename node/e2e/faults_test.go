@@ -1,0 +1,185 @@
+package e2e
+
+import (
+	"testing"
+	"time"
+
+	"pontoon/internal/lab"
+	"pontoon/internal/lab/traffic"
+)
+
+// failoverGap is what a connection may feel when its master is lost, until
+// something faster than gossip finds it out.
+const failoverGap = 3 * time.Second
+
+// releaseTime is how soon a former master that hears again holds no VIP.
+const releaseTime = 2 * time.Second
+
+// takenOver waits for a new master, then for the connections to go on by it.
+func takenOver(t testing.TB, l *lab.Lab, w *traffic.Window, old *lab.Node, gap time.Duration, late func() time.Duration) *lab.Node {
+	t.Helper()
+	next := master(t, l, old.Name())
+	progressed(t, w, gap, late)
+	return next
+}
+
+// returned checks what the end of a failure must bring: one holder of each
+// VIP soon, everybody healthy, the new master still master, nothing lost.
+func returned(t testing.TB, l *lab.Lab, w *traffic.Window, next *lab.Node, late func() time.Duration) {
+	t.Helper()
+	waitOnlyHolder(t, releaseTime, l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP())
+	waitHealthy(t, l)
+	progressed(t, w, failoverGap, late)
+	if m := master(t, l, ""); m != next {
+		t.Errorf("%s took the mastership back", m.Name())
+	}
+}
+
+func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
+	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
+	serve(t, l)
+	declare(t, l, "fullnat", true)
+	clients := connect(t, l, 100)
+	for _, tc := range []struct {
+		name string
+		gap  time.Duration
+		set  func(n *lab.Node, up bool) error
+	}{
+		{"all links", failoverGap, func(n *lab.Node, up bool) error {
+			if up {
+				return n.LinksUp()
+			}
+			return n.LinksDown()
+		}},
+		// What the old master had accepted waits 3 s there for a neighbour that
+		// cannot answer, and a sender in the same kernel does not repeat a packet
+		// that still waits somewhere (TCPSpuriousRtxHostQueues). Machines of
+		// their own do not share that fate.
+		{"the link to the endpoints", 4 * time.Second, func(n *lab.Node, up bool) error { return n.SetLink("eth2", up) }},
+		{"the link to clients and cluster", failoverGap, func(n *lab.Node, up bool) error { return n.SetLink("eth1", up) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			steady(t, clients)
+			old := master(t, l, "")
+			waitSameFlows(t, l.Nodes(), 100)
+			late := stalls(t)
+			w := clients.Window()
+			if err := tc.set(old, false); err != nil {
+				t.Fatal(err)
+			}
+			next := takenOver(t, l, w, old, tc.gap, late)
+			w = clients.Window()
+			if err := tc.set(old, true); err != nil {
+				t.Fatal(err)
+			}
+			returned(t, l, w, next, late)
+		})
+	}
+}
+
+func TestAStoppedDaemonIsLeftAloneForItsGrace(t *testing.T) {
+	const grace = 5 * time.Second
+	l := newCluster(t, lab.Config{
+		Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: []string{"--agent-grace", grace.String()},
+	})
+	serve(t, l)
+	declare(t, l, "fullnat", true)
+	clients := connect(t, l, 100)
+	prober := probe(t, l)
+	old := master(t, l, "")
+	waitSameFlows(t, l.Nodes(), 100)
+	before := epoch(t, old)
+	late := stalls(t)
+
+	t.Run("shorter than the grace nothing happens", func(t *testing.T) {
+		w := clients.Window()
+		prober.Window()
+		if err := old.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		pass(t, 3*time.Second)
+		if err := old.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		waitHealthy(t, l)
+		pass(t, time.Second)
+		progressed(t, w, restartGap, late)
+		if r := prober.Result(); r.Failed > 0 {
+			t.Errorf("new connections meanwhile: %+v", r)
+		}
+		if after := epoch(t, old); after != before {
+			t.Errorf("epoch %d became %d", before, after)
+		}
+	})
+	t.Run("longer than the grace the mastership moves", func(t *testing.T) {
+		w := clients.Window()
+		began := time.Now()
+		if err := old.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		next := takenOver(t, l, w, old, failoverGap, late)
+		if took := time.Since(began); took < grace {
+			t.Errorf("%s took over after %s already", next.Name(), took)
+		}
+		if err := prober.Succeeding(within(t, 5*time.Second), 5); err != nil {
+			t.Error(err)
+		}
+		w = clients.Window()
+		prober.Window()
+		if err := old.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		returned(t, l, w, next, late)
+		pass(t, time.Second)
+		if r := prober.Result(); r.Failed > 0 {
+			t.Errorf("new connections after its waking: %+v", r)
+		}
+	})
+}
+
+func TestAForeignHandOnTheVIPsIsMended(t *testing.T) {
+	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 1})
+	serve(t, l)
+	declare(t, l, "fullnat", true)
+	clients := connect(t, l, 20)
+	m := master(t, l, "")
+	waitOnlyHolder(t, 5*time.Second, l, m.Name(), lab.ServiceVIP(), lab.GatewayVIP())
+	var backup *lab.Node
+	for _, n := range l.Nodes() {
+		if n != m {
+			backup = n
+		}
+	}
+	late := stalls(t)
+	w := clients.Window()
+	for _, v := range []vipOn{{"eth1", lab.ServiceVIP()}, {"eth2", lab.GatewayVIP()}} {
+		v.del(t, m)
+		waitOnlyHolder(t, releaseTime, l, m.Name(), v.addr)
+		v.add(t, backup)
+		waitOnlyHolder(t, releaseTime, l, m.Name(), v.addr)
+	}
+	progressed(t, w, failoverGap, late)
+
+	w = clients.Window()
+	if err := m.PowerOff(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	next := takenOver(t, l, w, m, failoverGap, late)
+	waitOnlyHolder(t, releaseTime, l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP())
+	w = clients.Window()
+	if err := m.PowerOn(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WaitUp(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// Never again, at no moment of its return, may the old one hold a VIP.
+	returning(t, l, next, lab.ServiceVIP(), lab.GatewayVIP())
+	progressed(t, w, failoverGap, late)
+
+	waitSameFlows(t, l.Nodes(), 20)
+	w = clients.Window()
+	cli(t, backup, "instance", "move", "default", "--to", m.Name())
+	waitOnlyHolder(t, releaseTime, l, m.Name(), lab.ServiceVIP(), lab.GatewayVIP())
+	progressed(t, w, 500*time.Millisecond, late)
+}
