@@ -209,21 +209,9 @@ func instanceEvents(prev, next *fsm.State, add func(Event)) {
 	}
 }
 
-// configEvents compares by name what operators configure.
+// configEvents tells what operators changed.
 func configEvents(prev, next *fsm.State, add func(Event)) {
-	say := func(what, name, verb string) {
-		add(Event{Kind: web.EventConfig, Text: fmt.Sprintf("%s %s was %s", what, name, verb)})
+	for _, c := range fsm.ConfigChanges(prev, next) {
+		add(Event{Kind: web.EventConfig, Text: fmt.Sprintf("%s %s was %s", c.Kind, c.Name, c.Verb)})
 	}
-	diffNamed(prev.Services(), next.Services(), func(s fsm.Service) string { return s.Name },
-		func(name, verb string) { say("service", name, verb) })
-	diffNamed(prev.VIPs(), next.VIPs(), func(v fsm.VIP) string { return v.Address.String() },
-		func(name, verb string) { say("vip", name, verb) })
-	names := func(s *fsm.State) (out []string) {
-		for _, in := range s.Instances() {
-			out = append(out, in.Name)
-		}
-		return out
-	}
-	diffNamed(names(prev), names(next), func(s string) string { return s },
-		func(name, verb string) { say("instance", name, verb) })
 }

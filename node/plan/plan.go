@@ -52,27 +52,58 @@ type Plan struct {
 	Problems  []string     // what cannot be done here, in words for the operator
 }
 
+// Services is the part of a plan that follows from what operators configure and
+// from the machine, but not from who is master. It is by far the larger part,
+// and the same before and after a failover.
+type Services struct {
+	dataplane bpf.Desired
+	problems  []string
+}
+
 // Compile computes the plan of self at s. A node that is not in the state, or
 // that is a witness, gets an empty plan. Every load balancer forwards for
 // every service, master or not: what still reaches a backup must go on.
 func Compile(s *fsm.State, self Self) Plan {
-	p := Plan{Gen: s.Index(), Dataplane: bpf.Desired{Gen: s.Index()}}
+	return CompileServices(s, self).Plan(s, self)
+}
+
+// CompileServices computes the larger part of the plan of self at s. It may be
+// used at other states while fsm.SharesConfig says so and self is the same and
+// still a member, or still none.
+func CompileServices(s *fsm.State, self Self) Services {
+	me, ok := s.Node(self.Node)
+	if !ok || me.Role != fsm.RoleLB {
+		return Services{}
+	}
+	vips := s.VIPs()
+	var p Plan
+	for _, v := range vips {
+		p.Dataplane.VIPs = append(p.Dataplane.VIPs, v.Address)
+	}
+	c := compiler{state: s, self: self, vips: vips, plan: &p}
+	for _, svc := range s.Services() {
+		c.service(svc)
+	}
+	return Services{dataplane: p.Dataplane, problems: p.Problems}
+}
+
+// Plan completes the plan of self at s. The data plane of plans made from the
+// same Services shares their memory.
+func (v Services) Plan(s *fsm.State, self Self) Plan {
+	p := Plan{Gen: s.Index(), Dataplane: v.dataplane}
+	p.Dataplane.Gen = s.Index()
 	vips := s.VIPs()
 	for _, v := range vips {
 		p.Managed = append(p.Managed, v.Address)
 	}
-	me, ok := s.Node(self.Node)
-	if !ok || me.Role != fsm.RoleLB {
+	if me, ok := s.Node(self.Node); !ok || me.Role != fsm.RoleLB {
 		return p
 	}
-	p.Dataplane.VIPs = slices.Clone(p.Managed)
 	c := compiler{state: s, self: self, vips: vips, plan: &p}
 	for _, v := range vips {
 		c.vip(v)
 	}
-	for _, svc := range s.Services() {
-		c.service(svc)
-	}
+	p.Problems = append(p.Problems, v.problems...)
 	return p
 }
 
