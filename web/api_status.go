@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -86,6 +87,13 @@ func (s *server) readStatus(ctx context.Context) (Status, error) {
 	}
 	st.Version = s.Version
 	st.Summary = Summarise(st)
+	instanceOf := map[netip.Addr]string{}
+	for _, v := range st.VIPs {
+		instanceOf[v.Address] = v.Instance
+	}
+	for i := range st.Services {
+		st.Services[i].Instance = instanceOf[st.Services[i].VIP]
+	}
 	st.normalise()
 	return st, nil
 }

@@ -112,6 +112,12 @@ type WriteResult struct {
 	Index uint64 `json:"index" doc:"The Raft index of the change. It is applied on the node that answers."`
 }
 
+// ServiceWritten answers a write of a service.
+type ServiceWritten struct {
+	WriteResult
+	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, if one was."`
+}
+
 // MoveRequest asks for another master.
 type MoveRequest struct {
 	To fsm.NodeID `json:"to" minLength:"1" doc:"An eligible node."`

@@ -107,6 +107,21 @@ func (e *remoteError) Error() string { return e.problem.Detail }
 
 func (e *remoteError) Unwrap() []error { return []error{e.problem, e.sentinel} }
 
+// refusal is an error whose text stands alone and which matches its sentinel
+// without repeating the sentinel's words.
+type refusal struct {
+	kind error
+	text string
+}
+
+func (r *refusal) Error() string { return r.text }
+
+func (r *refusal) Unwrap() error { return r.kind }
+
+func refusef(kind error, format string, args ...any) error {
+	return &refusal{kind: kind, text: fmt.Sprintf(format, args...)}
+}
+
 // statusProblem is a problem without a sentinel.
 func statusProblem(status int, detail string) *Problem {
 	title := http.StatusText(status)

@@ -112,6 +112,7 @@ func finishSchemas(r huma.Registry) {
 	} {
 		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
 	}
+	all["Service"].Properties["instance"] = &huma.Schema{Type: huma.TypeString, Description: "The instance the VIP has to be in; any when left out."}
 	for _, name := range requestSchemas {
 		all[name].Required = nil
 	}

@@ -85,6 +85,7 @@ type InstanceStatus struct {
 type ServiceStatus struct {
 	fsm.Service
 	Endpoints []EndpointStatus `json:"endpoints" doc:"Sorted by address."` // in place of Service.Endpoints
+	Instance  string           `json:"instance" doc:"That of its VIP. Filled in by the API."`
 	Flows     uint64           `json:"flows" doc:"Established flows on this node."`
 }
 

@@ -129,6 +129,8 @@ func healthCell(h web.EndpointHealth) cell {
 		return cell{"up", good}
 	case web.EndpointDown:
 		return cell{"down", bad}
+	case web.EndpointUnknown:
+		return cell{"not probed", plain}
 	}
 	return cell{string(h), plain}
 }

@@ -15,7 +15,7 @@ import (
 func newServiceCmd(a *app) *cobra.Command {
 	cmd := group("service", "List, create, update and delete services",
 		`A service spreads what clients send to a virtual address, protocol and port over
-its endpoints. The virtual address must exist: see "pontoon vip create".`)
+its endpoints. It fails over with the instance of its address.`)
 	path := func(args []string) string { return servicePath(args[0]) }
 	cmd.AddCommand(
 		shows(a, &cobra.Command{
@@ -57,7 +57,10 @@ func newServiceCreateCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create NAME --vip ADDRESS --port PORT --endpoint ADDRESS:PORT ...",
 		Short: "Create a service",
-		Long: `Create a service. The virtual address must exist: see "pontoon vip create".
+		Long: `Create a service. A virtual address that does not exist yet is created with it,
+in the instance of --instance or in "default"; one that exists is used as it is,
+and refused if it is in another instance than --instance says. For an address
+that is to be held or announced in another way, see "pontoon vip create".
 
 Modes: fullnat  the endpoints see the VIP as source; replies come back by it
        onearm   the endpoints see an address of the load balancer as source
@@ -74,7 +77,7 @@ Modes: fullnat  the endpoints see the VIP as source; replies come back by it
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.put(cmd, servicePath(args[0])+"?create=true", service, "service "+args[0]+" is created")
+			return a.putService(cmd, f.path(args[0], true), service, "service "+args[0]+" is created")
 		},
 	}
 	f.addTo(a, cmd)
@@ -113,12 +116,33 @@ endpoint that stays go on.`,
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.put(cmd, servicePath(args[0]), service, "service "+args[0]+" is updated")
+			return a.putService(cmd, f.path(args[0], false), service, "service "+args[0]+" is updated")
 		},
 	}
 	f.addTo(a, cmd)
 	f.addEditsTo(cmd)
 	return cmd
+}
+
+// putService writes a service and says what is so now, a virtual address that
+// came with it included.
+func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, done string) error {
+	c, err := a.api()
+	if err != nil {
+		return err
+	}
+	answer, err := c.call(cmd.Context(), http.MethodPut, path, service, callTimeout)
+	if err != nil {
+		return err
+	}
+	var written web.ServiceWritten
+	if err := decode(answer, &written); err != nil {
+		return err
+	}
+	if v := written.VIP; v != nil {
+		done += fmt.Sprintf(", with vip %s in instance %s", v.Address, v.Instance)
+	}
+	return a.committed(answer, done)
 }
 
 // configured strips endpoints of what only the running node knows.
@@ -140,6 +164,7 @@ func drawServices(t *table, services []web.ServiceStatus) {
 func drawService(t *table, s web.ServiceStatus) {
 	t.row("name", s.Name)
 	t.row("address", serviceAddress(s.Service))
+	t.row("instance", s.Instance)
 	t.row("mode", s.Mode)
 	t.row("algorithm", s.Algorithm)
 	t.row("idle timeout", time.Duration(s.IdleTimeout))

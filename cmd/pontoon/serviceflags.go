@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,6 +18,7 @@ import (
 // serviceFlags are the settings of a service on the command line.
 type serviceFlags struct {
 	vip         addressFlag
+	instance    string
 	port        portFlag
 	protocol    *choice
 	mode        *choice
@@ -33,6 +35,8 @@ func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.Var(&f.vip, "vip", "the virtual address clients connect to")
 	a.completingFlag(cmd, "vip", vipNames())
+	fs.StringVar(&f.instance, "instance", "", "the instance the virtual address belongs to (default: the one it is in)")
+	a.completingFlag(cmd, "instance", instanceNames())
 	fs.Var(&f.port, "port", "the port clients connect to, 1 to 65535")
 	// The daemon fills in what is not given: one place knows the defaults.
 	f.protocol = newChoice("", string(fsm.TCP), string(fsm.UDP))
@@ -51,6 +55,21 @@ func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs.DurationVar(&f.idleTimeout, "idle-timeout", 0,
 		"forget an established flow after this silence, 1s to 24h (default 1h for tcp, 2m for udp)")
 	fs.Var(&f.endpoints, "endpoint", "a backend; weight 0 to 100, default 1, 0 takes no new flows (repeat)")
+}
+
+// path is where to write a service, with the conditions the flags set.
+func (f *serviceFlags) path(name string, create bool) string {
+	q := url.Values{}
+	if create {
+		q.Set("create", "true")
+	}
+	if f.instance != "" {
+		q.Set("instance", f.instance)
+	}
+	if len(q) == 0 {
+		return servicePath(name)
+	}
+	return servicePath(name) + "?" + q.Encode()
 }
 
 func (f *serviceFlags) addEditsTo(cmd *cobra.Command) {

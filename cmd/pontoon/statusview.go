@@ -45,7 +45,7 @@ func drawHeadline(t *table, st web.Status) {
 
 func drawStatusServices(t *table, services []web.ServiceStatus) {
 	if len(services) == 0 {
-		t.line("\nNo services yet: see pontoon vip create --help and pontoon service create --help")
+		t.line("\nNo services yet: see pontoon service create --help")
 		return
 	}
 	t.line("")

@@ -89,7 +89,7 @@ function service(svc) {
 }
 
 export function services(st) {
-  if (!st.services.length) return empty("No services yet: ", code("pontoon vip create ADDRESS"), ", then ", code("pontoon service create NAME …"));
+  if (!st.services.length) return empty("No services yet: ", code("pontoon service create NAME --vip ADDRESS …"));
   const shown = st.services.slice(0, MAX_SERVICES);
   return h("div", {}, shown.map(service),
     st.services.length > shown.length && empty(`and ${plural(st.services.length - shown.length, "more service")}: `, code("pontoon service list")));

@@ -1,0 +1,221 @@
+package web
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"reflect"
+
+	"pontoon/fsm"
+)
+
+type servicePath struct {
+	Name string `path:"name" doc:"Name of the service."`
+}
+
+type endpointPath struct {
+	Name    string         `path:"name" doc:"Name of the service."`
+	Address netip.AddrPort `path:"address" doc:"The endpoint, address:port."`
+}
+
+func (s *server) serviceRoutes() {
+	handle(s, op{
+		method: http.MethodGet, path: "/v1/services", id: "list-services", tag: "services",
+		summary: "List the services, with the health and flows of their endpoints",
+	}, func(ctx context.Context, _ *struct{}) (*answer[[]ServiceStatus], error) {
+		st, err := s.readStatus(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &answer[[]ServiceStatus]{Body: st.Services}, nil
+	})
+	handle(s, op{
+		method: http.MethodGet, path: "/v1/services/{name}", id: "get-service", tag: "services", summary: "Show one service",
+	}, func(ctx context.Context, in *servicePath) (*answer[ServiceStatus], error) {
+		st, err := s.readStatus(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, svc := range st.Services {
+			if svc.Name == in.Name {
+				return &answer[ServiceStatus]{Body: svc}, nil
+			}
+		}
+		return nil, missing("service", in.Name)
+	})
+	handle(s, op{
+		method: http.MethodPut, path: "/v1/services/{name}", id: "put-service", tag: "services",
+		summary: "Create or replace a service", body: reflect.TypeFor[fsm.Service](),
+		text: "With create, a VIP that does not exist yet is created with the service, in one step: of kind service, announced " +
+			"by l2, in the instance that is asked for or in default. A VIP that exists is used as it is; if it is in another " +
+			"instance than the one asked for, the request is refused (409, in_use).",
+	}, s.putService)
+	handle(s, op{
+		method: http.MethodDelete, path: "/v1/services/{name}", id: "delete-service", tag: "services", summary: "Delete a service",
+	}, func(ctx context.Context, in *servicePath) (*written, error) {
+		return s.propose(ctx, fsm.DeleteService{Name: in.Name})
+	})
+	for _, a := range []struct {
+		verb, text string
+		admin      fsm.AdminState
+	}{
+		{"drain", "It keeps its flows and gets no new ones.", fsm.AdminDrain},
+		{"resume", "It gets new flows again.", fsm.AdminUp},
+	} {
+		handle(s, op{
+			method: http.MethodPost, path: "/v1/services/{name}/endpoints/{address}/" + a.verb, id: a.verb + "-endpoint",
+			tag: "services", summary: "Set one endpoint to " + string(a.admin), text: a.text,
+		}, func(ctx context.Context, in *endpointPath) (*written, error) {
+			return s.propose(ctx, fsm.SetEndpointAdmin{Service: in.Name, Endpoint: in.Address, Admin: a.admin})
+		})
+	}
+}
+
+type putServiceInput struct {
+	Name     string `path:"name" doc:"Name of the service."`
+	Create   bool   `query:"create" doc:"Refuse a service that exists already, and create its VIP if that does not exist."`
+	Instance string `query:"instance" doc:"The instance the VIP has to be in; any when left out. In the body it means the same."`
+	Body     json.RawMessage
+}
+
+func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[ServiceWritten], error) {
+	body, instance, err := withoutRuntime(in.Body)
+	if err != nil {
+		return nil, err
+	}
+	svc, err := decode[fsm.Service](body)
+	if err != nil {
+		return nil, err
+	}
+	if err := samePath("name", in.Name, svc.Name); err != nil {
+		return nil, err
+	}
+	if in.Instance != "" && instance != "" && instance != in.Instance {
+		return nil, fmt.Errorf("instance: the body says %q, the query %q: make them the same or leave one out: %w", instance, in.Instance, fsm.ErrInvalid)
+	}
+	svc.Name, svc.ID = in.Name, 0 // the cluster keeps or gives the id
+	put := serviceWrite{fsm.PutService{Service: svc, Create: in.Create}, cmp.Or(in.Instance, instance)}
+	cmd, err := s.serviceCommand(ctx, put)
+	if err != nil {
+		return nil, err
+	}
+	w, err := s.propose(ctx, cmd)
+	if err != nil {
+		return nil, err
+	}
+	out := &answer[ServiceWritten]{Body: ServiceWritten{WriteResult: w.Body}}
+	if _, both := cmd.(fsm.Batch); both {
+		if v, ok := s.Backend.State().VIP(svc.VIP); ok {
+			out.Body.VIP = &v
+		}
+	}
+	return out, nil
+}
+
+// serviceCommand decides what to commit for a write of a service. A decision
+// that rests on what this node knows of VIPs and instances, other than to use a
+// VIP that is there, is taken on a state that is certainly not old: otherwise
+// a follower that lags could move a VIP that was created a moment ago.
+func (s *server) serviceCommand(ctx context.Context, w serviceWrite) (fsm.Command, error) {
+	if err := s.inCluster(); err != nil {
+		return nil, err
+	}
+	cmd, err := w.command(s.Backend.State())
+	if _, plain := cmd.(fsm.PutService); err == nil && plain {
+		return cmd, nil
+	}
+	// A change of nothing that is committed and applied here: whatever was
+	// committed before it is applied too.
+	if _, err := s.propose(ctx, fsm.Batch{}); err != nil {
+		return nil, err
+	}
+	return w.command(s.Backend.State())
+}
+
+// serviceWrite is a service that shall be written, and the instance its VIP has
+// to be in; "" is any.
+type serviceWrite struct {
+	fsm.PutService
+	instance string
+}
+
+// command is what has to be committed, given a state: the service alone, or
+// its VIP with it. It refuses an instance that does not exist or is not that of
+// the VIP (fsm.ErrInvalid, fsm.ErrInUse), and before it adds a VIP whatever
+// else is wrong with the service, in the words of a command that is alone.
+func (w serviceWrite) command(state *fsm.State) (fsm.Command, error) {
+	if _, ok := state.Instance(w.instance); !ok && w.instance != "" {
+		return nil, refusef(fsm.ErrInvalid, "instance %q does not exist: create it with `pontoon instance create`", w.instance)
+	}
+	vip, exists := state.VIP(w.Service.VIP)
+	switch {
+	case exists && w.instance != "" && vip.Instance != w.instance:
+		return nil, refusef(fsm.ErrInUse, "vip %s is in instance %s, not in %s: `%s` moves it, with every service on it",
+			vip.Address, vip.Instance, w.instance, moveCommand(vip, w.instance))
+	case exists || !w.Create:
+		return w.PutService, nil
+	}
+	put := fsm.PutVIP{VIP: fsm.VIP{Address: w.Service.VIP, Instance: w.instance}}
+	with, err := state.Apply(state.Index()+1, put)
+	switch {
+	case errors.Is(err, fsm.ErrInUse):
+		return nil, err // it is the address of something else
+	case err != nil:
+		return w.PutService, nil // no address for a VIP: refused with all else that is wrong
+	}
+	if err := with.Check(w.PutService); err != nil {
+		return nil, err
+	}
+	return fsm.Batch{Commands: []fsm.Command{put, w.PutService}}, nil
+}
+
+// moveCommand is what to type to move a VIP and change nothing else of it.
+func moveCommand(v fsm.VIP, instance string) string {
+	cmd := fmt.Sprintf("pontoon vip create %s --instance %s", v.Address, instance)
+	if v.Kind != fsm.VIPService {
+		cmd += " --kind " + string(v.Kind)
+	}
+	if v.Interface != "" {
+		cmd += " --interface " + v.Interface
+	}
+	if v.Announce != fsm.AnnounceL2 {
+		cmd += " --announce " + string(v.Announce)
+	}
+	return cmd
+}
+
+// withoutRuntime takes out of a service what GET adds to it, so that its answer
+// can be edited and sent back: fsm's own reading knows only what is replicated.
+// The instance is returned: it is a wish as well as a report.
+func withoutRuntime(body json.RawMessage) (rest json.RawMessage, instance string, err error) {
+	svc, err := decode[map[string]json.RawMessage](body)
+	if err != nil {
+		return nil, "", err
+	}
+	if at, ok := svc["instance"]; ok {
+		if instance, err = decode[string](at); err != nil {
+			return nil, "", err
+		}
+	}
+	delete(svc, "instance")
+	delete(svc, "flows")
+	if list, ok := svc["endpoints"]; ok {
+		endpoints, err := decode[[]map[string]json.RawMessage](list)
+		if err != nil {
+			return nil, "", err
+		}
+		for _, e := range endpoints {
+			delete(e, "health")
+			delete(e, "flows")
+		}
+		if svc["endpoints"], err = json.Marshal(endpoints); err != nil {
+			return nil, "", err
+		}
+	}
+	rest, err = json.Marshal(svc)
+	return rest, instance, err
+}
