@@ -70,22 +70,33 @@ func connections(ctx context.Context, m *ebpf.Map) iter.Seq2[connection, error] 
 				yield(connection{}, err)
 				return
 			}
-			for i := range part.keys {
-				c := connection{key: part.keys[i], forward: part.values[i]}
-				if c.forward.reply() {
-					continue
-				}
-				found, err := lookup(m, otherKey(&c.key, &c.forward), &c.reply)
-				if err != nil {
-					yield(c, err)
+			for c, err := range part.connections(m) {
+				if !yield(c, err) || err != nil {
 					return
 				}
-				if !found {
-					c.reply = pontoonFlow{LastSeen: c.forward.LastSeen}
-				}
-				if !yield(c, nil) {
-					return
-				}
+			}
+		}
+	}
+}
+
+// connections yields those whose forward half is in the chunk. It ends after an error.
+func (part chunk) connections(m *ebpf.Map) iter.Seq2[connection, error] {
+	return func(yield func(connection, error) bool) {
+		for i := range part.keys {
+			c := connection{key: part.keys[i], forward: part.values[i]}
+			if c.forward.reply() {
+				continue
+			}
+			found, err := lookup(m, otherKey(&c.key, &c.forward), &c.reply)
+			if err != nil {
+				yield(c, err)
+				return
+			}
+			if !found {
+				c.reply = pontoonFlow{LastSeen: c.forward.LastSeen}
+			}
+			if !yield(c, nil) {
+				return
 			}
 		}
 	}

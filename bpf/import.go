@@ -18,37 +18,41 @@ type ImportResult struct {
 	Failed  int // the flow table is full
 }
 
-// Records yields every connection of the flow table, owned and replica alike, as records, in
-// chunks of at most 256 that the caller may keep: what a snapshot is made of. It ends after
-// yielding an error.
+// Records yields every connection of the flow table, owned and replica alike, as records: what a
+// snapshot is made of. Each part is what one look at the table found, up to some thousand records,
+// and the caller may keep it. Nothing is read ahead of a yield, so that a change the caller hears
+// of between two parts is not undone by the next. It ends after yielding an error.
 func (d *Dataplane) Records(ctx context.Context) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		now, err := d.clock.now()
-		if err != nil {
-			yield(nil, fmt.Errorf("dump records: %w", err))
-			return
-		}
-		var part []byte
-		for c, err := range connections(ctx, d.maps.Flows) {
+		for part, err := range dump(ctx, d.maps.Flows) {
+			var records []byte
+			if err == nil {
+				records, err = d.recordsOf(part)
+			}
 			if err != nil {
 				yield(nil, fmt.Errorf("dump records: %w", err))
 				return
 			}
-			if part == nil {
-				part = make([]byte, 0, recordBatch*RecordSize)
+			if len(records) > 0 && !yield(records, nil) {
+				return
 			}
-			part = c.appendRecord(part, now, opUpdate, reasonSnapshot)
-			if len(part) == cap(part) {
-				if !yield(part, nil) {
-					return
-				}
-				part = nil
-			}
-		}
-		if len(part) > 0 {
-			yield(part, nil)
 		}
 	}
+}
+
+func (d *Dataplane) recordsOf(part chunk) ([]byte, error) {
+	now, err := d.clock.now()
+	if err != nil {
+		return nil, err
+	}
+	records := make([]byte, 0, len(part.keys)*RecordSize)
+	for c, err := range part.connections(d.maps.Flows) {
+		if err != nil {
+			return nil, err
+		}
+		records = c.appendRecord(records, now, opUpdate, reasonSnapshot)
+	}
+	return records, nil
 }
 
 // Import writes connections of other nodes into the flow table, as replicas: both halves, in

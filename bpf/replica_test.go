@@ -18,7 +18,7 @@ func records(tb testing.TB, d *Dataplane) []byte {
 		if err != nil {
 			tb.Fatal(err)
 		}
-		if len(part) == 0 || len(part)%RecordSize != 0 || len(part) > recordBatch*RecordSize {
+		if len(part) == 0 || len(part)%RecordSize != 0 || len(part) > dumpChunk*RecordSize {
 			tb.Fatalf("chunk of %d bytes", len(part))
 		}
 		all = append(all, part...)
