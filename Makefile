@@ -42,6 +42,8 @@ lint:
 	if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
+	@if command -v vagrant >/dev/null; then vagrant validate --ignore-provider; else echo "vagrant is not installed: Vagrantfile not validated"; fi
+	@for f in packaging/vagrant/*.sh; do sh -n $$f || exit 1; done
 
 # The compiled data plane is committed, so that building needs no clang.
 generate:

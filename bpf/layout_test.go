@@ -44,7 +44,7 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"next_hop":               {unsafe.Sizeof(hop), 24},
 		"flow_record":            {unsafe.Sizeof(r), RecordSize},
 		"flow_record.port":       {unsafe.Offsetof(r.ClientPort), 64},
-		"flow_record.service":    {unsafe.Offsetof(r.Service), recordService},
+		"flow_record.service":    {unsafe.Offsetof(r.Service), 72},
 		"flow_record.op":         {unsafe.Offsetof(r.Op), recordOp},
 		"flow_record.owner_slot": {unsafe.Offsetof(r.OwnerSlot), 80},
 		"flow_record.reason":     {unsafe.Offsetof(r.Reason), recordReason},

@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -96,9 +95,6 @@ func recordConnection(r *pontoonFlowRecord, now instant) connection {
 
 // Offsets that batches are looked at by without decoding them.
 const (
-	recordService = 72
-	recordOp      = 79
-	recordReason  = 81
+	recordOp     = 79
+	recordReason = 81
 )
-
-func serviceOf(record []byte) uint32 { return binary.LittleEndian.Uint32(record[recordService:]) }
