@@ -3,11 +3,14 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,18 +65,24 @@ type driver struct {
 	announced  []plan.Advert
 	aliveNodes map[fsm.NodeID]bool
 	up         map[string]bool
-	died       uint64 // the last verdict of death that was acted upon
+	saved      uint64 // the last verdict of death that member.json knows
+	told       string // the last error that was logged
+
+	services plan.Services // compiled from
+	from     *fsm.State    // this state
+	self     plan.Self     // for this machine
+	member   bool          // as one of the cluster, or not
 }
 
 // driveLoop runs a pass whenever the state or the host changed, and every second.
 func (m *member) driveLoop(ctx context.Context) error {
-	d := &driver{m: m, died: m.died}
+	d := &driver{m: m, saved: m.died.Load()}
 	tick := time.NewTicker(assertEvery)
 	defer tick.Stop()
 	for {
 		changed := m.store.Changed()
-		if err := d.pass(ctx); err != nil && ctx.Err() == nil {
-			m.logger.Warn("plan not carried out in full", "err", err)
+		if err := d.pass(ctx); ctx.Err() == nil {
+			d.tell(err)
 		}
 		select {
 		case <-ctx.Done():
@@ -97,6 +106,28 @@ func (m *member) watchHost(ctx context.Context) error {
 	})
 }
 
+// tell logs an error once, however often the passes repeat it.
+func (d *driver) tell(err error) {
+	text := brief(err)
+	if text != d.told && text != "" {
+		d.m.logger.Warn("plan not carried out in full", "err", text)
+	}
+	d.told = text
+}
+
+// brief is err in one line that a person can still read.
+func brief(err error) string {
+	const most = 5
+	if err == nil {
+		return ""
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if more := len(lines) - most; more > 0 {
+		lines = append(lines[:most], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(lines, "; ")
+}
+
 func (d *driver) pass(ctx context.Context) error {
 	m := d.m
 	fresh := m.fresh()
@@ -105,15 +136,12 @@ func (d *driver) pass(ctx context.Context) error {
 		// earlier life is nearer to the truth: touch nothing yet.
 		return nil
 	}
-	s := m.store.State()
-	if err := d.noticeDeath(s); err != nil {
-		return err
-	}
+	s, was := m.store.State(), m.local.get()
 	m.setFlowPeers(s)
-	links, err := m.host.Links(m.cfg.DataPlane.Interfaces)
-	if err != nil {
-		m.setLocal(localView{plan: m.local.get().plan, problems: []string{err.Error()}, holding: m.local.get().holding})
-		return err
+	links, lerr := m.links()
+	if lerr != nil && !errors.Is(lerr, host.ErrNoLink) {
+		m.setLocal(localView{plan: was.plan, problems: []string{brief(lerr)}, holding: was.holding})
+		return lerr
 	}
 	if d.carrierChanged(links) {
 		// Whoever was without a link, however briefly, may have been replaced
@@ -122,45 +150,116 @@ func (d *driver) pass(ctx context.Context) error {
 		m.wakeReport()
 		fresh = false
 	}
-	p := plan.Compile(s, plan.Self{Node: fsm.NodeID(m.cfg.Name), Links: planLinks(links)})
-	errs := []error{d.syncDataplane(ctx, p.Dataplane)}
-	v := localView{problems: p.Problems, linksUp: true, interfaces: m.dp.Interfaces(), holding: m.local.get().holding}
+	p, same := d.compile(s, links)
+	var derr error
+	if !same {
+		derr = d.syncDataplane(ctx, p.Dataplane, same)
+	}
+	v := localView{problems: p.Problems, linksUp: lerr == nil, interfaces: m.dp.Interfaces(), plan: was.plan}
 	if !fresh {
-		keepHeld(&p, v.holding)
+		keepHeld(&p, append(heldOf(p.Addresses), was.holding...))
 	}
 	herr := d.holdAddresses(ctx, s, p, links)
-	errs = append(errs, herr)
+	v.holding = heldOf(p.Addresses)
 	if herr == nil {
-		v.holding = v.holding[:0:0]
-		for _, a := range p.Addresses {
-			v.holding = append(v.holding, a.Addr)
-		}
+		v.holding = addrsOf(p.Addresses)
+	}
+	if same {
+		derr = d.syncDataplane(ctx, p.Dataplane, same) // what nobody waits for comes last
 	}
 	for _, l := range links {
 		v.linksUp = v.linksUp && l.Up
 	}
-	err = errors.Join(errs...)
-	v.ready = errs[0] == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
-	v.plan = m.local.get().plan
+	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
+	err := errors.Join(lerr, derr, herr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
 	} else {
-		v.problems = append(v.problems, err.Error())
+		v.problems = append(v.problems, brief(err))
 	}
 	m.setLocal(v)
 	return err
 }
 
+// links describes the data plane's interfaces that are there. One that is gone
+// must not keep this node from giving up its VIPs on the others.
+func (m *member) links() ([]host.Link, error) {
+	all, err := m.host.Links(m.cfg.DataPlane.Interfaces)
+	if !errors.Is(err, host.ErrNoLink) {
+		return all, err
+	}
+	for _, name := range m.cfg.DataPlane.Interfaces {
+		l, lerr := m.host.Links([]string{name})
+		if lerr != nil && !errors.Is(lerr, host.ErrNoLink) {
+			return nil, lerr
+		}
+		all = append(all, l...)
+	}
+	return all, err
+}
+
+// compile makes the plan at s, and says whether its data plane is the same as
+// the last time. After a verdict it is, and looking at every service would only
+// cost the time the clients wait.
+func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same bool) {
+	self := plan.Self{Node: fsm.NodeID(d.m.cfg.Name), Links: planLinks(links)}
+	_, member := s.Node(self.Node)
+	same = d.from != nil && fsm.SharesConfig(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
+	if !same {
+		d.services = plan.CompileServices(s, self)
+	}
+	d.from, d.self, d.member = s, self, member
+	return d.services.Plan(s, self), same
+}
+
+func sameLinks(a, b []plan.Link) bool {
+	return slices.EqualFunc(a, b, func(a, b plan.Link) bool {
+		return a.Name == b.Name && slices.Equal(a.Prefixes, b.Prefixes)
+	})
+}
+
+func addrsOf(addresses []plan.Address) []netip.Addr {
+	out := make([]netip.Addr, len(addresses))
+	for i, a := range addresses {
+		out[i] = a.Addr
+	}
+	return out
+}
+
+// heldOf picks the addresses that this host has now, each alone in its prefix
+// as VIPs are. What cannot be read counts as held: not to know is no reason to
+// let go.
+func heldOf(addresses []plan.Address) []netip.Addr {
+	there, err := net.InterfaceAddrs()
+	if err != nil {
+		return addrsOf(addresses)
+	}
+	has := make(map[netip.Addr]bool, len(there))
+	for _, a := range there {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.IsSingleIP() {
+			has[p.Addr().Unmap()] = true
+		}
+	}
+	return slices.DeleteFunc(addrsOf(addresses), func(a netip.Addr) bool { return !has[a.Unmap()] })
+}
+
 // noticeDeath closes the sync gate when the cluster declared this node dead
 // since it last looked, also while its daemon was away: what others changed
 // meanwhile it has not heard. The verdict's index tells, where looking at Alive
-// would miss a death that is over already.
+// would miss a death that is over already. It comes last in a pass, because it
+// writes to the disk.
 func (d *driver) noticeDeath(s *fsm.State) error {
 	me, ok := s.Node(fsm.NodeID(d.m.cfg.Name))
-	if !ok || me.Died == d.died {
+	if !ok {
 		return nil
 	}
-	d.m.gate.reset()
+	if d.m.died.Load() != me.Died {
+		d.m.gate.reset()
+		d.m.died.Store(me.Died) // from here on the gate's word counts (see inSync)
+	}
+	if d.saved == me.Died {
+		return nil
+	}
 	ms, err := loadMembership(d.m.cfg.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // joining: the next pass will find it
@@ -171,7 +270,7 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 	if err := ms.save(d.m.cfg.DataDir); err != nil {
 		return err
 	}
-	d.died = me.Died
+	d.saved = me.Died
 	return nil
 }
 
@@ -200,11 +299,13 @@ func attached(hooks map[string]string, want []string) bool {
 	return true
 }
 
-func (d *driver) syncDataplane(ctx context.Context, want bpf.Desired) error {
+// syncDataplane writes want into the maps unless that was done lately. same
+// says that want is what it was the last time.
+func (d *driver) syncDataplane(ctx context.Context, want bpf.Desired, same bool) error {
 	now := time.Now()
 	compare := want
 	compare.Gen = d.synced.Gen
-	if reflect.DeepEqual(compare, d.synced) && now.Sub(d.syncedAt) < resyncEvery && !d.syncedAt.IsZero() {
+	if !d.syncedAt.IsZero() && now.Sub(d.syncedAt) < resyncEvery && (same || reflect.DeepEqual(compare, d.synced)) {
 		return nil
 	}
 	if err := d.m.dp.Sync(ctx, want); err != nil {

@@ -136,17 +136,20 @@ func (m *member) setFlowPeers(s *fsm.State) {
 	m.dp.SetOwnersAlive(alive)
 }
 
-// inSync is what this node reports of its flow table.
-func (m *member) inSync() bool {
+// inSync is what this node reports of its flow table, at s.
+func (m *member) inSync(s *fsm.State) bool {
 	if m.dp == nil {
 		return true // a witness has no flows to miss
+	}
+	if me, ok := s.Node(fsm.NodeID(m.cfg.Name)); ok && me.Died != m.died.Load() {
+		return false // the driver is about to close the gate
 	}
 	inbound := map[string]bool{}
 	for _, s := range m.repl.Status() {
 		inbound[s.Peer] = s.Inbound == "streaming"
 	}
 	var peers []syncPeer
-	for _, n := range m.store.State().Nodes() {
+	for _, n := range s.Nodes() {
 		if n.Role == fsm.RoleLB && string(n.Name) != m.cfg.Name {
 			peers = append(peers, syncPeer{counts: n.Alive && n.Ready, streaming: inbound[string(n.Name)]})
 		}

@@ -154,21 +154,30 @@ func (m *member) commitVerdict(v fsm.NodeVerdict) {
 // commitReports commits what differs between the reports and the state.
 func (m *member) commitReports() {
 	s := m.store.State()
-	for _, r := range m.reports.all(time.Now(), m.knownNode) {
-		n, ok := s.Node(fsm.NodeID(r.Node))
-		if !ok || !n.Alive || r.Unsure || r.AgeMS > 5*reportEvery.Milliseconds() {
-			continue
-		}
-		if n.Ready == r.Ready && n.LinksUp == r.LinksUp && n.InSync == r.InSync {
-			continue
-		}
-		cmd := fsm.NodeReport{Node: n.Name, Ready: r.Ready, LinksUp: r.LinksUp, InSync: r.InSync}
+	for _, cmd := range dueReports(s, m.reports.all(time.Now(), m.knownNode)) {
 		if err := m.commitDuty(cmd); err != nil {
-			m.logger.Debug("report not committed", "node", r.Node, "err", err)
+			m.logger.Debug("report not committed", "node", cmd.Node, "err", err)
 			continue
 		}
 		m.raft.Barrier(0)
 	}
+}
+
+// dueReports picks the reports that say something new about a living node. What
+// a node said before it knew of its own death, or of its joining again, is about
+// an earlier life: it may have been in sync then.
+func dueReports(s *fsm.State, reports []agedReport) []fsm.NodeReport {
+	var due []fsm.NodeReport
+	for _, r := range reports {
+		n, ok := s.Node(fsm.NodeID(r.Node))
+		if !ok || !n.Alive || r.Unsure || r.AgeMS > 5*reportEvery.Milliseconds() || r.State < max(n.Died, n.Joined) {
+			continue
+		}
+		if n.Ready != r.Ready || n.LinksUp != r.LinksUp || n.InSync != r.InSync {
+			due = append(due, fsm.NodeReport{Node: n.Name, Ready: r.Ready, LinksUp: r.LinksUp, InSync: r.InSync})
+		}
+	}
+	return due
 }
 
 // adjustGroup makes one change to the Raft group if one is due.

@@ -29,7 +29,7 @@ type member struct {
 
 	id     *transport.Identity
 	slot   uint8
-	died   uint64 // see membership
+	died   atomic.Uint64 // index of the last verdict of death the sync gate was closed for
 	store  *store
 	raft   *raftGroup
 	mux    *transport.Mux
@@ -69,10 +69,11 @@ type memberConfig struct {
 // nothing stays open.
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
-		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot, died: c.died,
+		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
 		store: newStore(), reports: newReportTable(),
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
+	m.died.Store(c.died)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())

@@ -19,6 +19,7 @@ import (
 type report struct {
 	Node    string `json:"node"`
 	Applied uint64 `json:"applied"` // Raft index
+	State   uint64 `json:"state"`   // index of the state it was made at
 	Plan    uint64 `json:"plan"`    // index its drivers have reached
 	Ready   bool   `json:"ready"`
 	LinksUp bool   `json:"links_up"`
@@ -205,9 +206,9 @@ func (m *member) reportOnce(ctx context.Context) error {
 
 // selfReport is this node as it is now.
 func (m *member) selfReport() report {
-	l := m.local.get()
+	l, s := m.local.get(), m.store.State()
 	return report{
-		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), Plan: l.plan,
-		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(), Unsure: l.unsure, Version: m.version,
+		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
+		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 	}
 }

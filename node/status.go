@@ -54,7 +54,7 @@ func (d *daemon) Health() web.Health {
 	if !l.linksUp {
 		h.Reasons = append(h.Reasons, "a data plane interface has no carrier")
 	}
-	if !m.inSync() {
+	if !m.inSync(m.store.State()) {
 		h.Reasons = append(h.Reasons, "the flow table is not in sync with the peers")
 	}
 	h.Ready = len(h.Reasons) == 0
