@@ -92,30 +92,12 @@ func (m *member) status() web.Status {
 	}
 	l := m.local.get()
 	st.Warnings = append(st.Warnings, l.problems...)
-	st.Warnings = append(st.Warnings, voterWarnings(s)...)
 	if m.dp != nil {
 		m.dataplaneStatus(s, l, &st)
 	} else {
 		st.Services = serviceStatus(s, bpf.Stats{})
 	}
 	return st
-}
-
-// voterWarnings says what the number of voters means for the cluster's life.
-func voterWarnings(s *fsm.State) []string {
-	voters := 0
-	for _, n := range s.Nodes() {
-		if n.Voter {
-			voters++
-		}
-	}
-	switch {
-	case voters == 1 && len(s.Nodes()) == 1:
-		return []string{"a single node is not highly available: join two more, or one and a witness"}
-	case voters == 2:
-		return []string{"two voters are not highly available: when one dies the other has no quorum; join a third node or a witness"}
-	}
-	return nil
 }
 
 func (m *member) nodeStatus(s *fsm.State, leader string) []web.NodeStatus {

@@ -56,6 +56,7 @@ func (s *server) serviceRoutes() {
 	}, s.putService)
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/services/{name}", id: "delete-service", tag: "services", summary: "Delete a service",
+		text: "New connections to it are refused; the ones it has go on until they end.",
 	}, func(ctx context.Context, in *servicePath) (*written, error) {
 		return s.propose(ctx, fsm.DeleteService{Name: in.Name})
 	})

@@ -12,7 +12,8 @@ import (
 //
 // The level is bad when something is not served or nobody can decide, warn when
 // one more failure would make it so or a node needs a look, and ok otherwise. A
-// node that its operator drains is not unhealthy.
+// node that its operator drains is not unhealthy. The notes speak of the
+// cluster, Status.Warnings of the node that answers.
 func Summarise(s Status) Summary {
 	sum := Summary{Level: LevelOK}
 	note := func(l Level, format string, args ...any) {
@@ -40,8 +41,14 @@ func Summarise(s Status) Summary {
 			note(LevelBad, "Instance %s has no master: its addresses are not served.", i.Name)
 		}
 	}
-	if voters > 0 && voters < 3 {
-		note(LevelWarn, "%s: the cluster cannot lose one and still decide. Three make it safe; a witness counts.", count(voters, "voter"))
+	switch voters {
+	case 1:
+		note(LevelWarn, "1 voter is not highly available: join two more nodes, or one and a witness.")
+	case 2:
+		note(LevelWarn, "2 voters are not highly available: when one dies the other cannot decide. Join a third node or a witness.")
+	}
+	if len(s.Warnings) > 0 {
+		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}
 
 	sum.Text = fmt.Sprintf("%d of %s healthy", healthy, count(len(s.Nodes), "node"))

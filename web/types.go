@@ -26,7 +26,7 @@ type Status struct {
 	Interfaces  []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
 	BFD         []BFDSession      `json:"bfd"`
 	BGP         []BGPPeer         `json:"bgp"`
-	Warnings    []string          `json:"warnings" doc:"What this node would tell its operator, one sentence each."`
+	Warnings    []string          `json:"warnings" doc:"What this node would tell its operator about itself, one sentence each. What concerns the cluster is in summary.notes."`
 }
 
 // Level grades a Summary.

@@ -124,9 +124,10 @@ func drawFlowCounts(t *table, c web.FlowCounts) {
 func newConntrackFlushCmd(a *app) *cobra.Command {
 	var service string
 	cmd := &cobra.Command{
-		Use:     "flush --service SERVICE",
-		Short:   "Forget the connections of a service, on every node",
-		Long:    "Forget the connections of a service, on every node. They end.",
+		Use:   "flush --service SERVICE",
+		Short: "Forget the connections of a service, on every node",
+		Long: `Forget the connections of a service, on every node. What their clients still send
+is dropped without an answer, so that both ends notice when they time out.`,
 		Example: "  pontoon conntrack flush --service web",
 		Args:    wantArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {

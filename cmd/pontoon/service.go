@@ -35,9 +35,11 @@ its endpoints. It fails over with the instance of its address.`)
 		newServiceCreateCmd(a),
 		newServiceUpdateCmd(a),
 		a.changes(&cobra.Command{
-			Use:     "delete NAME",
-			Short:   "Delete a service",
-			Long:    "Delete a service. Its connections end.",
+			Use:   "delete NAME",
+			Short: "Delete a service",
+			Long: `Delete a service. New connections to it are refused; the ones it has go on until
+they end, also if it is created anew. To cut them off, flush them before: see
+"pontoon conntrack flush". Its virtual address stays.`,
 			Example: "  pontoon service delete web",
 			Args:    wantArgs("NAME"),
 		}, http.MethodDelete, path, func(args []string) string { return "service " + args[0] + " is deleted" }),
@@ -90,8 +92,8 @@ func newServiceUpdateCmd(a *app) *cobra.Command {
 		Use:   "update NAME",
 		Short: "Change what is given of a service",
 		Long: `Change what is given of a service and leave the rest. --endpoint replaces the
-whole list; --add-endpoint and --remove-endpoint change it. Connections to an
-endpoint that stays go on.`,
+whole list; --add-endpoint and --remove-endpoint change it. Connections go on
+until they end, also those to an endpoint that is removed.`,
 		Example: `  pontoon service update web --algorithm maglev
   pontoon service update web --add-endpoint 10.2.0.23:8080`,
 		Args: wantArgs("NAME"),

@@ -25,9 +25,11 @@ gateway.`)
 		}, func([]string) string { return "/v1/vips" }, drawVIPs),
 		newVIPCreateCmd(a),
 		a.completing(a.changes(&cobra.Command{
-			Use:     "delete ADDRESS",
-			Short:   "Delete a virtual address no service uses",
-			Long:    "Delete a virtual address. One that a service uses is refused.",
+			Use:   "delete ADDRESS",
+			Short: "Delete a virtual address no service uses",
+			Long: `Delete a virtual address. One that a service uses is refused. No node answers for
+it any more: connections that a deleted service left on it are lost when the
+network forgets where it was.`,
 			Example: "  pontoon vip delete 192.168.80.200",
 			Args:    wantAddress,
 		}, http.MethodDelete, func(args []string) string { return "/v1/vips/" + url.PathEscape(args[0]) },

@@ -102,7 +102,6 @@ export function replication(st, histories) {
     { name: "Peer", show: (r) => r.peer },
     { name: "State", show: state },
     { name: "Lag", num: true, show: (r) => h("span", { class: "lag" }, spark(histories.get(r.peer) || [], `Lag to ${r.peer} over the last minutes`), ms(r.lag_ms)) },
-    { name: "Under way", num: true, show: (r) => num(Math.max(0, r.sent - r.acked)) },
     { name: "Sent", num: true, show: (r) => big(r.sent) },
     { name: "Resyncs", num: true, show: (r) => num(r.resyncs) },
     { name: "Dropped", num: true, show: (r) => r.dropped ? chip(num(r.dropped), "warn") : "0" },
