@@ -61,7 +61,7 @@ bench-replication: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x ./transport ./node/e2e
 
 bench-commit: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Commit -benchtime 1x ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench 'Commit|Failover' -benchtime 1x ./node/e2e
 
 # Longer than CI has time for: the demo again and again.
 SOAK_ROUNDS ?= 10
