@@ -118,7 +118,7 @@ func (s *server) leave(ctx context.Context, in *leaveInput) (*huma.StreamRespons
 	if strings.Contains(in.Accept, "text/event-stream") {
 		return &huma.StreamResponse{Body: func(hc huma.Context) {
 			r, w := humago.Unwrap(hc)
-			s.streamLeave(r.Context(), w, in.Body.Force)
+			s.streamLeave(r, w, in.Body.Force)
 		}}, nil
 	}
 	res := LeaveResult{Steps: []string{}}
@@ -133,14 +133,14 @@ func (s *server) leave(ctx context.Context, in *leaveInput) (*huma.StreamRespons
 }
 
 // streamLeave leaves and tells each step as it is taken.
-func (s *server) streamLeave(ctx context.Context, w http.ResponseWriter, force bool) {
-	stream := s.streams.begin(w)
+func (s *server) streamLeave(r *http.Request, w http.ResponseWriter, force bool) {
+	stream := s.streams.begin(w, r)
 	if stream == nil {
 		return
 	}
 	defer stream.end()
 	res := LeaveResult{Steps: []string{}}
-	err := s.Ops.Leave(context.WithoutCancel(ctx), force, func(step string) {
+	err := s.Ops.Leave(context.WithoutCancel(r.Context()), force, func(step string) {
 		res.Steps = append(res.Steps, step)
 		_ = stream.sendJSON("progress", "", map[string]string{"text": step}) // the caller may have gone
 	})

@@ -73,14 +73,11 @@ func (s *server) writeEvents(w http.ResponseWriter, since time.Time) {
 // streamEvents answers with server-sent events. after leaves out what a client
 // that comes back has seen; zero leaves out nothing.
 func (s *server) streamEvents(r *http.Request, w http.ResponseWriter, since, after time.Time, follow bool) {
-	stream := s.streams.begin(w)
+	stream := s.streams.begin(w, r)
 	if stream == nil {
 		return
 	}
 	defer stream.end()
-	if r.Method == http.MethodHead {
-		return
-	}
 	ctx := r.Context()
 	events, next := s.Backend.Events(since)
 	for {

@@ -6,10 +6,11 @@ import (
 )
 
 // The most flows one answer lists, unless asked otherwise, and at all. The
-// listing is built in memory: more would be felt by the node itself.
+// listing is built in memory: more would be felt by the node itself. The tags
+// of listFlowsInput say the same.
 const (
-	defaultFlowLimit = 1000
-	maxFlowLimit     = 100_000
+	DefaultFlowLimit = 1000
+	MaxFlowLimit     = 100_000
 )
 
 type listFlowsInput struct {

@@ -100,14 +100,11 @@ func (s *server) readStatus(ctx context.Context) (Status, error) {
 
 // streamStatus sends the status whenever it differs from what was sent last.
 func (s *server) streamStatus(r *http.Request, w http.ResponseWriter) {
-	stream := s.streams.begin(w)
+	stream := s.streams.begin(w, r)
 	if stream == nil {
 		return
 	}
 	defer stream.end()
-	if r.Method == http.MethodHead {
-		return
-	}
 	ctx := r.Context()
 	var last []byte
 	spoke := time.Now()

@@ -270,6 +270,14 @@ func TestTokensNeverShowTheirHash(t *testing.T) {
 func TestFlowsAreCutAtTheLimitAndSaySo(t *testing.T) {
 	b, o := world(t)
 	h := handlerAt(t, b, o, AccessFull)
+	for limit, status := range map[int]int{1: 200, MaxFlowLimit: 200, MaxFlowLimit + 1: 422} {
+		if w := do(h, "GET", fmt.Sprintf("/v1/flows?limit=%d", limit), ""); w.Code != status {
+			t.Errorf("limit %d: status %d, want %d", limit, w.Code, status)
+		}
+	}
+	if do(h, "GET", "/v1/flows", ""); b.filter.Limit != DefaultFlowLimit+1 {
+		t.Errorf("without a limit %d are asked for, want %d and one more", b.filter.Limit, DefaultFlowLimit)
+	}
 	w := do(h, "GET", "/v1/flows?limit=1&service=web", "")
 	var got []Flow
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || len(got) != 1 || w.Header().Get("Pontoon-Truncated") != "true" {

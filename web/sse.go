@@ -20,9 +20,9 @@ const streamWriteTimeout = 15 * time.Second
 type streams struct{ open atomic.Int64 }
 
 // begin turns a response into a stream of server-sent events (HTML Living
-// Standard, section 9.2), or answers with a problem and returns nil. The caller
-// calls end on what it got.
-func (s *streams) begin(w http.ResponseWriter) *eventStream {
+// Standard, section 9.2). It returns nil when there is nothing to stream: it has
+// answered a HEAD, or refused with a problem. The caller calls end on what it got.
+func (s *streams) begin(w http.ResponseWriter, r *http.Request) *eventStream {
 	if s.open.Add(1) > maxStreams {
 		s.open.Add(-1)
 		statusProblem(http.StatusServiceUnavailable, fmt.Sprintf("%d streams are open already", maxStreams)).write(w)
@@ -32,6 +32,10 @@ func (s *streams) begin(w http.ResponseWriter) *eventStream {
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("X-Accel-Buffering", "no") // a proxy in between should pass messages on at once
 	w.WriteHeader(http.StatusOK)
+	if r.Method == http.MethodHead {
+		s.open.Add(-1)
+		return nil
+	}
 	return &eventStream{w: w, rc: http.NewResponseController(w), all: s}
 }
 

@@ -129,21 +129,9 @@ func isLoopback(host string) bool {
 	return err == nil && addr.IsLoopback()
 }
 
-// get, put, post and del make one call and return the body of the answer.
+// get makes one call and returns the body of the answer.
 func (c *api) get(ctx context.Context, path string) ([]byte, error) {
 	return c.call(ctx, http.MethodGet, path, nil, callTimeout)
-}
-
-func (c *api) put(ctx context.Context, path string, body any) ([]byte, error) {
-	return c.call(ctx, http.MethodPut, path, body, callTimeout)
-}
-
-func (c *api) post(ctx context.Context, path string, body any) ([]byte, error) {
-	return c.call(ctx, http.MethodPost, path, body, callTimeout)
-}
-
-func (c *api) del(ctx context.Context, path string) ([]byte, error) {
-	return c.call(ctx, http.MethodDelete, path, nil, callTimeout)
 }
 
 func (c *api) call(ctx context.Context, method, path string, body any, timeout time.Duration) ([]byte, error) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -18,12 +19,6 @@ table of the node that answers, copies of other nodes' flows included.`)
 	cmd.AddCommand(newConntrackListCmd(a), newConntrackCountCmd(a), newConntrackFlushCmd(a))
 	return cmd
 }
-
-// The API's own bounds of one listing.
-const (
-	defaultFlowLimit = 1000
-	maxFlowLimit     = 100_000
-)
 
 // flowFilter is which flows a command is about.
 type flowFilter struct {
@@ -61,11 +56,11 @@ forwards; the others are copies, ready to be adopted.`,
 		Args:    wantArgs(),
 	}
 	f.addTo(a, cmd)
-	cmd.Flags().IntVar(&f.limit, "limit", defaultFlowLimit, "at most so many, 1 to 100000")
+	cmd.Flags().IntVar(&f.limit, "limit", web.DefaultFlowLimit, fmt.Sprintf("at most so many, 1 to %d", web.MaxFlowLimit))
 	format := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		if f.limit < 1 || f.limit > maxFlowLimit {
-			return usagef("--limit %d: want 1 to %d", f.limit, maxFlowLimit)
+		if f.limit < 1 || f.limit > web.MaxFlowLimit {
+			return usagef("--limit %d: want 1 to %d", f.limit, web.MaxFlowLimit)
 		}
 		c, err := a.api()
 		if err != nil {
@@ -134,16 +129,9 @@ is dropped without an answer, so that both ends notice when they time out.`,
 			if err := requireFlags(cmd, "service"); err != nil {
 				return err
 			}
-			c, err := a.api()
+			path := "/v1/flows?" + url.Values{"service": {service}}.Encode()
+			result, err := ask[web.FlushResult](a, cmd, http.MethodDelete, path, nil)
 			if err != nil {
-				return err
-			}
-			answer, err := c.del(cmd.Context(), "/v1/flows?"+url.Values{"service": {service}}.Encode())
-			if err != nil {
-				return err
-			}
-			var result web.FlushResult
-			if err := decode(answer, &result); err != nil {
 				return err
 			}
 			a.printf("%s of service %s flushed here, and their copies elsewhere\n", count(result.Flushed, "connection"), service)

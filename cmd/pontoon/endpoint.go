@@ -14,38 +14,29 @@ import (
 
 func newEndpointCmd(a *app) *cobra.Command {
 	cmd := group("endpoint", "List, drain and resume endpoints", "List the endpoints of services, and drain and resume them.")
-	action := func(verb string) func(args []string) string {
-		return func(args []string) string {
-			return servicePath(args[0]) + "/endpoints/" + url.PathEscape(args[1]) + "/" + verb
-		}
-	}
 	cmd.AddCommand(
 		newEndpointListCmd(a),
-		a.changes(&cobra.Command{
-			Use:     "drain SERVICE ADDRESS:PORT",
-			Short:   "Give an endpoint no new flows",
-			Long:    "Give an endpoint no new flows. The ones it has go on.",
-			Example: "  pontoon endpoint drain web 10.2.0.21:8080",
-			Args:    wantEndpoint,
-		}, http.MethodPost, action("drain"), func(args []string) string {
-			return fmt.Sprintf("%s of %s gets no new flows", args[1], args[0])
-		}),
-		a.changes(&cobra.Command{
-			Use:     "resume SERVICE ADDRESS:PORT",
-			Short:   "End the draining of an endpoint",
-			Long:    "End the draining of an endpoint: it gets new flows again.",
-			Example: "  pontoon endpoint resume web 10.2.0.21:8080",
-			Args:    wantEndpoint,
-		}, http.MethodPost, action("resume"), func(args []string) string {
-			return fmt.Sprintf("%s of %s gets new flows", args[1], args[0])
-		}),
+		newEndpointActionCmd(a, "drain", "Give an endpoint no new flows",
+			"Give an endpoint no new flows. The ones it has go on.", "gets no new flows"),
+		newEndpointActionCmd(a, "resume", "End the draining of an endpoint",
+			"End the draining of an endpoint: it gets new flows again.", "gets new flows"),
 	)
-	for _, sub := range cmd.Commands() {
-		if sub.Name() != "list" {
-			a.completing(sub, serviceNames(), endpointNames)
-		}
-	}
 	return cmd
+}
+
+// newEndpointActionCmd is a command that does what its name says to one endpoint.
+func newEndpointActionCmd(a *app, verb, short, long, done string) *cobra.Command {
+	return a.completing(a.changes(&cobra.Command{
+		Use:     verb + " SERVICE ADDRESS:PORT",
+		Short:   short,
+		Long:    long,
+		Example: "  pontoon endpoint " + verb + " web 10.2.0.21:8080",
+		Args:    wantEndpoint,
+	}, http.MethodPost, func(args []string) string {
+		return servicePath(args[0]) + "/endpoints/" + url.PathEscape(args[1]) + "/" + verb
+	}, func(args []string) string {
+		return fmt.Sprintf("%s of %s %s", args[1], args[0], done)
+	}), serviceNames(), endpointNames)
 }
 
 func wantEndpoint(cmd *cobra.Command, args []string) error {
@@ -76,11 +67,7 @@ func newEndpointListCmd(a *app) *cobra.Command {
 	}
 	format := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := a.api()
-		if err != nil {
-			return err
-		}
-		answer, err := c.get(cmd.Context(), "/v1/services")
+		answer, err := a.call(cmd, http.MethodGet, "/v1/services", nil)
 		if err != nil {
 			return err
 		}
@@ -109,28 +96,20 @@ func endpointRows(services []web.ServiceStatus) []endpointRow {
 func drawEndpoints(t *table, services []web.ServiceStatus) {
 	t.head("SERVICE", "ENDPOINT", "WEIGHT", "ADMIN", "HEALTH", "FLOWS")
 	for _, r := range endpointRows(services) {
-		t.row(r.Service, r.Address, r.Weight, adminCell(r.Admin), healthCell(r.Health), r.Flows)
+		t.row(r.Service, r.Address, r.Weight, cellFor(adminCells, r.Admin), cellFor(healthCells, r.Health), r.Flows)
 	}
 }
 
-func adminCell(s fsm.AdminState) cell {
-	switch s {
-	case fsm.AdminUp:
-		return cell{"up", plain}
-	case fsm.AdminDrain:
-		return cell{"draining", warn}
+// What people read in place of the API's words, and how it looks.
+var (
+	adminCells = map[fsm.AdminState]cell{
+		fsm.AdminUp:    {"up", plain},
+		fsm.AdminDrain: {"draining", warn},
+		fsm.AdminDown:  {"down", warn},
 	}
-	return cell{string(s), warn}
-}
-
-func healthCell(h web.EndpointHealth) cell {
-	switch h {
-	case web.EndpointUp:
-		return cell{"up", good}
-	case web.EndpointDown:
-		return cell{"down", bad}
-	case web.EndpointUnknown:
-		return cell{"not probed", plain}
+	healthCells = map[web.EndpointHealth]cell{
+		web.EndpointUp:      {"up", good},
+		web.EndpointDown:    {"down", bad},
+		web.EndpointUnknown: {"not probed", plain},
 	}
-	return cell{string(h), plain}
-}
+)

@@ -53,7 +53,7 @@ master while it can: a higher priority elsewhere moves nothing by itself.`,
 		Args:    wantArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			body := web.InstanceRequest{Priorities: prio}
-			return a.put(cmd, instancePath(args[0]), body, "instance "+args[0]+" is in place")
+			return a.write(cmd, http.MethodPut, instancePath(args[0]), body, "instance "+args[0]+" is in place")
 		},
 	}
 	cmd.Flags().Var(prio, "priority", "preference for a node; higher is preferred, default 0 (repeat)")
@@ -72,15 +72,8 @@ func newInstanceMoveCmd(a *app) *cobra.Command {
 			if err := requireFlags(cmd, "to"); err != nil {
 				return err
 			}
-			c, err := a.api()
-			if err != nil {
-				return err
-			}
-			answer, err := c.post(cmd.Context(), instancePath(args[0])+"/move", web.MoveRequest{To: fsm.NodeID(to)})
-			if err != nil {
-				return err
-			}
-			return a.committed(answer, fmt.Sprintf("%s is master of %s", to, args[0]))
+			return a.write(cmd, http.MethodPost, instancePath(args[0])+"/move", web.MoveRequest{To: fsm.NodeID(to)},
+				fmt.Sprintf("%s is master of %s", to, args[0]))
 		},
 	}
 	cmd.Flags().StringVar(&to, "to", "", "the `node` to move to; it must be eligible (alive, ready, in sync, not draining)")

@@ -121,6 +121,15 @@ type cell struct {
 	style style
 }
 
+// cellFor is what people read for a word of the API; one that a newer daemon
+// says is shown as it is.
+func cellFor[K ~string](cells map[K]cell, word K) cell {
+	if c, ok := cells[word]; ok {
+		return c
+	}
+	return cell{string(word), plain}
+}
+
 // table draws aligned columns.
 type table struct {
 	w     io.Writer

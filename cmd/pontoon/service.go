@@ -101,16 +101,8 @@ until they end, also those to an endpoint that is removed.`,
 			if err := f.checkEdits(cmd); err != nil {
 				return err
 			}
-			c, err := a.api()
+			current, err := ask[web.ServiceStatus](a, cmd, http.MethodGet, servicePath(args[0]), nil)
 			if err != nil {
-				return err
-			}
-			answer, err := c.get(cmd.Context(), servicePath(args[0]))
-			if err != nil {
-				return err
-			}
-			var current web.ServiceStatus
-			if err := decode(answer, &current); err != nil {
 				return err
 			}
 			service := current.Service
@@ -129,22 +121,15 @@ until they end, also those to an endpoint that is removed.`,
 // putService writes a service and says what is so now, a virtual address that
 // came with it included.
 func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, done string) error {
-	c, err := a.api()
+	written, err := ask[web.ServiceWritten](a, cmd, http.MethodPut, path, service)
 	if err != nil {
-		return err
-	}
-	answer, err := c.call(cmd.Context(), http.MethodPut, path, service, callTimeout)
-	if err != nil {
-		return err
-	}
-	var written web.ServiceWritten
-	if err := decode(answer, &written); err != nil {
 		return err
 	}
 	if v := written.VIP; v != nil {
 		done += fmt.Sprintf(", with vip %s in instance %s", v.Address, v.Instance)
 	}
-	return a.committed(answer, done)
+	a.committed(written.WriteResult, done)
+	return nil
 }
 
 // configured strips endpoints of what only the running node knows.

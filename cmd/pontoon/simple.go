@@ -8,15 +8,31 @@ import (
 	"pontoon/web"
 )
 
+// call makes one call of the daemon the flags name and returns its answer.
+func (a *app) call(cmd *cobra.Command, method, path string, body any) ([]byte, error) {
+	c, err := a.api()
+	if err != nil {
+		return nil, err
+	}
+	return c.call(cmd.Context(), method, path, body, callTimeout)
+}
+
+// ask makes one call of the daemon the flags name and decodes its answer.
+func ask[T any](a *app, cmd *cobra.Command, method, path string, body any) (T, error) {
+	var v T
+	answer, err := a.call(cmd, method, path, body)
+	if err != nil {
+		return v, err
+	}
+	err = decode(answer, &v)
+	return v, err
+}
+
 // shows completes a command that prints what one path of the API answers.
 func shows[T any](a *app, cmd *cobra.Command, path func(args []string) string, draw func(*table, T)) *cobra.Command {
 	format := addOutput(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.api()
-		if err != nil {
-			return err
-		}
-		answer, err := c.get(cmd.Context(), path(args))
+		answer, err := a.call(cmd, http.MethodGet, path(args), nil)
 		if err != nil {
 			return err
 		}
@@ -29,38 +45,22 @@ func shows[T any](a *app, cmd *cobra.Command, path func(args []string) string, d
 // what is so now.
 func (a *app) changes(cmd *cobra.Command, method string, path, done func(args []string) string) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		c, err := a.api()
-		if err != nil {
-			return err
-		}
-		answer, err := c.call(cmd.Context(), method, path(args), nil, callTimeout)
-		if err != nil {
-			return err
-		}
-		return a.committed(answer, done(args))
+		return a.write(cmd, method, path(args), nil, done(args))
 	}
 	return cmd
 }
 
-// committed says what a write changed, and the Raft index it is committed at.
-func (a *app) committed(answer []byte, what string) error {
-	var result web.WriteResult
-	if err := decode(answer, &result); err != nil {
+// write makes one call that changes the replicated state and says what is so now.
+func (a *app) write(cmd *cobra.Command, method, path string, body any, done string) error {
+	result, err := ask[web.WriteResult](a, cmd, method, path, body)
+	if err != nil {
 		return err
 	}
-	a.printf("%s (index %d)\n", what, result.Index)
+	a.committed(result, done)
 	return nil
 }
 
-// put sends body to path and says what is so now.
-func (a *app) put(cmd *cobra.Command, path string, body any, done string) error {
-	c, err := a.api()
-	if err != nil {
-		return err
-	}
-	answer, err := c.call(cmd.Context(), http.MethodPut, path, body, callTimeout)
-	if err != nil {
-		return err
-	}
-	return a.committed(answer, done)
+// committed says what a write changed, and the Raft index it is committed at.
+func (a *app) committed(result web.WriteResult, what string) {
+	a.printf("%s (index %d)\n", what, result.Index)
 }

@@ -66,20 +66,14 @@ func drawReplication(t *table, peers []web.PeerReplication) {
 	}
 	t.head("  REPLICATION TO", "STATE", "SENT", "ACKED", "LAG MS", "RESYNCS", "DROPPED")
 	for _, p := range peers {
-		t.row("  "+string(p.Peer), replicationCell(p.State), p.Sent, p.Acked, fmt.Sprintf("%.1f", p.LagMS), p.Resyncs, p.Dropped)
+		t.row("  "+string(p.Peer), cellFor(replicationCells, p.State), p.Sent, p.Acked, fmt.Sprintf("%.1f", p.LagMS), p.Resyncs, p.Dropped)
 	}
 }
 
-func replicationCell(s web.ReplicationState) cell {
-	switch s {
-	case web.ReplicationStreaming:
-		return cell{"streaming", good}
-	case web.ReplicationSnapshot:
-		return cell{"sending snapshot", warn}
-	case web.ReplicationDown:
-		return cell{"not connected", bad}
-	}
-	return cell{string(s), plain}
+var replicationCells = map[web.ReplicationState]cell{
+	web.ReplicationStreaming: {"streaming", good},
+	web.ReplicationSnapshot:  {"sending snapshot", warn},
+	web.ReplicationDown:      {"not connected", bad},
 }
 
 // drawDrops lists the reasons that happened; most never do.

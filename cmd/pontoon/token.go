@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"net/url"
 	"time"
 
@@ -34,16 +35,9 @@ func newTokenCreateCmd(a *app) *cobra.Command {
 		if ttl <= 0 {
 			return usagef("--ttl %s: want more than nothing", ttl)
 		}
-		c, err := a.api()
+		request := web.TokenRequest{Role: fsm.Role(role.value), TTL: fsm.Duration(ttl)}
+		created, err := ask[web.TokenCreated](a, cmd, http.MethodPost, "/v1/tokens", request)
 		if err != nil {
-			return err
-		}
-		answer, err := c.post(cmd.Context(), "/v1/tokens", web.TokenRequest{Role: fsm.Role(role.value), TTL: fsm.Duration(ttl)})
-		if err != nil {
-			return err
-		}
-		var created web.TokenCreated
-		if err := decode(answer, &created); err != nil {
 			return err
 		}
 		a.printf("%s\n", created.Token)
@@ -81,6 +75,6 @@ func newTokenRevokeCmd(a *app) *cobra.Command {
 		Long:    "Make a join token useless. A node that has joined with it stays a member.",
 		Example: "  pontoon token revoke 3f9c2a",
 		Args:    wantArgs("ID"),
-	}, "DELETE", func(args []string) string { return "/v1/tokens/" + url.PathEscape(args[0]) },
+	}, http.MethodDelete, func(args []string) string { return "/v1/tokens/" + url.PathEscape(args[0]) },
 		func(args []string) string { return "token " + args[0] + " is revoked" }), tokenNames())
 }

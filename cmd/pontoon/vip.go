@@ -78,7 +78,7 @@ contains it, unless --interface names another.`,
 			Interface: iface,
 			Announce:  fsm.AnnounceMode(mode.value),
 		}
-		return a.put(cmd, "/v1/vips/"+url.PathEscape(address.String()), body, "virtual address "+address.String()+" is in place")
+		return a.write(cmd, http.MethodPut, "/v1/vips/"+url.PathEscape(address.String()), body, "virtual address "+address.String()+" is in place")
 	}
 	return cmd
 }
