@@ -151,23 +151,23 @@ func TestConnectionsSurviveTheMastersPowerLoss(t *testing.T) {
 			serve(t, l)
 			declare(t, l, tc.mode, tc.topology == lab.TwoLeg)
 			clients := connect(t, l, 100)
-			w := clients.Window()
-			if err := w.Wait(within(t, 10*time.Second)); err != nil {
-				t.Fatal(err)
+			steady(t, clients)
+			vips := []netip.Addr{lab.ServiceVIP()}
+			if tc.topology == lab.TwoLeg {
+				vips = append(vips, lab.GatewayVIP())
 			}
 			victim := master(t, l, "")
+			late := stalls(t)
+			w := clients.Window()
 			if err := victim.PowerOff(within(t, 10*time.Second)); err != nil {
 				t.Fatal(err)
 			}
-			next := master(t, l, victim.Name())
-			w.Mark()
-			if err := w.Wait(within(t, 20*time.Second)); err != nil {
-				t.Error(err)
-			}
-			r := w.Result()
-			t.Logf("%s died, %s follows: %+v", victim.Name(), next.Name(), r)
-			if r.Survived != 100 {
-				t.Errorf("only %d of 100 connections survived", r.Survived)
+			next := takenOver(t, l, w, victim, failoverGap, late)
+			waitOnlyHolder(t, releaseTime, l, next.Name(), vips...)
+			adopted := status(t, next).Flows.Adopted
+			t.Logf("%s died, %s follows and has adopted %d flows", victim.Name(), next.Name(), adopted)
+			if adopted < 100 {
+				t.Errorf("only %d flows count as adopted, want 100", adopted)
 			}
 		})
 	}
