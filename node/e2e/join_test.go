@@ -275,6 +275,7 @@ func keyShapes(t testing.TB, file []byte) map[string][]byte {
 	block, _ := pem.Decode(file)
 	if block == nil {
 		t.Fatal("ca.key is not PEM")
+		return nil
 	}
 	der := block.Bytes
 	k, err := x509.ParsePKCS8PrivateKey(der)
@@ -316,6 +317,8 @@ func TestAJoinerVotesWhenItHasCaughtUp(t *testing.T) {
 			}
 			select {
 			case <-stop:
+				return
+			case <-t.Context().Done():
 				return
 			case <-tick.C:
 			}
