@@ -8,7 +8,8 @@ GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
-.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-replication bench-commit soak deps clean
+.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-state \
+        bench-replication bench-commit bench-failover soak deps clean
 
 all: build
 
@@ -52,16 +53,24 @@ generate:
 check-generate: generate
 	@git diff --exit-code --stat -- bpf || { echo "bpf: the committed objects differ from their sources: run make generate and commit"; exit 1; }
 
-bench: bench-datapath bench-replication bench-commit
+# Figures, not tests: docs/benchmarks.md says what they were, where and how.
+bench: bench-datapath bench-state bench-replication bench-commit bench-failover
 
 bench-datapath:
-	GODEBUG=asyncpreemptoff=1 $(GO) test -run '^$$' -bench . -benchtime 1x ./bpf
+	GODEBUG=asyncpreemptoff=1 $(GO) test -run '^$$' -bench . -benchtime 2x ./bpf
+
+bench-state:
+	$(GO) test -run '^$$' -bench . ./fsm ./node
 
 bench-replication: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x ./transport ./node/e2e
+	$(GO) test -run '^$$' -bench 'ReplicationThroughput|ReplicationLag' ./transport
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x -timeout 10m ./node/e2e
 
 bench-commit: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench 'Commit|Failover' -benchtime 1x ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Commit -benchtime 1x -timeout 10m ./node/e2e
+
+bench-failover: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Failover -benchtime 1x -timeout 10m ./node/e2e
 
 # Longer than CI has time for: the demo again and again.
 SOAK_ROUNDS ?= 10
