@@ -131,7 +131,7 @@ func brief(err error) string {
 func (d *driver) pass(ctx context.Context) error {
 	m := d.m
 	fresh := m.fresh()
-	if !m.contact.everFresh() {
+	if !m.contact.everFresh() && !m.removed() {
 		// The state on disk may be old, and the pinned data plane of an
 		// earlier life is nearer to the truth: touch nothing yet.
 		return nil
@@ -204,6 +204,9 @@ func (m *member) links() ([]host.Link, error) {
 func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same bool) {
 	self := plan.Self{Node: fsm.NodeID(d.m.cfg.Name), Links: planLinks(links)}
 	_, member := s.Node(self.Node)
+	if d.m.removed() {
+		self.Node, member = "", false // the state may not say it
+	}
 	same = d.from != nil && fsm.SharesConfig(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
 	if !same {
 		d.services = plan.CompileServices(s, self)

@@ -15,6 +15,10 @@ var errNotLeader = errors.New("not the leader")
 // flight: it may or may not have been committed.
 var errUnknownOutcome = errors.New("the leader changed while the change was being committed, so it may or may not have happened: look before you repeat it")
 
+// errBehind says that a command was committed, but that this node does not know
+// its outcome yet.
+var errBehind = errors.New("the change was committed, but this node has not caught up yet: see `pontoon status`")
+
 // errorKinds are the sentinels that keep their meaning when an error crosses
 // from one node to another.
 var errorKinds = []struct {

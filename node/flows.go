@@ -123,12 +123,14 @@ func (m *member) watchReplication(ctx context.Context) error {
 func (m *member) setFlowPeers(s *fsm.State) {
 	var peers []transport.ReplicationPeer
 	alive := map[uint8]bool{}
+	_, member := s.Node(fsm.NodeID(m.cfg.Name))
+	member = member && !m.removed()
 	for _, n := range s.Nodes() {
 		if n.Role != fsm.RoleLB {
 			continue
 		}
 		alive[n.Slot] = n.Alive
-		if string(n.Name) != m.cfg.Name {
+		if member && string(n.Name) != m.cfg.Name {
 			peers = append(peers, transport.ReplicationPeer{Node: string(n.Name), Address: n.Address})
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -40,11 +41,13 @@ type joinReply struct {
 	Cert      []byte `json:"cert"`
 	CA        []byte `json:"ca"`
 	Slot      uint8  `json:"slot"`
+	Joined    uint64 `json:"joined"`
 }
 
 func (m *member) joinHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /join", m.serveJoin)
+	mux.HandleFunc("POST /member", m.serveMember)
 	return mux
 }
 
@@ -62,6 +65,8 @@ func (m *member) serveJoin(w http.ResponseWriter, r *http.Request) {
 }
 
 func (m *member) admitAnywhere(ctx context.Context, req joinRequest) (joinReply, error) {
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
 	for {
 		if m.raft.isLeader() {
 			reply, err := m.admit(ctx, req)
@@ -78,7 +83,7 @@ func (m *member) admitAnywhere(ctx context.Context, req joinRequest) (joinReply,
 		select {
 		case <-ctx.Done():
 			return joinReply{}, errors.New("the cluster has no leader: join again when `pontoon status` names one")
-		case <-time.After(50 * time.Millisecond):
+		case <-again.C:
 		}
 	}
 }
@@ -132,7 +137,7 @@ func (m *member) admit(ctx context.Context, req joinRequest) (joinReply, error) 
 		return joinReply{}, fmt.Errorf("node %s was removed again right after it joined at index %d", req.Name, index)
 	}
 	m.wakeLeader()
-	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca.Certificate(), Slot: n.Slot}, nil
+	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca.Certificate(), Slot: n.Slot, Joined: n.Joined}, nil
 }
 
 // requestJoin asks the member at address to admit a node of configuration cfg.
@@ -147,7 +152,7 @@ func requestJoin(ctx context.Context, cfg Config, address string, token transpor
 		return nil, reply, err
 	}
 	defer conn.Close()
-	a, err := postJoin(ctx, conn, joinRequest{
+	a, err := post(ctx, conn, "/join", joinRequest{
 		TokenID: token.ID, Secret: token.Secret[:], Name: cfg.Name, Role: cfg.Role,
 		Address: cfg.Cluster.Address, GossipPort: cfg.Cluster.GossipPort, CSR: csr.CSR(),
 	})
@@ -161,16 +166,16 @@ func requestJoin(ctx context.Context, cfg Config, address string, token transpor
 	return id, reply, err
 }
 
-// postJoin speaks one HTTP exchange on a connection that exists already.
-func postJoin(ctx context.Context, conn net.Conn, in joinRequest) (peerAnswer, error) {
+// post speaks one HTTP exchange on a connection that exists already.
+func post(ctx context.Context, conn net.Conn, path string, in any) (peerAnswer, error) {
 	var a peerAnswer
 	b, err := json.Marshal(in)
 	if err != nil {
-		return a, fmt.Errorf("encode join request: %w", err)
+		return a, fmt.Errorf("encode request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://join/join", bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://join"+path, bytes.NewReader(b))
 	if err != nil {
-		return a, fmt.Errorf("make join request: %w", err)
+		return a, fmt.Errorf("make request: %w", err)
 	}
 	if d, ok := ctx.Deadline(); ok {
 		if err := conn.SetDeadline(d); err != nil {
@@ -178,15 +183,15 @@ func postJoin(ctx context.Context, conn net.Conn, in joinRequest) (peerAnswer, e
 		}
 	}
 	if err := req.Write(conn); err != nil {
-		return a, fmt.Errorf("send join request: %w", err)
+		return a, fmt.Errorf("send request: %w", err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
 	if err != nil {
-		return a, fmt.Errorf("read answer to the join request: %w", err)
+		return a, fmt.Errorf("read answer to the request: %w", err)
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(&a); err != nil {
-		return a, fmt.Errorf("read answer to the join request: %w", err)
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&a); err != nil {
+		return a, fmt.Errorf("read answer to the request: %w", err)
 	}
 	if a.Error != "" {
 		return a, errorOf(a.Kind, a.Error)

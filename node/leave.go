@@ -38,14 +38,27 @@ func (m *member) isLastVoter() bool {
 	return true
 }
 
+// undoTimeout bounds taking back what a leave did that failed; the command that
+// asked for it may be gone by then.
+const undoTimeout = 5 * time.Second
+
 // leave takes this node out of the cluster. A failure before the last step
 // leaves it a member as it was.
 func (m *member) leave(ctx context.Context, force bool, progress func(string)) error {
 	self := fsm.NodeID(m.cfg.Name)
+	before, _ := m.store.State().Node(self)
+	undo := func() error {
+		if before.Draining {
+			return nil // so it was before
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		_, err := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: false})
+		return err
+	}
 	if err := m.handOver(ctx, self, progress); err != nil {
 		if !force {
-			_, undo := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: false})
-			return errors.Join(fmt.Errorf("%w; the node stays a member (--force leaves all the same)", err), undo)
+			return errors.Join(fmt.Errorf("%w; the node stays a member (--force leaves all the same)", err), undo())
 		}
 		progress("not handed over: " + err.Error())
 	}
@@ -56,15 +69,17 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 		}
 	}
 	progress("leaving the Raft group")
+	m.leaving.Store(true)
+	defer m.leaving.Store(false)
 	_, err := m.Propose(ctx, fsm.RemoveNode{Node: self, Force: force})
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, errBehind), m.removed():
+		// A node that is no member any more need not hear of it.
 	case force:
 		progress("the others do not know it yet (" + err.Error() + "): remove it there with `pontoon node remove " + m.cfg.Name + "`")
 		return nil
 	default:
-		_, undo := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: false})
-		return errors.Join(fmt.Errorf("leave: %w", err), undo)
+		return errors.Join(fmt.Errorf("leave: %w", err), undo())
 	}
 	return m.waitDeparture(ctx)
 }

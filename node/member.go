@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -42,6 +43,12 @@ type member struct {
 	l2   *announce.L2
 	repl *transport.Replicator
 
+	joined  uint64      // index of this node's join; 0 when not known
+	outcast atomic.Bool // see removed
+	leaving atomic.Bool // by its own will
+	guestMu sync.Mutex
+	guests  map[string]bool // let in unknown, while this node knew too little
+
 	contact contact
 	// leadTerm is the Raft term in which this node leads and has applied all that
 	// was committed before; 0 while there is none.
@@ -62,6 +69,7 @@ type memberConfig struct {
 	id        *transport.Identity
 	slot      uint8
 	died      uint64
+	joined    uint64
 	bootstrap bool // the first node of a new cluster
 }
 
@@ -70,7 +78,7 @@ type memberConfig struct {
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
 		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
-		store: newStore(), reports: newReportTable(),
+		store: newStore(), reports: newReportTable(), joined: c.joined, guests: map[string]bool{},
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
@@ -177,6 +185,7 @@ func (m *member) run(ctx context.Context) error {
 	loop("leader watch", m.watchLeader)
 	loop("ca key", m.caKeyLoop)
 	loop("contact", m.watchContact)
+	loop("members", m.watchMembers)
 	if m.dp != nil {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)
@@ -234,7 +243,11 @@ func (m *member) close() error {
 // newest state it must let in whoever the CA has signed: the leader it needs
 // to hear from may have joined while it was away.
 func (m *member) authorize(node string) error {
-	if m.knownNode(node) || m.contact.stale(time.Now()) {
+	if m.knownNode(node) {
+		return nil
+	}
+	if m.contact.stale(time.Now()) {
+		m.admitGuest(node)
 		return nil
 	}
 	return fmt.Errorf("node %s is not a member of this cluster", node)

@@ -95,6 +95,8 @@ func (d *daemon) initCluster(ctx context.Context) (web.InitResult, error) {
 	if err != nil {
 		return res, err
 	}
+	me, _ := m.store.State().Node(fsm.NodeID(d.cfg.Name))
+	ms.Joined = me.Joined
 	if err := ms.save(d.cfg.DataDir); err != nil {
 		return res, err
 	}
@@ -176,7 +178,8 @@ func (d *daemon) becomeMember(id *transport.Identity, reply joinReply) error {
 		return err
 	}
 	ms := membership{
-		ClusterID: reply.ClusterID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address, Slot: reply.Slot,
+		ClusterID: reply.ClusterID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address,
+		Slot: reply.Slot, Joined: reply.Joined,
 	}
 	if _, err := d.startMember(id, ms, false); err != nil {
 		return err
@@ -218,7 +221,9 @@ func (d *daemon) Leave(ctx context.Context, force bool, progress func(string)) e
 		return err
 	}
 	managed := m.managedVIPs()
-	if last := m.isLastVoter(); last && !force {
+	if last := m.isLastVoter(); m.removed() {
+		progress("this node was removed from its cluster already")
+	} else if last && !force {
 		return &remoteError{kind: fsm.ErrInUse, text: fmt.Sprintf(
 			"%s is the last voter: when it leaves, the cluster and its configuration end; use --force if that is what you want", d.cfg.Name)}
 	} else if last {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"time"
 
+	"pontoon/fsm"
 	"pontoon/transport"
 )
 
@@ -76,7 +77,7 @@ func (c *peerClient) call(ctx context.Context, node, path string, body []byte) (
 	defer resp.Body.Close()
 	var a peerAnswer
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPeerBody)).Decode(&a); err != nil {
-		return a, fmt.Errorf("read answer of %s: %w", node, err)
+		return a, fmt.Errorf("%w: read answer of %s: %w", errUnknownOutcome, node, err)
 	}
 	if a.Error != "" {
 		return a, errorOf(a.Kind, a.Error)
@@ -130,6 +131,10 @@ func (m *member) servePropose(w http.ResponseWriter, r *http.Request) {
 	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxPeerBody))
 	if err != nil {
 		answer(w, 0, nil, err)
+		return
+	}
+	if _, err := fsm.Decode(b); err != nil {
+		answer(w, 0, nil, fmt.Errorf("read command: %w", err)) // what is in the log stays there
 		return
 	}
 	index, err := m.applyHere(b)

@@ -17,6 +17,9 @@ import (
 // certainly was not taken (no leader yet, leader just changed); it is never
 // sent again when its outcome is unknown.
 func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
+	if m.removed() {
+		return 0, &remoteError{text: removedText, kind: web.ErrNoLeader}
+	}
 	b, err := fsm.Encode(cmd)
 	if err != nil {
 		return 0, fmt.Errorf("encode command: %w", err)
@@ -31,6 +34,8 @@ func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
 }
 
 func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error) {
+	again := time.NewTicker(20 * time.Millisecond)
+	defer again.Stop()
 	for {
 		index, err := m.proposeOnce(ctx, b)
 		if err == nil || !errors.Is(err, errNotLeader) {
@@ -39,7 +44,7 @@ func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error
 		select {
 		case <-ctx.Done():
 			return 0, fmt.Errorf("%w (waited %s): see `pontoon status` for who is alive", web.ErrNoLeader, raftApply)
-		case <-time.After(20 * time.Millisecond):
+		case <-again.C:
 		}
 	}
 }
@@ -87,7 +92,7 @@ func (m *member) waitApplied(ctx context.Context, index uint64) error {
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("committed at index %d, but this node has not caught up yet: %w", index, ctx.Err())
+			return fmt.Errorf("%w (index %d, after %s)", errBehind, index, raftApply)
 		case <-changed:
 		}
 	}

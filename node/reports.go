@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -18,9 +19,10 @@ import (
 // and at each change. The leader commits only what elections depend on.
 type report struct {
 	Node    string `json:"node"`
-	Applied uint64 `json:"applied"` // Raft index
-	State   uint64 `json:"state"`   // index of the state it was made at
-	Plan    uint64 `json:"plan"`    // index its drivers have reached
+	Joined  uint64 `json:"joined,omitempty"` // index of its join; tells it from another that got its name
+	Applied uint64 `json:"applied"`          // Raft index
+	State   uint64 `json:"state"`            // index of the state it was made at
+	Plan    uint64 `json:"plan"`             // index its drivers have reached
 	Ready   bool   `json:"ready"`
 	LinksUp bool   `json:"links_up"`
 	InSync  bool   `json:"in_sync"`
@@ -111,6 +113,10 @@ func (m *member) serveReport(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, errorOf("invalid", "node "+peer+" reported as "+rep.Node))
 		return
 	}
+	if !isMember(m.store.State(), memberQuestion{Name: rep.Node, Joined: rep.Joined}) && !m.contact.stale(time.Now()) {
+		answer(w, 0, nil, errorOf("not_found", "node "+rep.Node+" was removed from the cluster, and its name given to another"))
+		return
+	}
 	reply, err := m.takeReport(rep)
 	answer(w, 0, reply, err)
 }
@@ -167,8 +173,10 @@ func (m *member) reportLoop(ctx context.Context) error {
 		}
 		next := reportEvery
 		if err := m.reportOnce(ctx); err != nil {
-			m.logger.Debug("report to the leader failed", "err", err)
 			next = reportRetry
+			if !errors.Is(err, web.ErrNoLeader) { // which has an event of its own
+				m.logger.Debug("report to the leader failed", "err", err)
+			}
 		}
 		timer.Reset(next)
 	}
@@ -208,7 +216,7 @@ func (m *member) reportOnce(ctx context.Context) error {
 func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
 	return report{
-		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
+		Node: m.cfg.Name, Joined: m.joined, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
 		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 	}
 }

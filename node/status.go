@@ -44,6 +44,9 @@ func (d *daemon) Health() web.Health {
 		h.Reasons = append(h.Reasons, err.Error())
 		return h
 	}
+	if m.removed() {
+		h.Reasons = append(h.Reasons, removedText)
+	}
 	if !m.raft.hasQuorum() {
 		h.Reasons = append(h.Reasons, "no leader is heard from: the cluster has no quorum, or this node is cut off")
 	}
@@ -91,6 +94,9 @@ func (m *member) status() web.Status {
 		st.Instances = append(st.Instances, is)
 	}
 	l := m.local.get()
+	if m.removed() {
+		st.Warnings = append(st.Warnings, removedText)
+	}
 	st.Warnings = append(st.Warnings, l.problems...)
 	if m.dp != nil {
 		m.dataplaneStatus(s, l, &st)

@@ -102,7 +102,11 @@ func (s *store) Apply(l *raft.Log) any {
 			case s.fatal <- err:
 			default:
 			}
+			return applyResult{err: err}
 		}
+		// Nobody can read it, so all refuse it, as they do an empty command.
+		next, _ := s.State().Apply(l.Index, nil)
+		s.publish(next)
 		return applyResult{err: err}
 	}
 	next, err := s.State().Apply(l.Index, cmd)
