@@ -55,7 +55,7 @@ func Summarise(s Status) Summary {
 	switch {
 	case !s.Cluster.Quorum:
 		sum.Level = LevelBad
-		sum.Text += ", no quorum"
+		sum.Text = "No quorum; when last heard, " + sum.Text
 		sum.Notes = append([]string{"This node does not hear a majority: it keeps what it owns, acquires nothing and takes no changes."}, sum.Notes...)
 	case s.Cluster.Leader == "":
 		sum.Level = LevelBad

@@ -39,7 +39,7 @@ func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
 			s.Nodes[2].Role, s.Nodes[2].Ready, s.Nodes[2].InSync, s.Nodes[2].LinksUp = fsm.RoleWitness, false, false, false
 		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"no leader", func(s *Status) { s.Cluster.Leader = "" }, LevelBad, "3 of 3 nodes healthy, no leader", "electing"},
-		{"no quorum", func(s *Status) { s.Cluster.Quorum = false }, LevelBad, "3 of 3 nodes healthy, no quorum", "acquires nothing"},
+		{"no quorum", func(s *Status) { s.Cluster.Quorum = false }, LevelBad, "No quorum; when last heard, 3 of 3 nodes healthy", "acquires nothing"},
 		{"no master", func(s *Status) { s.Instances[0].Master = "" }, LevelBad, "3 of 3 nodes healthy, lb1 leads", "default has no master"},
 		{"no master and nothing to serve", func(s *Status) { s.Instances[0].Master, s.Instances[0].VIPs = "", nil }, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"one node alone", func(s *Status) { s.Nodes = s.Nodes[:1] }, LevelWarn, "1 of 1 node healthy, lb1 leads", "1 voter"},

@@ -86,7 +86,7 @@ type ServiceStatus struct {
 	fsm.Service
 	Endpoints []EndpointStatus `json:"endpoints" doc:"Sorted by address."` // in place of Service.Endpoints
 	Instance  string           `json:"instance" doc:"That of its VIP. Filled in by the API."`
-	Flows     uint64           `json:"flows" doc:"Established flows on this node."`
+	Flows     uint64           `json:"flows" doc:"Live flows that this node forwards; its copies of other nodes' flows do not count."`
 }
 
 // Health of an endpoint.
@@ -105,7 +105,7 @@ type EndpointStatus struct {
 	Weight  uint16         `json:"weight"`
 	Admin   fsm.AdminState `json:"admin"`
 	Health  EndpointHealth `json:"health" enum:"up,down,unknown"`
-	Flows   uint64         `json:"flows" doc:"Established flows to it on this node."`
+	Flows   uint64         `json:"flows" doc:"Live flows to it that this node forwards."`
 }
 
 // ReplicationState is how far the copying of flows to a peer is.

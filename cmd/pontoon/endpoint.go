@@ -61,7 +61,7 @@ func newEndpointListCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the endpoints of all services",
-		Long:    "List the endpoints of all services. Flows are those of the node that answers.",
+		Long:    "List the endpoints of all services. Flows are those the node that answers forwards,\nwithout its copies of other nodes' flows.",
 		Example: "  pontoon endpoint list",
 		Args:    wantArgs(),
 	}

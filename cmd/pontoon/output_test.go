@@ -18,7 +18,7 @@ import (
 
 func TestColoursDoNotMoveColumns(t *testing.T) {
 	st := web.Status{
-		Summary: web.Summary{Level: web.LevelBad, Text: "1 of 3 nodes healthy, no quorum", Notes: []string{"lb2 is down."}},
+		Summary: web.Summary{Level: web.LevelBad, Text: "No quorum; when last heard, 1 of 3 nodes healthy", Notes: []string{"lb2 is down."}},
 		Nodes: []web.NodeStatus{
 			{Node: fsm.Node{Name: "lb1", Role: fsm.RoleLB, Alive: true, Ready: true, LinksUp: true, InSync: true}},
 			{Node: fsm.Node{Name: "a-longer-name", Role: fsm.RoleLB}},

@@ -21,14 +21,14 @@ its endpoints. It fails over with the instance of its address.`)
 		shows(a, &cobra.Command{
 			Use:     "list",
 			Short:   "List the services",
-			Long:    "List the services. Flows are those of the node that answers.",
+			Long:    "List the services. Flows are those the node that answers forwards,\nwithout its copies of other nodes' flows.",
 			Example: "  pontoon service list",
 			Args:    wantArgs(),
 		}, func([]string) string { return "/v1/services" }, drawServices),
 		shows(a, &cobra.Command{
 			Use:     "show NAME",
 			Short:   "Show one service and its endpoints",
-			Long:    "Show one service and its endpoints. Flows are those of the node that answers.",
+			Long:    "Show one service and its endpoints. Flows are those the node that answers forwards,\nwithout its copies of other nodes' flows.",
 			Example: "  pontoon service show web",
 			Args:    wantArgs("NAME"),
 		}, path, drawService),

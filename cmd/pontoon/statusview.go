@@ -66,7 +66,11 @@ func drawReplication(t *table, peers []web.PeerReplication) {
 	}
 	t.head("  REPLICATION TO", "STATE", "SENT", "ACKED", "LAG MS", "RESYNCS", "DROPPED")
 	for _, p := range peers {
-		t.row("  "+string(p.Peer), cellFor(replicationCells, p.State), p.Sent, p.Acked, fmt.Sprintf("%.1f", p.LagMS), p.Resyncs, p.Dropped)
+		lag := "" // nobody knows how far behind a peer is that is not there
+		if p.State != web.ReplicationDown {
+			lag = fmt.Sprintf("%.1f", p.LagMS)
+		}
+		t.row("  "+string(p.Peer), cellFor(replicationCells, p.State), p.Sent, p.Acked, lag, p.Resyncs, p.Dropped)
 	}
 }
 

@@ -77,7 +77,7 @@ function service(svc) {
   const head = h("header", {},
     h("h3", {}, svc.name),
     h("span", { class: "mono" }, `${svc.vip}:${svc.port}/${svc.protocol}`),
-    h("span", { class: "muted" }, [svc.mode, svc.algorithm, svc.idle_timeout && `idle ${span(svc.idle_timeout)}`].filter(Boolean).join(" · ")),
+    h("span", { class: "muted" }, [svc.mode, svc.algorithm, svc.idle_timeout && `idle ${span(svc.idle_timeout)}`, svc.instance && `instance ${svc.instance}`].filter(Boolean).join(" · ")),
     h("span", { class: "total" }, plural(svc.flows, "flow")));
   if (!eps.length) return h("article", { class: "panel service" }, head, h("p", { class: "empty" }, "It has no endpoints: connections are refused."));
   return h("article", { class: "panel service" }, head, table(`Endpoints of ${svc.name}`, [
@@ -101,7 +101,7 @@ export function replication(st, histories) {
   return panel(table("Replication", [
     { name: "Peer", show: (r) => r.peer },
     { name: "State", show: state },
-    { name: "Lag", num: true, show: (r) => h("span", { class: "lag" }, spark(histories.get(r.peer) || [], `Lag to ${r.peer} over the last minutes`), ms(r.lag_ms)) },
+    { name: "Lag", num: true, show: (r) => r.state === "down" ? h("span", { class: "muted" }, "–") : h("span", { class: "lag" }, spark(histories.get(r.peer) || [], `Lag to ${r.peer} over the last minutes`), ms(r.lag_ms)) },
     { name: "Sent", num: true, show: (r) => big(r.sent) },
     { name: "Resyncs", num: true, show: (r) => num(r.resyncs) },
     { name: "Dropped", num: true, show: (r) => r.dropped ? chip(num(r.dropped), "warn") : "0" },
