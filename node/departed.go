@@ -70,7 +70,7 @@ func (m *member) watchMembers(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	lost := time.Now() // since when there is no contact
-	known := map[string]bool{}
+	known, departed := map[string]bool{}, map[string]time.Time{}
 	for {
 		changed := m.store.Changed()
 		// Before the state is looked at: fresh contact says that it is new.
@@ -80,11 +80,7 @@ func (m *member) watchMembers(ctx context.Context) error {
 		for _, n := range s.Nodes() {
 			now[string(n.Name)] = true
 		}
-		for name := range known {
-			if !now[name] && name != m.cfg.Name {
-				m.mux.Disconnect(name)
-			}
-		}
+		m.partWith(departed, known, now)
 		if fresh {
 			lost = time.Now()
 			m.dismissGuests()
@@ -101,6 +97,24 @@ func (m *member) watchMembers(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-tick.C:
+		}
+	}
+}
+
+// partWith closes the connections of those who are known and not among the
+// members now, once they have had the time to hear of it.
+func (m *member) partWith(departed map[string]time.Time, known, now map[string]bool) {
+	for name := range known {
+		if !now[name] && name != m.cfg.Name {
+			departed[name] = time.Now()
+		}
+	}
+	for name, at := range departed {
+		if now[name] {
+			delete(departed, name) // it joined again
+		} else if time.Since(at) > askEvery/2 {
+			m.mux.Disconnect(name)
+			delete(departed, name)
 		}
 	}
 }
