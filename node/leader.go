@@ -203,8 +203,7 @@ func (m *member) adjustGroup() error {
 	case promote:
 		err = m.raft.AddVoter(id, addr, 0, raftApply).Error()
 	case remove:
-		err = m.raft.RemoveServer(id, 0, raftApply).Error()
-		m.mux.Disconnect(c.node)
+		err = m.raft.RemoveServer(id, 0, raftApply).Error() // watchMembers closes its connections
 	case recordVoter:
 		err = m.commitDuty(fsm.SetVoter{Node: fsm.NodeID(c.node)})
 	}

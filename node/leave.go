@@ -73,8 +73,9 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 	defer m.leaving.Store(false)
 	_, err := m.Propose(ctx, fsm.RemoveNode{Node: self, Force: force})
 	switch {
-	case err == nil, errors.Is(err, errBehind), m.removed():
-		// A node that is no member any more need not hear of it.
+	case err == nil:
+	case errors.Is(err, errBehind), m.removed():
+		return nil // the others have parted with it before it could hear of that
 	case force:
 		progress("the others do not know it yet (" + err.Error() + "): remove it there with `pontoon node remove " + m.cfg.Name + "`")
 		return nil
