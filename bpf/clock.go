@@ -122,6 +122,11 @@ func (i instant) age(created uint32) time.Duration {
 	return i.duration(uint64(age) << createdShift)
 }
 
+// since returns the time from an earlier instant to this one; negative when it is a later one.
+func (i instant) since(earlier instant) time.Duration {
+	return time.Duration(int64(i.jiffies-earlier.jiffies)) * (time.Second / time.Duration(i.hz))
+}
+
 // stamp is the inverse of idle, for ages that a stamp can hold.
 func (i instant) stamp(idle time.Duration) uint32 {
 	back := min(i.ticks(idle), 1<<31)

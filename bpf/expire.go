@@ -164,7 +164,7 @@ func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
 		c.remove = append(c.remove, okey)
 		whole.reply = other
 	}
-	if m == d.maps.Flows && !current.reply() && !current.replica() {
+	if m == d.maps.Flows && !current.reply() && d.answersFor(&current) {
 		c.record = whole.appendRecord(nil, now, opDelete, reasonExpire)
 	}
 	return nil

@@ -21,7 +21,7 @@ type Flow struct {
 	Service   uint32
 	State     FlowState
 	Owner     bool  // this node forwarded its last packet
-	OwnerSlot uint8 // of the node that did
+	OwnerSlot uint8 // of the node that did; Slots: that node has died
 	Age, Idle time.Duration
 	Packets   uint64 // both directions
 	Bytes     uint64 // both directions, IP packets

@@ -12,7 +12,7 @@ import (
 // ImportResult counts what became of imported records.
 type ImportResult struct {
 	Written int // connections written as replicas
-	Kept    int // the local entry is owned here and newer
+	Kept    int // the local entry is newer, or the owner's own word is here
 	Deleted int // replicas removed on request
 	Invalid int // records that no data plane writes
 	Failed  int // the flow table is full
@@ -50,14 +50,31 @@ func (d *Dataplane) recordsOf(part chunk) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		records = c.appendRecord(records, now, opUpdate, reasonSnapshot)
+		records = c.appendRecord(records, now, opUpdate, d.standing(&c.forward, now))
 	}
 	return records, nil
 }
 
+// answersFor says whether the end of f is this node's to tell.
+func (d *Dataplane) answersFor(f *pontoonFlow) bool {
+	return !f.replica() || f.OwnerSlot == d.opts.Slot
+}
+
+// standing is the reason for which f is in a snapshot: how much this node's word about it counts.
+func (d *Dataplane) standing(f *pontoonFlow, now instant) uint8 {
+	switch {
+	case d.answersFor(f):
+		return reasonSnapshot
+	case d.owners.orphan(f, now):
+		return reasonOrphan
+	}
+	return reasonHearsay
+}
+
 // Import writes connections of other nodes into the flow table, as replicas: both halves, in
-// batches. A connection that is owned here and whose last packet is younger than the record's
-// stays as it is, and a DELETE never removes one that is owned here. The records are handled in
+// batches. The owner's own word stands over what is a replica of that owner here. Otherwise the
+// side with the younger last packet is right, and nobody takes from us what is ours by repeating
+// what we said. A DELETE never removes a connection that is owned here. The records are handled in
 // order. Malformed records are counted and left out; an error means that bytes are not whole
 // records or that the kernel refused, and the result says how far it went.
 func (d *Dataplane) Import(ctx context.Context, records []byte) (ImportResult, error) {
@@ -108,15 +125,18 @@ func (in *importer) record(r *pontoonFlowRecord) error {
 	if r.Op == opDelete {
 		return in.remove(&c)
 	}
+	if !in.place(&c, r.Reason) {
+		in.result.Kept++
+		return nil
+	}
 	okey := otherKey(&c.key, &c.forward)
-	in.d.snaps.seen(r.OwnerSlot, &c.key)
 	var local pontoonFlow
 	found, err := lookup(in.d.maps.Flows, c.key, &local)
 	if err != nil {
 		return err
 	}
 	if found {
-		if keep, err := in.replace(&c, &local, okey); keep || err != nil {
+		if keep, err := in.replace(&c, &local, okey, r.Reason); keep || err != nil {
 			return err
 		}
 	}
@@ -125,13 +145,53 @@ func (in *importer) record(r *pontoonFlowRecord) error {
 			return err
 		}
 	}
+	in.settle(&c, r.Reason)
 	in.keys = append(in.keys, c.key, okey)
 	in.values = append(in.values, c.forward, c.reply)
 	return nil
 }
 
+// place decides whose c is by the standing of the record; false: it is no news.
+func (in *importer) place(c *connection, reason uint8) bool {
+	owner := c.forward.OwnerSlot
+	switch {
+	case owner == in.d.opts.Slot:
+	case reason == reasonOrphan || owner == nobody:
+		c.forward.OwnerSlot, c.reply.OwnerSlot = nobody, nobody
+	case reason == reasonHearsay:
+		return !in.d.owners.toldAll(owner)
+	default:
+		in.d.snaps.seen(owner, &c.key)
+	}
+	return true
+}
+
+// settle stamps c, which is about to be written. When the last packet of a connection was that
+// nobody answers for, or that this node has forgotten, is not known: it ages from now on.
+func (in *importer) settle(c *connection, reason uint8) {
+	switch owner := c.forward.OwnerSlot; {
+	case owner == in.d.opts.Slot || owner == nobody:
+		c.forward.LastSeen, c.reply.LastSeen = uint32(in.now.jiffies), uint32(in.now.jiffies)
+	case reason != reasonHearsay:
+		in.d.owners.vouch(c, in.now)
+	}
+}
+
+// stands says whether the local connection l is to stay although a record says c.
+func (in *importer) stands(l, c *connection, reason uint8) bool {
+	mine, owner := l.forward.OwnerSlot, c.forward.OwnerSlot
+	if owner == in.d.opts.Slot && mine == owner {
+		return true
+	}
+	ownWord := reason != reasonHearsay && reason != reasonOrphan
+	if l.forward.replica() && ownWord && (mine == owner || mine == nobody) {
+		return false
+	}
+	return l.idle(in.now) < c.idle(in.now)
+}
+
 // replace prepares for writing over the local entry of the same client tuple; true: it stays.
-func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowKey) (bool, error) {
+func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowKey, reason uint8) (bool, error) {
 	localOther := otherKey(&c.key, local)
 	l := connection{key: c.key, forward: *local}
 	found, err := lookup(in.d.maps.Flows, localOther, &l.reply)
@@ -141,7 +201,7 @@ func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowK
 	if !found {
 		l.reply = pontoonFlow{LastSeen: local.LastSeen}
 	}
-	if !local.replica() && l.idle(in.now) < c.idle(in.now) {
+	if in.stands(&l, c, reason) {
 		in.result.Kept++
 		return true, nil
 	}

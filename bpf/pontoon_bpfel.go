@@ -192,6 +192,8 @@ const (
 	pontoonRecordReasonRECORD_CLOSE    pontoonRecordReason = 4
 	pontoonRecordReasonRECORD_EXPIRE   pontoonRecordReason = 5
 	pontoonRecordReasonRECORD_SNAPSHOT pontoonRecordReason = 6
+	pontoonRecordReasonRECORD_HEARSAY  pontoonRecordReason = 7
+	pontoonRecordReasonRECORD_ORPHAN   pontoonRecordReason = 8
 )
 
 type pontoonService struct {

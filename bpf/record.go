@@ -18,6 +18,8 @@ const (
 	reasonClose    = uint8(pontoonRecordReasonRECORD_CLOSE)
 	reasonExpire   = uint8(pontoonRecordReasonRECORD_EXPIRE)
 	reasonSnapshot = uint8(pontoonRecordReasonRECORD_SNAPSHOT)
+	reasonHearsay  = uint8(pontoonRecordReasonRECORD_HEARSAY)
+	reasonOrphan   = uint8(pontoonRecordReasonRECORD_ORPHAN)
 )
 
 // ErrRecord says that bytes are not flow records.
@@ -59,7 +61,7 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		return r, fmt.Errorf("%w: state %d", ErrRecord, r.State)
 	case Mode(r.Mode) < ModeFullNAT || Mode(r.Mode) > ModeDNAT:
 		return r, fmt.Errorf("%w: mode %d", ErrRecord, r.Mode)
-	case r.OwnerSlot >= Slots:
+	case r.OwnerSlot > nobody:
 		return r, fmt.Errorf("%w: owner slot %d", ErrRecord, r.OwnerSlot)
 	case r.Flags&^(flagOwn|flagPeer) != 0:
 		return r, fmt.Errorf("%w: flags %#x", ErrRecord, r.Flags)

@@ -65,28 +65,34 @@ func (s *snapshots) isOpen(owner uint8) bool {
 func (d *Dataplane) BeginSnapshot(owner uint8) { d.snaps.begin(owner) }
 
 // EndSnapshot removes the replicas of this owner that were not imported since BeginSnapshot, and
-// returns how many. Those adopted meanwhile stay.
+// returns how many. Those adopted meanwhile stay, and so do those that were last seen before the
+// owner died last: a machine that has come back may have forgotten them, but their clients have not.
 func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
 	if !d.snaps.isOpen(owner) {
 		return 0, fmt.Errorf("end snapshot of owner %d: none was begun", owner)
 	}
 	defer d.snaps.end(owner)
+	now, err := d.clock.now()
+	if err != nil {
+		return 0, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
+	}
 	removed := 0
 	for part, err := range dump(ctx, d.maps.Flows) {
 		if err != nil {
 			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
 		}
-		n, err := d.removeUnnamed(part, owner)
+		n, err := d.removeUnnamed(part, owner, now)
 		removed += n
 		if err != nil {
 			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
 		}
 	}
+	d.owners.told(owner)
 	return removed, nil
 }
 
 // removeUnnamed reads each candidate again before it goes: a packet may have adopted it.
-func (d *Dataplane) removeUnnamed(part chunk, owner uint8) (int, error) {
+func (d *Dataplane) removeUnnamed(part chunk, owner uint8, now instant) (int, error) {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
 	var keys []pontoonFlowKey
@@ -99,7 +105,7 @@ func (d *Dataplane) removeUnnamed(part chunk, owner uint8) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if found && f.replica() && f.OwnerSlot == owner {
+		if found && f.replica() && f.OwnerSlot == owner && !d.owners.orphan(&f, now) {
 			keys = append(keys, key, otherKey(&key, &f))
 		}
 	}

@@ -71,52 +71,6 @@ func (t *idleTimes) established(proto uint8, service uint32) (time.Duration, boo
 	return Service{Protocol: proto}.idle(), true
 }
 
-// owners remembers which nodes are alive, and since when one is not.
-type owners struct {
-	mu    sync.RWMutex
-	known bool
-	alive map[uint8]bool
-	died  map[uint8]instant
-}
-
-func (o *owners) set(alive map[uint8]bool, now instant) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.died == nil {
-		o.died = map[uint8]instant{}
-	}
-	for slot := range uint8(Slots) {
-		switch {
-		case alive[slot]:
-			delete(o.died, slot)
-		case !o.known || o.alive[slot]:
-			o.died[slot] = now
-		}
-	}
-	o.alive = make(map[uint8]bool, len(alive))
-	for slot, yes := range alive {
-		o.alive[slot] = yes
-	}
-	o.known = true
-}
-
-// idle returns how long f counts as idle; false: it does not age at present.
-func (o *owners) idle(f *pontoonFlow, self uint8, now instant) (time.Duration, bool) {
-	idle := now.idle(f.LastSeen)
-	if !f.replica() || f.OwnerSlot == self {
-		return idle, true
-	}
-	o.mu.RLock()
-	defer o.mu.RUnlock()
-	if !o.known || o.alive[f.OwnerSlot] {
-		return idle, false
-	}
-	if died, ok := o.died[f.OwnerSlot]; ok {
-		idle = min(idle, now.duration(now.jiffies-died.jiffies))
-	}
-	return idle, true
-}
-
 // knows tells whether the service is wanted at present.
 func (t *idleTimes) knows(service uint32) bool {
 	t.mu.RLock()

@@ -259,6 +259,8 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 	if d.m.died.Load() != me.Died {
 		d.m.gate.reset()
 		d.m.died.Store(me.Died) // from here on the gate's word counts (see inSync)
+		// The others hold what was ours for orphaned until we name it again.
+		d.m.repl.Overrun("this node was declared dead")
 	}
 	if d.saved == me.Died {
 		return nil

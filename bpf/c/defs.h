@@ -153,7 +153,9 @@ enum record_reason {
 	RECORD_ADOPT = 3,
 	RECORD_CLOSE = 4,
 	RECORD_EXPIRE = 5,
-	RECORD_SNAPSHOT = 6,
+	RECORD_SNAPSHOT = 6, /* the owner's own word */
+	RECORD_HEARSAY = 7,  /* a replica, repeated; its owner lives */
+	RECORD_ORPHAN = 8,   /* a replica nobody answers for */
 };
 
 /* What happened to a connection: the ring's record and the wire record of replication.

@@ -1,0 +1,101 @@
+package bpf
+
+import (
+	"sync"
+	"time"
+)
+
+// nobody is the owner of flows whose owner died and of which no packet came by since, on nodes
+// that have only heard of them after that.
+const nobody = uint8(Slots)
+
+// owners remembers which nodes are alive, when one died last, and whose own snapshot is complete
+// here. A replica whose last packet is older than its owner's last death is an orphan, also when
+// the slot lives again: the machine may have forgotten it, and another may have got the slot.
+type owners struct {
+	mu       sync.RWMutex
+	known    bool
+	alive    map[uint8]bool
+	died     map[uint8]instant
+	complete map[uint8]bool
+}
+
+func (o *owners) set(alive map[uint8]bool, now instant) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.died == nil {
+		o.died, o.complete = map[uint8]instant{}, map[uint8]bool{}
+	}
+	for slot := range nobody {
+		if alive[slot] {
+			continue
+		}
+		delete(o.complete, slot)
+		if !o.known || o.alive[slot] {
+			o.died[slot] = now
+		}
+	}
+	o.alive = make(map[uint8]bool, len(alive))
+	for slot, yes := range alive {
+		o.alive[slot] = yes
+	}
+	o.known = true
+}
+
+// told takes note that a snapshot of the owner's was applied to its end.
+func (o *owners) told(owner uint8) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.alive[owner] {
+		o.complete[owner] = true
+	}
+}
+
+// toldAll says whether what the owner itself has told is everything there is to know of it.
+func (o *owners) toldAll(owner uint8) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return o.complete[owner]
+}
+
+// orphan says whether nobody answers for the replica f at present.
+func (o *owners) orphan(f *pontoonFlow, now instant) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return f.OwnerSlot == nobody || o.known && (!o.alive[f.OwnerSlot] || o.outlived(f, now))
+}
+
+// outlived says whether f was last seen before its owner died. Call with mu held.
+func (o *owners) outlived(f *pontoonFlow, now instant) bool {
+	died, ok := o.died[f.OwnerSlot]
+	return ok && now.idle(f.LastSeen) > now.since(died)
+}
+
+// vouch notes in both halves that their owner, alive, has named them itself: they are no orphans
+// of its last death.
+func (o *owners) vouch(c *connection, now instant) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.alive[c.forward.OwnerSlot] && o.outlived(&c.forward, now) {
+		stamp := uint32(o.died[c.forward.OwnerSlot].jiffies)
+		c.forward.LastSeen, c.reply.LastSeen = stamp, stamp
+	}
+}
+
+// idle returns how long f counts as idle; false: it does not age at present. Of a replica the
+// last packet is not known here: it ages from the death of its owner.
+func (o *owners) idle(f *pontoonFlow, self uint8, now instant) (time.Duration, bool) {
+	idle := now.idle(f.LastSeen)
+	if !f.replica() || f.OwnerSlot == self || f.OwnerSlot == nobody {
+		return idle, true
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if !o.known || o.alive[f.OwnerSlot] && !o.outlived(f, now) {
+		return idle, false
+	}
+	if died, ok := o.died[f.OwnerSlot]; ok {
+		idle = min(idle, now.since(died))
+	}
+	return idle, true
+}
