@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,5 +154,52 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 	if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() != exitFailed {
 		t.Errorf("an interrupted demo ends with %v, want exit status %d; it said:\n%s", err, exitFailed, complaint.String())
 	}
+	p.checkNothingLeft(t)
+}
+
+// TestKeptDemoServesUntilItIsRemoved follows what a kept demo prints.
+func TestKeptDemoServesUntilItIsRemoved(t *testing.T) {
+	needRoot(t)
+	p := buildProduct(t)
+	run := func(args ...string) string {
+		t.Helper()
+		out, err := p.command(t, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("pontoon %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	story := run("demo", "--keep", "--connections", "5", "--failures", "")
+	prefix := regexp.MustCompile(`demo --clean (pt[0-9a-f]+)`).FindStringSubmatch(story)
+	if prefix == nil {
+		t.Fatalf("it does not say how to remove it:\n%s", story)
+	}
+	removed := false
+	t.Cleanup(func() {
+		if !removed {
+			clean := exec.Command(p.binary, "demo", "--clean", prefix[1])
+			clean.Env = append(os.Environ(), "TMPDIR="+p.tmp)
+			out, err := clean.CombinedOutput()
+			t.Logf("remove the demo: %v %s", err, out)
+		}
+	})
+	socket := regexp.MustCompile(`--socket (\S+) status`).FindStringSubmatch(story)
+	if socket == nil {
+		t.Fatalf("it does not name a socket:\n%s", story)
+	}
+	if status := run("--socket", socket[1], "status"); !strings.Contains(status, "3 of 3 nodes healthy") {
+		t.Errorf("status:\n%s", status)
+	}
+	client := regexp.MustCompile(`--net=(\S+) curl http://(\S+)/`).FindStringSubmatch(story)
+	if client == nil {
+		t.Fatalf("it does not say how to ask the service:\n%s", story)
+	}
+	ask := exec.CommandContext(t.Context(), "nsenter", "--net="+client[1], "socat", "-T", "5", "-", "TCP:"+client[2]+":80,connect-timeout=5")
+	ask.Stdin = strings.NewReader("GET / HTTP/1.0\r\nHost: " + client[2] + "\r\nAccept: */*\r\n\r\n")
+	if answer, err := ask.CombinedOutput(); err != nil || !strings.Contains(string(answer), " here; you come from ") {
+		t.Errorf("the service answers %q (%v)", answer, err)
+	}
+	run("demo", "--clean", prefix[1])
+	removed = true
 	p.checkNothingLeft(t)
 }
