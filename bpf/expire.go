@@ -13,7 +13,6 @@ import (
 func (d *Dataplane) sweepLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	lost := uint64(0)
 	for {
 		select {
 		case <-ctx.Done():
@@ -24,23 +23,8 @@ func (d *Dataplane) sweepLoop(ctx context.Context) error {
 		if err := d.sweep(ctx); err != nil && ctx.Err() == nil {
 			d.log.Warn("flows not swept", "err", err)
 		}
-		lost = d.watchRing(lost)
 		timer.Reset(max(minSweep, sweepCPUShareInverse*time.Since(start)))
 	}
-}
-
-// watchRing signals Lost when the ring has refused records since the last look.
-func (d *Dataplane) watchRing(before uint64) uint64 {
-	lost, err := counter(d.maps.Counters, pontoonCounterCOUNTER_RING_LOST)
-	if err != nil {
-		d.log.Warn("ring counter not read", "err", err)
-		return before
-	}
-	if lost > before {
-		d.log.Warn("flow records lost in the ring", "lost", lost-before)
-		d.signalLost()
-	}
-	return lost
 }
 
 // sweep looks at every entry once, counts, and removes connections of which both halves have been

@@ -108,9 +108,11 @@ type connection struct {
 	forward, reply pontoonFlow
 }
 
-// idle is the age of the last packet in either direction.
+// idle is the age of the last packet in either direction. It is not above the age of the
+// connection, of which only the unit is known in which it is counted.
 func (c *connection) idle(now instant) time.Duration {
-	return min(now.idle(c.forward.LastSeen), now.idle(c.reply.LastSeen), now.age(c.forward.Created))
+	age := now.age(c.forward.Created) + now.duration(1<<createdShift)
+	return min(now.idle(c.forward.LastSeen), now.idle(c.reply.LastSeen), age)
 }
 
 func (c *connection) flow(now instant) Flow {

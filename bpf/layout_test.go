@@ -48,8 +48,8 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"flow_record.op":         {unsafe.Offsetof(r.Op), recordOp},
 		"flow_record.owner_slot": {unsafe.Offsetof(r.OwnerSlot), 80},
 		"flow_record.reason":     {unsafe.Offsetof(r.Reason), recordReason},
-		"flow_record.idle_ms":    {unsafe.Offsetof(r.IdleMs), 84},
-		"flow_record.age_ms":     {unsafe.Offsetof(r.AgeMs), 88},
+		"flow_record.idle_ms":    {unsafe.Offsetof(r.IdleMs), recordIdle},
+		"flow_record.age_ms":     {unsafe.Offsetof(r.AgeMs), recordAge},
 		"flow_record.counters":   {unsafe.Offsetof(r.ForwardPackets), 96},
 	} {
 		if pair[0] != pair[1] {

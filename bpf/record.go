@@ -99,4 +99,6 @@ func recordConnection(r *pontoonFlowRecord, now instant) connection {
 const (
 	recordOp     = 79
 	recordReason = 81
+	recordIdle   = 84 // in the ring: the stamp of the packet
+	recordAge    = 88 // in the ring: at that packet
 )

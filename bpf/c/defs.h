@@ -178,7 +178,7 @@ struct flow_record {
 	__u8 reason;
 	__u8 flags; /* FIN and RST bits as the forward half has them */
 	__u8 pad;
-	__u32 idle_ms; /* age of the last packet, saturating */
+	__u32 idle_ms; /* age of the last packet, saturating; in the ring its stamp */
 	__u32 age_ms;  /* age of the connection, saturating */
 	__u32 pad2;
 	__u64 forward_packets;

@@ -107,6 +107,7 @@ static __noinline int emit(const struct packet *p, const struct flow_key *key,
 	r->reason = event >> 8;
 	r->owner_slot = f->owner_slot;
 	r->flags = forward_flags(f->flags);
+	r->idle_ms = p->now; /* a stamp; the reader of the ring turns it into an age */
 	r->age_ms = jiffies_to_ms((__u64)(p->created - f->created) << CREATED_SHIFT);
 	bpf_ringbuf_submit(r, 0);
 	return 0;
