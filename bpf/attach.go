@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -119,7 +120,11 @@ func (h *hooks) present(name string, iface netlink.Link) bool {
 	return linkIndex(l) == iface.Attrs().Index
 }
 
-func (h *hooks) pin(name string) string { return filepath.Join(h.dir, name) }
+// pin is where the link to the interface is pinned. A BPF file system allows no dots in names,
+// which those of VLAN interfaces have.
+func (h *hooks) pin(name string) string {
+	return filepath.Join(h.dir, strings.NewReplacer("%", "%25", ".", "%2e").Replace(name))
+}
 
 // attach prefers TCX. Whichever hook is taken, a leftover of ours on the other one is removed
 // after the new one works, so that no packet passes between.
@@ -234,53 +239,6 @@ func removeFilter(nl *netlink.Handle, iface netlink.Link) error {
 	}
 	if err := nl.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove filter from %s: %w", iface.Attrs().Name, err)
-	}
-	return nil
-}
-
-// Remove detaches from the interfaces and unpins everything below pinDir: this node forwards no
-// more. What is not there is no error. Call it on a thread in the interfaces' namespace.
-func Remove(pinDir string, interfaces []string) error {
-	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
-	}
-	defer nl.Close()
-	var errs []error
-	for _, name := range interfaces {
-		iface, err := nl.LinkByName(name)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			continue
-		}
-		if err == nil {
-			err = removeFilter(nl, iface)
-		}
-		errs = append(errs, err)
-	}
-	links, err := os.ReadDir(filepath.Join(pinDir, linkFolder))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, fmt.Errorf("list pinned links: %w", err))
-	}
-	for _, entry := range links {
-		errs = append(errs, detachLink(filepath.Join(pinDir, linkFolder, entry.Name())))
-	}
-	if err := os.RemoveAll(pinDir); err != nil {
-		errs = append(errs, fmt.Errorf("unpin: %w", err))
-	}
-	return errors.Join(errs...)
-}
-
-// detachLink detaches at once, even when another process still holds the link.
-func detachLink(path string) error {
-	l, err := link.LoadPinnedLink(path, nil)
-	if err != nil {
-		return fmt.Errorf("open pinned link: %w", err)
-	}
-	defer l.Close()
-	if d, ok := l.(interface{ Detach() error }); ok {
-		if err := d.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) {
-			return fmt.Errorf("detach link: %w", err)
-		}
 	}
 	return nil
 }

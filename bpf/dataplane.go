@@ -37,8 +37,8 @@ type Dataplane struct {
 }
 
 // Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
-// on interfaces that carry an earlier version of them in one step, attaches the others and pins
-// everything. It mounts nothing: PinDir must lie on a BPF file system. An interface that cannot
+// on interfaces that carry an earlier version of them in one step, attaches the others, detaches
+// from those that are not named any more and pins everything. It mounts nothing: PinDir must lie on a BPF file system. An interface that cannot
 // be attached to is reported by Interfaces and tried again by Run, not an error here.
 //
 // Open must be called on a thread in the network namespace of the interfaces.
@@ -93,6 +93,9 @@ func (d *Dataplane) open() error {
 		return err
 	}
 	d.hooks.ensure()
+	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
+		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
+	}
 	return nil
 }
 
