@@ -152,6 +152,13 @@ const demoInstance = "default"
 // keep hands the endpoints over to processes of their own, lets go of the lab
 // and says what can be done with it.
 func (d *demo) keep() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*statusTimeout)
+	defer cancel()
+	name, _, err := d.awaitMaster(ctx, "", d.lab.Nodes())
+	if err != nil {
+		name = d.lab.Nodes()[0].Name() // a failed demo may be kept to see why
+	}
+	master := d.lab.Node(name)
 	for _, ep := range d.lab.Endpoints() {
 		cmd := exec.Command(d.cfg.Binary, EndpointArgs(ep.Name(), endpointAddr(ep))...)
 		if _, err := ep.Start(cmd); err != nil {
@@ -161,7 +168,6 @@ func (d *demo) keep() error {
 	if err := d.lab.Release(); err != nil {
 		return err
 	}
-	p, lb1 := d.lab.Prefix(), d.lab.Nodes()[0]
 	client := d.lab.Clients()[0].Namespace()
 	d.tell.plain(fmt.Sprintf(`
 The cluster is left running. Look around:
@@ -169,11 +175,12 @@ The cluster is left running. Look around:
   nsenter --net=%[3]s curl http://%[4]s/
   nsenter --net=%[5]s ip address
   less %[6]s
-Hurt it yourself:
+Hurt the master, %[8]s, yourself, and bring it back:
   nsenter --net=%[5]s ip link set eth1 down
+  nsenter --net=%[5]s ip link set eth1 up
 Remove it:
   %[1]s demo --clean %[7]s
-`, d.cfg.Binary, lb1.Socket(), nsPath(client), ServiceVIP(), nsPath(lb1.Namespace()), lb1.LogFile(), p))
+`, d.cfg.Binary, master.Socket(), nsPath(client), ServiceVIP(), nsPath(master.Namespace()), master.LogFile(), d.lab.Prefix(), name))
 	return nil
 }
 
