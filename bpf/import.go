@@ -243,7 +243,10 @@ func (in *importer) remove(c *connection) error {
 	if err != nil || !found || otherKey(&c.key, &local) != okey {
 		return err
 	}
-	if !local.replica() {
+	// Who held the connection before another adopted it has no say in its end.
+	l := connection{key: c.key, forward: local, reply: local}
+	former := local.OwnerSlot != c.forward.OwnerSlot && l.idle(in.now) < c.idle(in.now)
+	if !local.replica() || former {
 		in.result.Kept++
 		return nil
 	}
@@ -258,24 +261,29 @@ func (in *importer) delete(key pontoonFlowKey) error {
 	return deleteKeys(in.d.maps.Flows, []pontoonFlowKey{key})
 }
 
-// flush writes what was gathered. A full table is counted, not an error: the connections that
-// found room are worth having.
+// flush writes what was gathered. What finds no room is counted, not an error: the connections
+// that did, and those that are there already, are worth having.
 func (in *importer) flush() error {
-	if len(in.keys) == 0 {
-		return nil
-	}
-	n, err := in.d.maps.Flows.BatchUpdate(in.keys, in.values, nil)
-	if n%2 == 1 { // half a connection is of no use
-		n--
-		if derr := deleteKeys(in.d.maps.Flows, in.keys[n:n+1]); derr != nil {
-			return derr
+	keys, values := in.keys, in.values
+	in.keys, in.values = keys[:0], values[:0]
+	for len(keys) > 0 {
+		n, err := in.d.maps.Flows.BatchUpdate(keys, values, nil)
+		if err != nil && n%2 == 1 { // half a connection is of no use
+			n--
+			if derr := deleteKeys(in.d.maps.Flows, keys[n:n+1]); derr != nil {
+				return derr
+			}
 		}
-	}
-	in.result.Written += n / 2
-	in.result.Failed += (len(in.keys) - n) / 2
-	in.keys, in.values = in.keys[:0], in.values[:0]
-	if err != nil && !errors.Is(err, errTableFull) {
-		return fmt.Errorf("write flows: %w", err)
+		in.result.Written += n / 2
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, errTableFull):
+			in.result.Failed += (len(keys) - n) / 2
+			return fmt.Errorf("write flows: %w", err)
+		}
+		in.result.Failed++
+		keys, values = keys[n+2:], values[n+2:]
 	}
 	return nil
 }

@@ -168,6 +168,33 @@ func TestHearsayDoesNotKeepWhatTheOwnerDoesNotName(t *testing.T) {
 	}
 }
 
+// A node that was cut off still holds what another has adopted since. Neither its old claim nor
+// its giving up may touch the replica of the new owner on a third node.
+func TestOldOwnerCannotSpeakForWhatAnotherAdopted(t *testing.T) {
+	a, b := twoNodes(t)
+	c := newBench(t, func(o *Options) { o.Slot = 6 })
+	a.age(time.Minute, nil)
+	runDataplane(t, b.Dataplane)
+	b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK})
+	adopted := <-b.Events()
+	importAll(t, c.Dataplane, adopted)
+	claim := records(t, a.Dataplane)
+	if r := importAll(t, c.Dataplane, claim); r.Kept != 1 {
+		t.Errorf("old claim: %+v", r)
+	}
+	claim[recordOp] = opDelete
+	if r := importAll(t, c.Dataplane, claim); r.Deleted != 0 || len(c.flows()) != 1 {
+		t.Errorf("old owner's deletion: %+v", r)
+	}
+	if f := c.flows(); len(f) == 1 && f[0].OwnerSlot != 5 {
+		t.Errorf("owner is %d", f[0].OwnerSlot)
+	}
+	adopted[recordOp] = opDelete
+	if r := importAll(t, c.Dataplane, adopted); r.Deleted != 1 {
+		t.Errorf("the owner's deletion: %+v", r)
+	}
+}
+
 // The new member that gets a removed node's slot knows nothing of that node's flows.
 func TestIdleFlowOutlivesTheNextHolderOfItsSlot(t *testing.T) {
 	_, b := twoNodes(t)

@@ -289,6 +289,30 @@ func TestImportIntoAFullTableIsCounted(t *testing.T) {
 	}
 }
 
+// What a full table holds already can still be brought up to date.
+func TestImportIntoAFullTableGoesOnAfterARefusal(t *testing.T) {
+	a, b := newBench(t, nil), newBench(t, func(o *Options) { o.MaxFlows, o.Slot = 64, 5 })
+	a.sync(service(ModeFullNAT, endpoint1, endpoint2))
+	for i := range 500 {
+		a.talk(netip.AddrPortFrom(client, uint16(2000+i)), vipPort)
+	}
+	all := records(t, a.Dataplane)
+	before := importAll(t, b.Dataplane, all)
+	for at := 0; at < len(all); at += RecordSize {
+		all[at+recordOp-1] = uint8(StateClosed)
+	}
+	after := importAll(t, b.Dataplane, all)
+	closed := 0
+	for _, f := range b.flows() {
+		if f.State == StateClosed {
+			closed++
+		}
+	}
+	if after.Written < before.Written || closed < before.Written || after.Written+after.Failed != 500 {
+		t.Errorf("first %+v, then %+v, %d brought up to date", before, after, closed)
+	}
+}
+
 func TestSlowConsumerIsToldWhatItMissed(t *testing.T) {
 	b := newBench(t, nil)
 	record := make([]byte, RecordSize)
