@@ -16,8 +16,8 @@ static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p)
 		return V_PASS;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (data + HEADERS_MAX > end) {
-		/* Headers may lie in fragments; a short packet is pulled up to its end. */
+	if (data + HEADERS_MAX > end && end - data < skb->len) {
+		/* Headers may lie in fragments. A short packet that does not is left as it is. */
 		if (bpf_skb_pull_data(skb, skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX))
 			return V_PASS;
 		data = (void *)(long)skb->data;
