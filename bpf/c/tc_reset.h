@@ -33,6 +33,7 @@ static __always_inline int is_partial(struct __sk_buff *skb, __u32 off)
 	bpf_skb_load_bytes(skb, off, &before, sizeof(before));
 	bpf_l4_csum_replace(skb, off, 0, 1, 2);
 	bpf_skb_load_bytes(skb, off, &after, sizeof(after));
+	bpf_l4_csum_replace(skb, off, 1, 0, 2); /* a sum over the whole packet, if there is one, fits again */
 	return before == after;
 }
 
