@@ -81,7 +81,7 @@ func (d *Dataplane) syncService(key pontoonServiceKey, s Service, now time.Time)
 		table[i] = indexes[at]
 	}
 	if err := d.maps.Rr.Update(s.ID, uint32(0), ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return false, fmt.Errorf("service %d: make position: %w", s.ID, err)
+		return false, fmt.Errorf("service %d: %w", s.ID, roomFor("service", d.maps.Rr, err))
 	}
 	value := pontoonService{Id: s.ID, Seed: s.Seed, Mode: uint8(s.Mode), Algorithm: uint8(s.Algorithm)}
 	did, err := d.tables.install(key, value, table, now)
@@ -105,7 +105,7 @@ func (d *Dataplane) addVIPs(want Desired) error {
 	for _, vip := range want.VIPs {
 		err := d.maps.Vips.Update(vipKey(vip), uint32(0), ebpf.UpdateNoExist)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			errs = append(errs, fmt.Errorf("add vip %s: %w", vip, err))
+			errs = append(errs, fmt.Errorf("add vip %s: %w", vip, roomFor("vip", d.maps.Vips, err)))
 		}
 	}
 	return errors.Join(errs...)

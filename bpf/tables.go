@@ -93,7 +93,7 @@ func (t *tables) install(key pontoonServiceKey, value pontoonService, table []ui
 	if !same && len(table) > 0 {
 		block, ok := t.blocks.allocate(uint32(len(table)), now)
 		if !ok {
-			return false, fmt.Errorf("selection table is full: no room for %d entries", len(table))
+			return false, fmt.Errorf("the selection table is full: no room for %d of %d entries", len(table), t.blocks.size)
 		}
 		value.TableBase = block.base
 		if err := t.writeBlock(block.base, table); err != nil {
@@ -108,13 +108,21 @@ func (t *tables) install(key pontoonServiceKey, value pontoonService, table []ui
 		if !same && len(table) > 0 {
 			t.blocks.release(span{value.TableBase, value.TableLen}, now)
 		}
-		return false, fmt.Errorf("write service %d: %w", value.Id, err)
+		return false, fmt.Errorf("write service %d: %w", value.Id, roomFor("service", t.maps.Services, err))
 	}
 	if !same && old.value.TableLen > 0 {
 		t.blocks.release(span{old.value.TableBase, old.value.TableLen}, now)
 	}
 	t.services[key] = installed{value: value, table: table}
 	return true, nil
+}
+
+// roomFor says in words that a map takes no more of something.
+func roomFor(what string, m *ebpf.Map, err error) error {
+	if errors.Is(err, errTableFull) {
+		return fmt.Errorf("the %s table is full, it takes %d", what, m.MaxEntries())
+	}
+	return err
 }
 
 func (t *tables) writeBlock(base uint32, table []uint32) error {
@@ -152,7 +160,7 @@ func (t *tables) endpoint(ep pontoonEndpoint, now time.Time) (uint32, error) {
 	}
 	slot, ok := t.slots.allocate(1, now)
 	if !ok {
-		return 0, errors.New("endpoint table is full")
+		return 0, fmt.Errorf("the endpoint table is full, it takes %d", t.slots.size)
 	}
 	if err := t.maps.Endpoints.Put(slot.base, ep); err != nil {
 		t.slots.release(slot, now)
