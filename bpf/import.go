@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"time"
 
 	"github.com/cilium/ebpf"
 )
@@ -187,8 +188,17 @@ func (in *importer) stands(l, c *connection, reason uint8) bool {
 	if l.forward.replica() && ownWord && (mine == owner || mine == nobody) {
 		return false
 	}
+	if ownWord {
+		return l.idle(in.now)+doubt < c.idle(in.now)
+	}
 	return l.idle(in.now) < c.idle(in.now)
 }
+
+// doubt is by how much a connection's last packet here must be the younger one before another
+// node's claim to it is taken for old. Stamps are as coarse as a jiffy and records travel; who
+// wrongly gives a connection up adopts it with its next packet, but who wrongly keeps it lets it
+// age although the other forwards it.
+const doubt = 100 * time.Millisecond
 
 // replace prepares for writing over the local entry of the same client tuple; true: it stays.
 func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowKey, reason uint8) (bool, error) {

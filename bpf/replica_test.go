@@ -289,6 +289,24 @@ func TestImportIntoAFullTableIsCounted(t *testing.T) {
 	}
 }
 
+// In a quick handover the old owner's last packet is hardly older than the new owner's first.
+func TestQuickHandoverLeavesOneOwner(t *testing.T) {
+	a, b := newBench(t, nil), newBench(t, func(o *Options) { o.Slot = 5 })
+	for _, n := range []*bench{a, b} {
+		n.sync(service(ModeFullNAT, endpoint1))
+	}
+	a.talk(clientPort, vipPort)
+	importAll(t, b.Dataplane, records(t, a.Dataplane))
+	runDataplane(t, b.Dataplane)
+	b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK})
+	batch := <-b.Events()
+	binary.LittleEndian.PutUint32(batch[recordIdle:], 8) // it lay in the ring for some ticks
+	a.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK})
+	if r := importAll(t, a.Dataplane, batch); r.Written != 1 || a.flows()[0].Owner {
+		t.Errorf("%+v: two owners", r)
+	}
+}
+
 // What a full table holds already can still be brought up to date.
 func TestImportIntoAFullTableGoesOnAfterARefusal(t *testing.T) {
 	a, b := newBench(t, nil), newBench(t, func(o *Options) { o.MaxFlows, o.Slot = 64, 5 })
