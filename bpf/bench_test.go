@@ -281,6 +281,9 @@ func BenchmarkImport(b *testing.B) {
 	bench := benchDataplane(b)
 	bench.establish(flows, ModeFullNAT)
 	all := records(b, bench.Dataplane)
+	for at := 0; at < len(all); at += RecordSize {
+		all[at+80], all[at+recordReason] = 1, byte(reasonNew) // told by another node, its owner
+	}
 	if _, err := bench.Flush(context.Background(), 7); err != nil {
 		b.Fatal(err)
 	}
