@@ -46,8 +46,8 @@ func TestInitReportsAllProblems(t *testing.T) {
 		Cluster: Cluster{ID: "Bad Id", GossipKey: [][]byte{{1}}},
 		Node:    Node{Name: "-x", Role: "king", Address: "nowhere", GossipPort: 0},
 	}
-	refused(t, New(), c, ErrInvalid, "id", "ca", "gossip_key", "name -x", "role king", "address nowhere", "gossip_port")
-	c = InitCluster{Cluster: testCluster(), Node: Node{Name: "a", Role: RoleLB, Address: "0.0.0.0:7400", GossipPort: 7400}}
+	refused(t, New(), c, ErrInvalid, "id", "ca", "gossip_key", "name -x", "role king", "address nowhere", "gossip_port", "key has 0 bytes")
+	c = InitCluster{Cluster: testCluster(), Node: Node{Name: "a", Role: RoleLB, Address: "0.0.0.0:7400", GossipPort: 7400, Key: nodeKey("a")}}
 	refused(t, New(), c, ErrInvalid, "can connect to", "not the gossip port")
 	var v *ValidationError
 	if err := New().Check(c); !errors.As(err, &v) || len(v.Problems) != 2 || v.Problems[0].Field != "address" {
@@ -60,6 +60,7 @@ func TestStateKeepsNoMemoryOfTheCaller(t *testing.T) {
 	s := do(t, New(), c)
 	before := snap(t, s)
 	c.Cluster.CA[0], c.Cluster.GossipKey[0][0] = 99, 99
+	c.Node.Key[0]++
 	if diff := cmp.Diff(before, snap(t, s)); diff != "" {
 		t.Error(diff)
 	}
@@ -169,6 +170,8 @@ func TestJoinRefusals(t *testing.T) {
 		{"gossip taken", func(j *JoinNode) { j.Node.Address = "192.0.2.1:7500" }, ErrInUse, []string{"192.0.2.1:7401", "--gossip-port"}},
 		{"address is another's gossip", func(j *JoinNode) { j.Node.Address = "192.0.2.1:7401"; j.Node.GossipPort = 7402 }, ErrInUse, []string{"node lb1"}},
 		{"address is a vip", func(j *JoinNode) { j.Node.Address = "10.0.0.100:7400" }, ErrInUse, []string{"VIP"}},
+		{"no key", func(j *JoinNode) { j.Node.Key = nil }, ErrInvalid, []string{"key has 0 bytes", "32"}},
+		{"half a key", func(j *JoinNode) { j.Node.Key = j.Node.Key[:16] }, ErrInvalid, []string{"key has 16 bytes", "32"}},
 		{"no port", func(j *JoinNode) { j.Node.Address = "192.0.2.7" }, ErrInvalid, []string{"192.0.2.11:7400"}},
 	}
 	for _, r := range rows {
@@ -188,7 +191,7 @@ func TestSlotsAreUniqueAndTheLowestFreeIsTaken(t *testing.T) {
 	cmds := joining(lbNode("lb99", 99))
 	s = do(t, s, cmds[0])
 	refused(t, s, cmds[1], ErrInUse, "slot", "8 are taken", "witness")
-	w := Node{Name: "W", Role: RoleWitness, Address: "192.0.2.50:7400", GossipPort: 7401}
+	w := Node{Name: "W", Role: RoleWitness, Address: "192.0.2.50:7400", GossipPort: 7401, Key: nodeKey("W")}
 	s = do(t, s, joining(w)...)
 	if n, _ := s.Node("W"); n.Slot != NoSlot {
 		t.Errorf("witness has slot %d", n.Slot)
@@ -211,6 +214,21 @@ func TestLastVoterStaysUnlessForced(t *testing.T) {
 	s = do(t, s, SetVoter{Node: "lb2"}, RemoveNode{Node: "lb1"})
 	if _, ok := s.Node("lb1"); ok {
 		t.Error("lb1 is still there")
+	}
+}
+
+func TestAKeyIsKeptForTheNodesLifeAndNoLonger(t *testing.T) {
+	s := do(t, threeNodes(t), NodeVerdict{Node: "lb2"}, NodeVerdict{Node: "lb2", Alive: true},
+		NodeReport{Node: "lb2", Ready: true}, DrainNode{Node: "lb2", Draining: true}, SetVoter{Node: "lb2"})
+	if n, _ := s.Node("lb2"); !bytes.Equal(n.Key, nodeKey("lb2")) {
+		t.Errorf("key is %x, want that of its join", n.Key)
+	}
+	other := lbNode("lb2", 9)
+	other.Key = nodeKey("another machine")
+	s = do(t, s, RemoveNode{Node: "lb2"})
+	s = do(t, s, joining(other)...)
+	if n, _ := s.Node("lb2"); !bytes.Equal(n.Key, other.Key) {
+		t.Errorf("key is %x, want that of the machine that has the name now", n.Key)
 	}
 }
 

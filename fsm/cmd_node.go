@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"net/netip"
 )
 
@@ -9,9 +10,12 @@ import (
 func (d *draft) newNode(chk *checker, want Node) Node {
 	n := Node{
 		Name: want.Name, Role: want.Role, Address: want.Address, GossipPort: want.GossipPort,
-		Slot: NoSlot, Joined: d.index,
+		Slot: NoSlot, Joined: d.index, Key: bytes.Clone(want.Key),
 	}
 	chk.nodeName("name", n.Name)
+	if len(n.Key) != KeySize {
+		chk.bad("key", nil, "has %d bytes: it must be the SHA-256 of the public key in the node's certificate, %d bytes", len(n.Key), KeySize)
+	}
 	if d.nodes.has(n.Name) {
 		chk.clash(ErrExists, "name", n.Name,
 			"is taken: give this node another --name, or remove the old one with \"pontoon node remove %s\"", n.Name)

@@ -140,6 +140,7 @@ func TestRestoreRefusals(t *testing.T) {
 		{`{"v":1,`, `{"v":1,"new":true,`, ErrInvalid},
 		{`{"v":1,`, `{`, ErrInvalid},
 		{`"name":"lb2"`, `"name":"lb1"`, ErrInvalid},
+		{`"key":"`, `"key":"AAAA`, ErrInvalid},
 		{`"name":"default"`, `"name":"other"`, ErrInvalid},
 		{`"master":"lb`, `"master":"xx`, ErrInvalid},
 		{`"id":1,`, `"id":9,`, ErrInvalid},

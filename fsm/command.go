@@ -24,8 +24,8 @@ func Kind(c Command) string {
 	return c.kind()
 }
 
-// InitCluster makes the first node's cluster. Of Node the name, role, address
-// and gossip port are taken; it starts as voter, alive, with slot 0 (role lb).
+// InitCluster makes the first node's cluster. Of Node the name, role, address,
+// gossip port and key are taken; it starts as voter, alive, with slot 0 (role lb).
 // Refused with ErrAlreadyInitialised.
 type InitCluster struct {
 	Cluster Cluster `json:"cluster"`
@@ -46,7 +46,7 @@ type RevokeToken struct {
 }
 
 // JoinNode checks and uses up a token and makes the node a member, in one
-// step. Of Node the name, role, address and gossip port are taken; it starts
+// step. Of Node the name, role, address, gossip port and key are taken; it starts
 // as a non-voter, not alive until the leader's first verdict, with the lowest
 // free slot (role lb). Refused with ErrTokenInvalid, ErrExists (name), ErrInUse
 // (address, slots), ErrInvalid; then the token stays as it was.

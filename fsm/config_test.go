@@ -59,7 +59,7 @@ func TestInstances(t *testing.T) {
 	s := threeNodes(t)
 	refused(t, s, PutInstance{Name: "Blue!"}, ErrInvalid, "name")
 	refused(t, s, PutInstance{Name: "blue", Priorities: map[NodeID]int{"lb1": 1001, "nix": 1}}, ErrInvalid, "priorities.lb1 1001", "priorities.nix")
-	w := do(t, s, joining(Node{Name: "w1", Role: RoleWitness, Address: "192.0.2.9:7400", GossipPort: 7401})...)
+	w := do(t, s, joining(Node{Name: "w1", Role: RoleWitness, Address: "192.0.2.9:7400", GossipPort: 7401, Key: nodeKey("w1")})...)
 	refused(t, w, PutInstance{Name: "blue", Priorities: map[NodeID]int{"w1": 1}}, ErrInvalid, "witness")
 	s = do(t, s, PutInstance{Name: "blue", Priorities: map[NodeID]int{"lb1": 0, "lb3": 10}})
 	inst, _ := s.Instance("blue")

@@ -18,7 +18,7 @@ func TestDeathLeavesItsIndexBehind(t *testing.T) {
 	}
 	apply(1, InitCluster{
 		Cluster: Cluster{ID: "0123456789abcdef", CA: []byte{1}, GossipKey: [][]byte{make([]byte, 32)}},
-		Node:    Node{Name: "lb1", Role: RoleLB, Address: "192.0.2.1:7400", GossipPort: 7401, Voter: true, Alive: true},
+		Node:    Node{Name: "lb1", Role: RoleLB, Address: "192.0.2.1:7400", GossipPort: 7401, Voter: true, Alive: true, Key: nodeKey("lb1")},
 	})
 	if died() != 0 {
 		t.Fatalf("died at %d before any verdict", died())

@@ -24,8 +24,11 @@ func testCluster() Cluster {
 }
 
 func lbNode(name NodeID, host int) Node {
-	return Node{Name: name, Role: RoleLB, Address: fmt.Sprintf("192.0.2.%d:7400", host), GossipPort: 7401}
+	return Node{Name: name, Role: RoleLB, Address: fmt.Sprintf("192.0.2.%d:7400", host), GossipPort: 7401, Key: nodeKey(name)}
 }
+
+// nodeKey stands for the key of a machine of that name.
+func nodeKey(name NodeID) []byte { return secretHash("key of " + string(name)) }
 
 func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
 func addrPort(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }

@@ -58,6 +58,12 @@ func genNode(t *rapid.T, role Role) Node {
 	if !often(t, "address") {
 		n.Address = "10.0.0.1:7400"
 	}
+	if !often(t, "same machine") {
+		n.Key = nodeKey("another machine")
+	}
+	if !often(t, "key") {
+		n.Key = n.Key[:dice(t, "key length", KeySize)]
+	}
 	return n
 }
 
@@ -403,6 +409,9 @@ func checkPlaces(t *rapid.T, s *State) {
 			t.Fatalf("%s and %s share %s", n.Name, other, n.Address)
 		}
 		slots[n.Slot], places[n.Address] = n.Name, n.Name
+		if len(n.Key) != KeySize {
+			t.Fatalf("key of %+v", n)
+		}
 		if _, clash := s.VIP(addrPort(n.Address).Addr()); clash {
 			t.Fatalf("node %s sits on a vip", n.Name)
 		}

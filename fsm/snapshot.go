@@ -94,6 +94,9 @@ func fill(in snapshot[storedService]) (*State, error) {
 		if s.nodes.has(n.Name) {
 			return nil, fmt.Errorf("node %s is there twice", shown(n.Name))
 		}
+		if len(n.Key) != KeySize {
+			return nil, fmt.Errorf("node %s has a key of %d bytes, not %d", shown(n.Name), len(n.Key), KeySize)
+		}
 		s.nodes.put(n.Name, n)
 	}
 	for _, inst := range in.Instances {

@@ -76,10 +76,10 @@ func (s *State) Index() uint64 { return s.index }
 // InitCluster. CA and GossipKey are shared: read only.
 func (s *State) Cluster() Cluster { return s.cluster }
 
-// Nodes returns the members, sorted by name.
+// Nodes returns the members, sorted by name. Their Key is shared: read only.
 func (s *State) Nodes() []Node { return s.nodes.values() }
 
-// Node returns the member of that name.
+// Node returns the member of that name. Its Key is shared: read only.
 func (s *State) Node(name NodeID) (Node, bool) { return valueOf(s.nodes.get(name)) }
 
 // Instances returns the instances with their assignments, sorted by name.

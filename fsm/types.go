@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"crypto/sha256"
 	"net/netip"
 	"time"
 )
@@ -41,7 +42,14 @@ type Node struct {
 	Draining   bool   `json:"draining"`       // the operator asked it to own nothing
 	Died       uint64 `json:"died,omitempty"` // index of the last verdict that it is dead; 0 is never
 	Joined     uint64 `json:"joined"`         // index of its join; tells a re-joined name from the old one
+	Key        []byte `json:"key"`            // what its certificate must hold, see KeySize; the same for its life
 }
+
+// KeySize is the length of Node.Key: the SHA-256 of the public key in the
+// node's certificate (its SubjectPublicKeyInfo in DER, RFC 5280, 4.1.2.7). Every
+// join makes a new key, so it tells the member from a machine that had its name
+// before and still holds a certificate for it. It is no secret.
+const KeySize = sha256.Size
 
 // Instance is a named group of services that fails over together.
 type Instance struct {

@@ -34,8 +34,10 @@ func (m *member) serveCAKey(ctx context.Context, conn net.Conn, peer string) {
 }
 
 func (m *member) sendCAKey(conn net.Conn, peer string) error {
-	n, ok := m.store.State().Node(fsm.NodeID(peer))
-	if !ok || !n.Voter || m.contact.stale(time.Now()) {
+	peerKey, _ := transport.PeerKey(conn)
+	s := m.store.State()
+	n, _ := s.Node(fsm.NodeID(peer))
+	if checkMember(s, machine{peer, peerKey}) != nil || !n.Voter || m.contact.stale(time.Now()) {
 		return fmt.Errorf("%s is not known here as a voter", peer)
 	}
 	ca, err := transport.LoadCA(m.cfg.DataDir)

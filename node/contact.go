@@ -123,6 +123,9 @@ func (m *member) watchContact(ctx context.Context) error {
 		if is := m.fresh(); is != was {
 			m.logger.Debug("contact with the cluster", "fresh", is)
 			was = is
+			if is {
+				m.dismissGuests()
+			}
 			m.wakeDriver()
 			m.wakeReport()
 		}

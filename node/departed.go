@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,10 +34,10 @@ const (
 // removedText is what a removed node says of itself, and how to mend it.
 const removedText = "this node was removed from its cluster: run `pontoon leave` on it, and join again if that is meant"
 
-// memberQuestion asks whether name, as it joined, is a member.
+// memberQuestion asks whether name is a member with the key it joined with.
 type memberQuestion struct {
-	Name   string `json:"name"`
-	Joined uint64 `json:"joined,omitempty"` // fsm.Node.Joined; 0 when not known
+	Name string `json:"name"`
+	Key  []byte `json:"key"` // fsm.Node.Key
 }
 
 type memberAnswer struct {
@@ -58,7 +59,7 @@ func (m *member) serveMember(w http.ResponseWriter, r *http.Request) {
 
 func isMember(s *fsm.State, q memberQuestion) bool {
 	n, ok := s.Node(fsm.NodeID(q.Name))
-	return ok && (q.Joined == 0 || q.Joined == n.Joined)
+	return ok && bytes.Equal(q.Key, n.Key)
 }
 
 // removed says that the cluster has taken this node off its list.
@@ -70,24 +71,21 @@ func (m *member) watchMembers(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	lost := time.Now() // since when there is no contact
-	known, departed := map[string]bool{}, map[string]time.Time{}
+	self, known, departed := m.self(), map[machine]bool{}, map[machine]time.Time{}
 	for {
 		changed := m.store.Changed()
 		// Before the state is looked at: fresh contact says that it is new.
 		live, fresh := m.contact.everFresh(), !m.contact.stale(time.Now())
 		s := m.store.State()
-		now := map[string]bool{}
-		for _, n := range s.Nodes() {
-			now[string(n.Name)] = true
-		}
+		now := machines(s)
 		m.partWith(departed, known, now)
 		if fresh {
 			lost = time.Now()
 			m.dismissGuests()
 		}
 		switch {
-		case s.Cluster().ID != "" && (fresh || live && known[m.cfg.Name] && !now[m.cfg.Name]):
-			m.setRemoved(!now[m.cfg.Name])
+		case s.Cluster().ID != "" && (fresh || live && known[self] && !now[self]):
+			m.setRemoved(!now[self])
 		case time.Since(lost) > askAfter && !m.removed() && m.refusedByPeers(ctx, s):
 			m.setRemoved(true)
 		}
@@ -103,18 +101,16 @@ func (m *member) watchMembers(ctx context.Context) error {
 
 // partWith closes the connections of those who are known and not among the
 // members now, once they have had the time to hear of it.
-func (m *member) partWith(departed map[string]time.Time, known, now map[string]bool) {
-	for name := range known {
-		if !now[name] && name != m.cfg.Name {
-			departed[name] = time.Now()
+func (m *member) partWith(departed map[machine]time.Time, known, now map[machine]bool) {
+	for p := range known {
+		if !now[p] && p != m.self() {
+			departed[p] = time.Now()
 		}
 	}
-	for name, at := range departed {
-		if now[name] {
-			delete(departed, name) // it joined again
-		} else if time.Since(at) > askEvery/2 {
-			m.mux.Disconnect(name)
-			delete(departed, name)
+	for p, at := range departed {
+		if time.Since(at) > askEvery/2 {
+			m.mux.Disconnect(p.name, p.key)
+			delete(departed, p)
 		}
 	}
 }
@@ -172,7 +168,8 @@ func (m *member) askMember(ctx context.Context, name, address string, reply *mem
 		return err
 	}
 	defer conn.Close()
-	a, err := post(ctx, conn, "/member", memberQuestion{Name: m.cfg.Name, Joined: m.joined})
+	key := m.id.Key()
+	a, err := post(ctx, conn, "/member", memberQuestion{Name: m.cfg.Name, Key: key[:]})
 	if err != nil {
 		return err
 	}
@@ -180,24 +177,4 @@ func (m *member) askMember(ctx context.Context, name, address string, reply *mem
 		return fmt.Errorf("read answer of %s: %w", name, err)
 	}
 	return nil
-}
-
-// admitGuest remembers who was let in although this node does not know it.
-func (m *member) admitGuest(node string) {
-	m.guestMu.Lock()
-	defer m.guestMu.Unlock()
-	m.guests[node] = true
-}
-
-// dismissGuests closes the connections of those who turned out to be no members.
-func (m *member) dismissGuests() {
-	m.guestMu.Lock()
-	guests := m.guests
-	m.guests = map[string]bool{}
-	m.guestMu.Unlock()
-	for name := range guests {
-		if !m.knownNode(name) {
-			m.mux.Disconnect(name)
-		}
-	}
 }

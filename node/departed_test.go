@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -21,10 +22,10 @@ func TestANameGivenToAnotherIsNoMembership(t *testing.T) {
 		q    memberQuestion
 		want bool
 	}{
-		{memberQuestion{Name: "lb1", Joined: 5}, true},
-		{memberQuestion{Name: "lb1"}, true}, // made before anybody noted it
-		{memberQuestion{Name: "lb1", Joined: 4}, false},
-		{memberQuestion{Name: "lb2", Joined: 5}, false},
+		{memberQuestion{Name: "lb1", Key: make([]byte, fsm.KeySize)}, true},
+		{memberQuestion{Name: "lb1"}, false},
+		{memberQuestion{Name: "lb1", Key: bytes.Repeat([]byte{1}, fsm.KeySize)}, false},
+		{memberQuestion{Name: "lb2", Key: make([]byte, fsm.KeySize)}, false},
 	} {
 		if got := isMember(s, tc.q); got != tc.want {
 			t.Errorf("%+v: %v", tc.q, got)

@@ -28,7 +28,7 @@ func history(t *testing.T, cmds ...fsm.Command) (prev, next *fsm.State) {
 func oneNode(extra ...fsm.Command) []fsm.Command {
 	return append([]fsm.Command{fsm.InitCluster{
 		Cluster: fsm.Cluster{ID: "0123456789abcdef", CA: []byte{1}, GossipKey: [][]byte{make([]byte, 32)}},
-		Node:    fsm.Node{Name: "lb1", Role: fsm.RoleLB, Address: "192.0.2.1:7400", GossipPort: 7401, Voter: true, Alive: true},
+		Node:    fsm.Node{Name: "lb1", Role: fsm.RoleLB, Address: "192.0.2.1:7400", GossipPort: 7401, Voter: true, Alive: true, Key: make([]byte, fsm.KeySize)},
 	}}, extra...)
 }
 

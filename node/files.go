@@ -23,9 +23,6 @@ type membership struct {
 	Role      string `json:"role"`
 	Address   string `json:"address"`
 	Slot      uint8  `json:"slot"`
-	// Joined is the index of this node's join, which tells it from another that
-	// got its name later. 0 is not known.
-	Joined uint64 `json:"joined,omitempty"`
 	// Died is the last verdict of death this node has drawn its conclusion
 	// from: its flow table had to be brought up to date again.
 	Died uint64 `json:"died,omitempty"`

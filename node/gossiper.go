@@ -18,7 +18,7 @@ import (
 // gossiper runs gossip from the moment the replicated state holds the key: a
 // joiner learns it through Raft like everything else.
 type gossiper struct {
-	node   string
+	self   machine
 	bind   netip.AddrPort
 	store  *store
 	logger *slog.Logger
@@ -29,14 +29,37 @@ type gossiper struct {
 	silent map[string]time.Time // who gossip calls dead or left, and since when it does
 }
 
-// members is what gossip sees now; nothing before it runs.
+// gossipName is what a machine is called in gossip. Part of its key belongs to
+// it: a removed machine that does not know of it gossips on, and would be taken
+// for the one that has its name now, or hide it.
+func gossipName(m machine) string { return fmt.Sprintf("%s.%x", m.name, m.key[:8]) }
+
+// members is what gossip sees now of the cluster's members, by their names;
+// nothing before it runs.
 func (g *gossiper) members() []transport.GossipMember {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.g == nil {
+	gs := g.g
+	g.mu.Unlock()
+	if gs == nil {
 		return nil
 	}
-	return g.g.Members()
+	return membersOnly(g.store.State(), gs.Members())
+}
+
+// membersOnly leaves out who is no member, and calls the others by their names.
+func membersOnly(s *fsm.State, seen []transport.GossipMember) []transport.GossipMember {
+	names := map[string]string{}
+	for p := range machines(s) {
+		names[gossipName(p)] = p.name
+	}
+	var out []transport.GossipMember
+	for _, m := range seen {
+		if name, ok := names[m.Node]; ok {
+			m.Node = name
+			out = append(out, m)
+		}
+	}
+	return out
 }
 
 // silentSince tells since when gossip has given up each node it has given up.
@@ -68,7 +91,7 @@ func (g *gossiper) run(ctx context.Context) error {
 	if err != nil {
 		return nil // stopped before there was anything to do
 	}
-	gs, err := transport.NewGossip(transport.GossipConfig{Node: g.node, Bind: g.bind, Keys: keys, Logger: g.logger})
+	gs, err := transport.NewGossip(transport.GossipConfig{Node: gossipName(g.self), Bind: g.bind, Keys: keys, Logger: g.logger})
 	if err != nil {
 		return err
 	}
@@ -125,7 +148,7 @@ func (g *gossiper) follow(ctx context.Context, gs *transport.Gossip, keys [][]by
 			return nil
 		case <-changed:
 		case <-gs.Changed():
-			g.noteSilence(gs.Members(), time.Now())
+			g.noteSilence(g.members(), time.Now())
 			g.wake()
 		}
 	}
@@ -135,10 +158,10 @@ func (g *gossiper) seeds(s *fsm.State) map[string]netip.AddrPort {
 	out := map[string]netip.AddrPort{}
 	for _, n := range s.Nodes() {
 		ap, err := netip.ParseAddrPort(n.Address)
-		if err != nil || string(n.Name) == g.node {
+		if err != nil || machineOf(n) == g.self {
 			continue
 		}
-		out[string(n.Name)] = netip.AddrPortFrom(ap.Addr(), n.GossipPort)
+		out[gossipName(machineOf(n))] = netip.AddrPortFrom(ap.Addr(), n.GossipPort)
 	}
 	return out
 }

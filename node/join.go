@@ -41,7 +41,6 @@ type joinReply struct {
 	Cert      []byte `json:"cert"`
 	CA        []byte `json:"ca"`
 	Slot      uint8  `json:"slot"`
-	Joined    uint64 `json:"joined"`
 }
 
 func (m *member) joinHandler() http.Handler {
@@ -105,10 +104,16 @@ func (m *member) admit(ctx context.Context, req joinRequest) (joinReply, error) 
 	if !m.raft.isLeader() {
 		return joinReply{}, errNotLeader
 	}
+	key, err := transport.RequestKey(req.CSR)
+	if err != nil {
+		return joinReply{}, err
+	}
 	hash := sha256.Sum256(req.Secret)
 	cmd := fsm.JoinNode{
 		TokenID: req.TokenID, SecretHash: hash[:], Now: time.Now().UTC(),
-		Node: fsm.Node{Name: fsm.NodeID(req.Name), Role: fsm.Role(req.Role), Address: req.Address, GossipPort: req.GossipPort},
+		Node: fsm.Node{
+			Name: fsm.NodeID(req.Name), Role: fsm.Role(req.Role), Address: req.Address, GossipPort: req.GossipPort, Key: key[:],
+		},
 	}
 	s := m.store.State()
 	if err := s.Check(cmd); err != nil {
@@ -137,7 +142,7 @@ func (m *member) admit(ctx context.Context, req joinRequest) (joinReply, error) 
 		return joinReply{}, fmt.Errorf("node %s was removed again right after it joined at index %d", req.Name, index)
 	}
 	m.wakeLeader()
-	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca.Certificate(), Slot: n.Slot, Joined: n.Joined}, nil
+	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca.Certificate(), Slot: n.Slot}, nil
 }
 
 // requestJoin asks the member at address to admit a node of configuration cfg.

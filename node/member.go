@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -43,11 +42,10 @@ type member struct {
 	l2   *announce.L2
 	repl *transport.Replicator
 
-	joined  uint64      // index of this node's join; 0 when not known
 	outcast atomic.Bool // see removed
 	leaving atomic.Bool // by its own will
 	guestMu sync.Mutex
-	guests  map[string]bool // let in unknown, while this node knew too little
+	guests  map[machine]bool // let in unknown, while this node knew too little
 
 	contact contact
 	// leadTerm is the Raft term in which this node leads and has applied all that
@@ -69,7 +67,6 @@ type memberConfig struct {
 	id        *transport.Identity
 	slot      uint8
 	died      uint64
-	joined    uint64
 	bootstrap bool // the first node of a new cluster
 }
 
@@ -78,7 +75,7 @@ type memberConfig struct {
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
 		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
-		store: newStore(), reports: newReportTable(), joined: c.joined, guests: map[string]bool{},
+		store: newStore(), reports: newReportTable(), guests: map[machine]bool{},
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
@@ -99,7 +96,7 @@ func newMember(c memberConfig) (m *member, err error) {
 	}
 	m.peers = newPeerClient(m.mux, m.addressOf)
 	m.gossip = &gossiper{
-		node: c.cfg.Name, bind: netip.AddrPortFrom(addr.Addr(), c.cfg.Cluster.GossipPort),
+		self: machine{c.cfg.Name, c.id.Key()}, bind: netip.AddrPortFrom(addr.Addr(), c.cfg.Cluster.GossipPort),
 		store: m.store, logger: c.logger, wake: m.wakeLeader,
 	}
 	if c.cfg.Role == string(fsm.RoleLB) {
@@ -237,20 +234,6 @@ func (m *member) close() error {
 		errs = append(errs, m.host.Close())
 	}
 	return errors.Join(errs...)
-}
-
-// authorize admits the cluster's members. While this node does not know the
-// newest state it must let in whoever the CA has signed: the leader it needs
-// to hear from may have joined while it was away.
-func (m *member) authorize(node string) error {
-	if m.knownNode(node) {
-		return nil
-	}
-	if m.contact.stale(time.Now()) {
-		m.admitGuest(node)
-		return nil
-	}
-	return fmt.Errorf("node %s is not a member of this cluster", node)
 }
 
 // nodeAt names the member whose cluster address this is, "" while none is

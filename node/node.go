@@ -138,7 +138,7 @@ func (d *daemon) resume() error {
 func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bool) (*member, error) {
 	m, err := newMember(memberConfig{
 		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id,
-		slot: ms.Slot, died: ms.Died, joined: ms.Joined, bootstrap: bootstrap,
+		slot: ms.Slot, died: ms.Died, bootstrap: bootstrap,
 	})
 	if err != nil {
 		return nil, err

@@ -84,9 +84,10 @@ func (d *daemon) initCluster(ctx context.Context) (web.InitResult, error) {
 	if err != nil {
 		return res, err
 	}
+	key := id.Key()
 	_, err = m.Propose(ctx, fsm.InitCluster{Cluster: cluster, Node: fsm.Node{
 		Name: fsm.NodeID(d.cfg.Name), Role: fsm.RoleLB, Address: d.cfg.Cluster.Address, GossipPort: d.cfg.Cluster.GossipPort,
-		Voter: true, Alive: true,
+		Voter: true, Alive: true, Key: key[:],
 	}})
 	if err != nil {
 		return res, err
@@ -95,8 +96,6 @@ func (d *daemon) initCluster(ctx context.Context) (web.InitResult, error) {
 	if err != nil {
 		return res, err
 	}
-	me, _ := m.store.State().Node(fsm.NodeID(d.cfg.Name))
-	ms.Joined = me.Joined
 	if err := ms.save(d.cfg.DataDir); err != nil {
 		return res, err
 	}
@@ -179,7 +178,7 @@ func (d *daemon) becomeMember(id *transport.Identity, reply joinReply) error {
 	}
 	ms := membership{
 		ClusterID: reply.ClusterID, Name: d.cfg.Name, Role: d.cfg.Role, Address: d.cfg.Cluster.Address,
-		Slot: reply.Slot, Joined: reply.Joined,
+		Slot: reply.Slot,
 	}
 	if _, err := d.startMember(id, ms, false); err != nil {
 		return err

@@ -108,22 +108,14 @@ func (c *peerClient) callFor(ctx context.Context, node, path string, in, out any
 
 func (c *peerClient) close() { c.http.CloseIdleConnections() }
 
-type peerKey struct{}
-
-// peerFrom names the member on the other end of an internal call.
-func peerFrom(ctx context.Context) string {
-	s, _ := ctx.Value(peerKey{}).(string)
-	return s
-}
-
 // peerHandler serves the internal API; the cluster port has authenticated the
 // caller as a member.
 func (m *member) peerHandler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /internal/propose", m.servePropose)
-	mux.HandleFunc("POST /internal/report", m.serveReport)
-	mux.HandleFunc("POST /internal/join", m.serveForwardedJoin)
-	mux.HandleFunc("POST /internal/flush", m.serveFlush)
+	mux.HandleFunc("POST /internal/propose", m.forMembers(m.servePropose))
+	mux.HandleFunc("POST /internal/report", m.forMembers(m.serveReport))
+	mux.HandleFunc("POST /internal/join", m.forMembers(m.serveForwardedJoin))
+	mux.HandleFunc("POST /internal/flush", m.forMembers(m.serveFlush))
 	return mux
 }
 
@@ -165,7 +157,8 @@ func serveHTTP(ctx context.Context, l net.Listener, h http.Handler, logger *slog
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			if p, ok := transport.PeerOf(c); ok {
-				return context.WithValue(ctx, peerKey{}, p)
+				key, _ := transport.PeerKey(c)
+				return context.WithValue(ctx, peerKey{}, machine{p, key})
 			}
 			return ctx
 		},

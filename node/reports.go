@@ -19,10 +19,9 @@ import (
 // and at each change. The leader commits only what elections depend on.
 type report struct {
 	Node    string `json:"node"`
-	Joined  uint64 `json:"joined,omitempty"` // index of its join; tells it from another that got its name
-	Applied uint64 `json:"applied"`          // Raft index
-	State   uint64 `json:"state"`            // index of the state it was made at
-	Plan    uint64 `json:"plan"`             // index its drivers have reached
+	Applied uint64 `json:"applied"` // Raft index
+	State   uint64 `json:"state"`   // index of the state it was made at
+	Plan    uint64 `json:"plan"`    // index its drivers have reached
 	Ready   bool   `json:"ready"`
 	LinksUp bool   `json:"links_up"`
 	InSync  bool   `json:"in_sync"`
@@ -109,12 +108,8 @@ func (m *member) serveReport(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, err)
 		return
 	}
-	if peer := peerFrom(r.Context()); peer != rep.Node {
-		answer(w, 0, nil, errorOf("invalid", "node "+peer+" reported as "+rep.Node))
-		return
-	}
-	if !isMember(m.store.State(), memberQuestion{Name: rep.Node, Joined: rep.Joined}) && !m.contact.stale(time.Now()) {
-		answer(w, 0, nil, errorOf("not_found", "node "+rep.Node+" was removed from the cluster, and its name given to another"))
+	if peer := peerFrom(r.Context()); peer.name != rep.Node {
+		answer(w, 0, nil, errorOf("invalid", "node "+peer.name+" reported as "+rep.Node))
 		return
 	}
 	reply, err := m.takeReport(rep)
@@ -216,7 +211,7 @@ func (m *member) reportOnce(ctx context.Context) error {
 func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
 	return report{
-		Node: m.cfg.Name, Joined: m.joined, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
+		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
 		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 	}
 }

@@ -156,18 +156,12 @@ func (c *CA) Sign(csrDER []byte, node string, ips []netip.Addr) ([]byte, error) 
 	if err := checkNodeName(node); err != nil {
 		return nil, fmt.Errorf("sign certificate: %w", err)
 	}
-	csr, err := x509.ParseCertificateRequest(csrDER)
+	csr, err := parseRequest(csrDER)
 	if err != nil {
-		return nil, fmt.Errorf("sign certificate of %s: parse request: %w", node, err)
-	}
-	if err := csr.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("sign certificate of %s: check request's signature: %w", node, err)
+		return nil, fmt.Errorf("sign certificate of %s: %w", node, err)
 	}
 	if csr.Subject.CommonName != node {
 		return nil, fmt.Errorf("sign certificate of %s: the request names %q", node, csr.Subject.CommonName)
-	}
-	if err := checkPublicKey(csr.PublicKey); err != nil {
-		return nil, fmt.Errorf("sign certificate of %s: %w", node, err)
 	}
 	serial, err := newSerial()
 	if err != nil {

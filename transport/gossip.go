@@ -44,7 +44,10 @@ const (
 
 // GossipConfig says how a Gossip is to work.
 type GossipConfig struct {
-	// Node is this node's name. Required.
+	// Node is what this member is called in gossip, unique there: two members of
+	// one name at two addresses would hide each other. It is made like a node's
+	// name but may have 127 characters, to leave room for what tells two machines
+	// apart that had one name in turn. Required.
 	Node string
 	// Bind is the address and port (UDP and TCP) to bind and to be known by. The
 	// address must be a specific one. Port 0 picks a free port (tests).
@@ -80,7 +83,7 @@ type GossipConfig struct {
 // Validate reports everything that is wrong with the configuration.
 func (c GossipConfig) Validate() error {
 	var errs []error
-	if err := checkNodeName(c.Node); err != nil {
+	if err := checkGossipName(c.Node); err != nil {
 		errs = append(errs, err)
 	}
 	if a := c.Bind.Addr(); !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {

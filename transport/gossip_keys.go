@@ -4,10 +4,21 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 
 	"github.com/hashicorp/memberlist"
 )
+
+// gossipNamePattern is nodeNamePattern with more room.
+var gossipNamePattern = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._-]{0,125}[A-Za-z0-9])?$`)
+
+func checkGossipName(name string) error {
+	if !gossipNamePattern.MatchString(name) {
+		return fmt.Errorf("gossip name %q is not valid: use 1 to 127 letters, digits, '.', '_' and '-', with a letter or digit at both ends", name)
+	}
+	return nil
+}
 
 // SetKeys replaces the key ring while gossip runs: new keys are installed, the
 // first becomes the one that encrypts, keys that are not named are removed. To

@@ -314,7 +314,7 @@ func TestGossipConfigReportsEverythingThatIsWrong(t *testing.T) {
 		Node: "-", Bind: netip.MustParseAddrPort("0.0.0.0:1"), Keys: [][]byte{{1}},
 		Meta: make([]byte, 1000), ProbeTimeout: time.Second, GossipInterval: -1,
 	})
-	for _, part := range []string{"node name", "bind address", "1 bytes, not 32", "meta", "negative", "half"} {
+	for _, part := range []string{"gossip name", "bind address", "1 bytes, not 32", "meta", "negative", "half"} {
 		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(part)) {
 			t.Errorf("error %v does not speak of %q", err, part)
 		}

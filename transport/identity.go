@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -40,6 +41,35 @@ func NewRequest(node string) (*Request, error) {
 
 // CSR returns the request to sign (PKCS #10, DER). It holds no secret.
 func (r *Request) CSR() []byte { return bytes.Clone(r.csr) }
+
+// RequestKey checks a certificate request (PKCS #10, DER) and returns the
+// SHA-256 of the SubjectPublicKeyInfo of a certificate signed for it: what
+// Identity.Key and Authorize will say of the node. The request's own encoding of
+// the key is not used, since CA.Sign encodes it anew.
+func RequestKey(csrDER []byte) (key [32]byte, err error) {
+	csr, err := parseRequest(csrDER)
+	if err != nil {
+		return key, fmt.Errorf("read key of certificate request: %w", err)
+	}
+	spki, err := x509.MarshalPKIXPublicKey(csr.PublicKey)
+	if err != nil {
+		return key, fmt.Errorf("read key of certificate request: %w", err)
+	}
+	return sha256.Sum256(spki), nil
+}
+
+// parseRequest reads a request that proves to hold its key, of a kind that is
+// allowed.
+func parseRequest(csrDER []byte) (*x509.CertificateRequest, error) {
+	csr, err := x509.ParseCertificateRequest(csrDER)
+	if err != nil {
+		return nil, fmt.Errorf("parse request: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("check request's signature: %w", err)
+	}
+	return csr, checkPublicKey(csr.PublicKey)
+}
 
 // Finish makes an Identity of the signed certificate. It fails unless the
 // certificate was issued by the given CA, for this request's key and name.
@@ -143,6 +173,14 @@ func RemoveIdentity(dir string) error {
 
 // Node returns the name this identity was issued for.
 func (id *Identity) Node() string { return id.node }
+
+// Key returns the SHA-256 of the SubjectPublicKeyInfo (RFC 5280, 4.1.2.7) of the
+// node's certificate. It is new with every join, and no secret.
+func (id *Identity) Key() [32]byte { return certificateKey(id.cert) }
+
+func certificateKey(cert *x509.Certificate) [32]byte {
+	return sha256.Sum256(cert.RawSubjectPublicKeyInfo)
+}
 
 // CA returns the CA's certificate (DER). The caller owns the slice.
 func (id *Identity) CA() []byte { return bytes.Clone(id.ca.Raw) }

@@ -3,9 +3,11 @@ package transport
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"errors"
@@ -159,6 +161,45 @@ func TestSignRefusesBadRequests(t *testing.T) {
 			wantError(t, err, tt.want)
 		})
 	}
+}
+
+func TestKeyOfARequestIsThatOfItsCertificate(t *testing.T) {
+	ca := newTestCA(t)
+	p256, _ := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	_, ed, _ := ed25519.GenerateKey(rand.Reader)
+	seen := map[[32]byte]bool{}
+	for _, key := range []any{p256, ed} {
+		csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: "lb1"}}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := RequestKey(csr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // a second certificate for the same request is of the same machine
+			der, err := ca.Sign(csr, "lb1", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := sha256.Sum256(cert.RawSubjectPublicKeyInfo); got != want {
+				t.Errorf("%T: the request's key is %x, the certificate's %x", key, got, want)
+			}
+		}
+		if seen[got] {
+			t.Error("two keys have one hash")
+		}
+		seen[got] = true
+	}
+	if a, b := newTestIdentity(t, ca, "lb1"), newTestIdentity(t, ca, "lb1"); a.Key() == b.Key() {
+		t.Error("two joins under one name have one key")
+	}
+	_, err := RequestKey([]byte("rubbish"))
+	wantError(t, err, "parse request")
 }
 
 func TestSignIgnoresWhatTheRequestAsksForBesides(t *testing.T) {

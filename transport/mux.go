@@ -50,10 +50,13 @@ type MuxConfig struct {
 	// Identity is this node's key and certificates. Required.
 	Identity *Identity
 
-	// Authorize is asked about the verified name of the other side of every
-	// mutually authenticated connection, in and out: is it a member now? Required.
-	// It is called from many goroutines and must not block.
-	Authorize func(node string) error
+	// Authorize is asked about the other side of every mutually authenticated
+	// connection, in and out: is it a member now? It gets the verified name and
+	// the SHA-256 of the certificate's SubjectPublicKeyInfo (see Identity.Key),
+	// because certificates do not expire with the membership they were made for,
+	// and a name may have gone to another machine since. Required. It is called
+	// from many goroutines and must not block.
+	Authorize func(node string, key [32]byte) error
 
 	// HandshakeTimeout bounds the time from accept to the end of the handshake,
 	// and how long an accepted connection waits to be taken from a Listener.
@@ -226,11 +229,12 @@ func (m *Mux) Close() error {
 	return err
 }
 
-// Disconnect closes all live connections with the given node, in both
-// directions. Called after the state that Authorize consults says that the node
-// is gone, it leaves no connection behind and none can come up after it.
-func (m *Mux) Disconnect(node string) {
-	if n := m.conns.closePeer(node); n > 0 {
+// Disconnect closes all live connections with the node of that name and key, in
+// both directions; another machine of the same name keeps its own. Called after
+// the state that Authorize consults says that the node is gone, it leaves no
+// connection behind and none can come up after it.
+func (m *Mux) Disconnect(node string, key [32]byte) {
+	if n := m.conns.closePeer(peerID{node, key}); n > 0 {
 		m.cfg.Logger.Info("closed connections of a node", "node", node, "connections", n)
 	}
 }
@@ -290,7 +294,7 @@ func (m *Mux) serve(ctx context.Context, raw net.Conn) {
 		}
 		return
 	}
-	h(ctx, s.conn, s.peer)
+	h(ctx, s.conn, s.peer.name)
 }
 
 // logRefused writes a line about a connection that was not admitted. A probe that

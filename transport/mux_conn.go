@@ -58,8 +58,14 @@ func isReset(err error) bool { return errors.Is(err, syscall.ECONNRESET) }
 // connTable knows every live connection and whose it is.
 type connTable struct {
 	mu     sync.Mutex
-	conns  map[*trackedConn]string // value: the peer's verified name, empty until known
+	conns  map[*trackedConn]peerID // value: whose it is, zero until known
 	closed bool
+}
+
+// peerID is a verified peer: its name, and the hash of its certificate's key.
+type peerID struct {
+	name string
+	key  [32]byte
 }
 
 // trackedConn is the raw connection below a tls.Conn. Tracking sits there, so
@@ -98,16 +104,16 @@ func (t *connTable) track(raw net.Conn) (*trackedConn, error) {
 		return nil, net.ErrClosed
 	}
 	if t.conns == nil {
-		t.conns = map[*trackedConn]string{}
+		t.conns = map[*trackedConn]peerID{}
 	}
-	t.conns[c] = ""
+	t.conns[c] = peerID{}
 	return c, nil
 }
 
 // name notes whose the connection is. It comes before the question whether that
 // node is a member, so that Disconnect, which comes after the change of
 // membership, either finds the connection here or the question is answered no.
-func (t *connTable) name(c *trackedConn, peer string) {
+func (t *connTable) name(c *trackedConn, peer peerID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, live := t.conns[c]; live {
@@ -127,16 +133,16 @@ func (t *connTable) afterClose(c *trackedConn, f func()) bool {
 	return live
 }
 
-func (t *connTable) closePeer(peer string) int {
-	if peer == "" {
+func (t *connTable) closePeer(peer peerID) int {
+	if peer.name == "" {
 		return 0
 	}
-	return t.closeWhere(func(p string) bool { return p == peer }, false)
+	return t.closeWhere(func(p peerID) bool { return p == peer }, false)
 }
 
-func (t *connTable) closeAll() { t.closeWhere(func(string) bool { return true }, true) }
+func (t *connTable) closeAll() { t.closeWhere(func(peerID) bool { return true }, true) }
 
-func (t *connTable) closeWhere(match func(peer string) bool, final bool) int {
+func (t *connTable) closeWhere(match func(peer peerID) bool, final bool) int {
 	t.mu.Lock()
 	if final {
 		t.closed = true

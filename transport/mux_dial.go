@@ -23,8 +23,8 @@ var (
 
 // Dial opens a mutually authenticated connection for one protocol. It verifies
 // that the other side's certificate is of this cluster, that its name is wantNode
-// (any member if that is empty), that Authorize accepts the name, and waits until
-// the other side has admitted this node. It is bounded by ctx and by DialTimeout.
+// (any member if that is empty), that Authorize accepts name and key, and waits
+// until the other side has admitted this node. It is bounded by ctx and by DialTimeout.
 // The connection is a *tls.Conn. A refusal by the other side wraps ErrRefused.
 func (m *Mux) Dial(ctx context.Context, addr, alpn, wantNode string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.DialTimeout)
@@ -82,11 +82,12 @@ func (m *Mux) clientConfig(conn *trackedConn, alpn, wantNode string) *tls.Config
 			if err != nil {
 				return err
 			}
+			peer := peerID{name, certificateKey(cs.PeerCertificates[0])}
 			if wantNode != "" && name != wantNode {
 				return fmt.Errorf("the node there is %s, not %s", name, wantNode)
 			}
-			m.conns.name(conn, name)
-			if err := m.cfg.Authorize(name); err != nil {
+			m.conns.name(conn, peer)
+			if err := m.cfg.Authorize(peer.name, peer.key); err != nil {
 				return fmt.Errorf("node %s: %w", name, err)
 			}
 			return nil

@@ -22,17 +22,34 @@ import (
 type members struct {
 	mu   sync.Mutex
 	gone map[string]bool
+	keys map[string][32]byte // who has one here must show it
 }
 
-var errNotMember = errors.New("not a member of this cluster")
+var (
+	errNotMember = errors.New("not a member of this cluster")
+	errOtherKey  = errors.New("another machine has its name")
+)
 
-func (m *members) authorize(node string) error {
+func (m *members) authorize(node string, key [32]byte) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.gone[node] {
 		return errNotMember
 	}
+	if want, bound := m.keys[node]; bound && key != want {
+		return errOtherKey
+	}
 	return nil
+}
+
+// bind says which machine has the name.
+func (m *members) bind(id *Identity) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.keys == nil {
+		m.keys = map[string][32]byte{}
+	}
+	m.keys[id.Node()] = id.Key()
 }
 
 func (m *members) remove(node string) {
@@ -169,6 +186,10 @@ func TestDialRefusesWhomItShould(t *testing.T) {
 	wary := startMux(t, newTestIdentity(t, ca, "lb3"), nil)
 	wary.members.remove("lb1")
 	removed := startMux(t, newTestIdentity(t, ca, "lb9"), nil)
+	older, newer := newTestIdentity(t, ca, "lb4"), newTestIdentity(t, ca, "lb4")
+	server.members.bind(newer)
+	client.members.bind(newer)
+	outdated, renewed := startMux(t, older, serveEcho(ALPNRaft)), startMux(t, newer, serveEcho(ALPNRaft))
 
 	tests := []struct {
 		name             string
@@ -182,6 +203,10 @@ func TestDialRefusesWhomItShould(t *testing.T) {
 		{"name in other case", client, server, ALPNRaft, "LB1", "the node there is lb1, not LB1", nil},
 		{"the dialler knows it is removed", wary, server, ALPNRaft, "lb1", "not a member", errNotMember},
 		{"the server knows it is removed", removed, server, ALPNRaft, "lb1", "node lb9: not a member", ErrRefused},
+		{"a machine whose name another has now", outdated, server, ALPNRaft, "lb1", "node lb4: another machine has its name", ErrRefused},
+		{"the dialler knows that another has the name", client, outdated, ALPNRaft, "lb4", "node lb4: another machine has its name", errOtherKey},
+		{"the machine that has the name now, outbound", renewed, server, ALPNRaft, "lb1", "", nil},
+		{"the machine that has the name now, inbound", client, renewed, ALPNRaft, "lb4", "", nil},
 		{"protocol that is not served", client, server, ALPNAPI, "lb1", "no application protocol", nil},
 		{"protocol that does not exist", client, server, "h2", "lb1", "no application protocol", nil},
 	}
@@ -190,6 +215,12 @@ func TestDialRefusesWhomItShould(t *testing.T) {
 			conn, err := tt.from.Dial(t.Context(), tt.to.addr(), tt.alpn, tt.node)
 			if err == nil {
 				_ = conn.Close()
+			}
+			if tt.want == "" {
+				if err != nil {
+					t.Errorf("refused: %v", err)
+				}
+				return
 			}
 			wantError(t, err, tt.want)
 			if tt.is != nil && !errors.Is(err, tt.is) {
@@ -317,8 +348,10 @@ func TestDisconnectClosesBothDirections(t *testing.T) {
 	checkLeaks(t)
 	ca := newTestCA(t)
 	a := startMux(t, newTestIdentity(t, ca, "lb1"), serveEcho(ALPNRaft))
-	b := startMux(t, newTestIdentity(t, ca, "lb2"), serveEcho(ALPNRaft))
+	removed := newTestIdentity(t, ca, "lb2")
+	b := startMux(t, removed, serveEcho(ALPNRaft))
 	c := startMux(t, newTestIdentity(t, ca, "lb3"), serveEcho(ALPNRaft))
+	namesake := startMux(t, newTestIdentity(t, ca, "lb2"), serveEcho(ALPNRaft))
 	dial := func(from, to *testMux) net.Conn {
 		conn, err := from.Dial(t.Context(), to.addr(), ALPNRaft, "")
 		if err != nil {
@@ -327,11 +360,11 @@ func TestDisconnectClosesBothDirections(t *testing.T) {
 		readLine(t, conn)
 		return conn
 	}
-	in, out, other := dial(b, a), dial(a, b), dial(c, a)
-	defer func() { _, _, _ = in.Close(), out.Close(), other.Close() }()
+	in, out, other, same := dial(b, a), dial(a, b), dial(c, a), dial(namesake, a)
+	defer func() { _, _, _, _ = in.Close(), out.Close(), other.Close(), same.Close() }()
 
 	a.members.remove("lb2")
-	a.Disconnect("lb2")
+	a.Disconnect("lb2", removed.Key())
 	for name, conn := range map[string]net.Conn{"inbound": in, "outbound": out} {
 		_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 		var one [1]byte
@@ -341,6 +374,9 @@ func TestDisconnectClosesBothDirections(t *testing.T) {
 	}
 	if _, err := other.Write([]byte("still here\n")); err != nil || readLine(t, other) != "still here" {
 		t.Errorf("another node's connection is hurt: %v", err)
+	}
+	if _, err := same.Write([]byte("still here\n")); err != nil || readLine(t, same) != "still here" {
+		t.Errorf("the connection of another machine with the name is hurt: %v", err)
 	}
 	_, err := b.Dial(t.Context(), a.addr(), ALPNRaft, "lb1")
 	wantError(t, err, "not a member")
@@ -500,7 +536,7 @@ func TestMuxConfigReportsEverythingThatIsMissing(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	_, err = NewMux(MuxConfig{
 		Address: l.Addr().String(), Identity: newTestIdentity(t, newTestCA(t), "lb1"),
-		Authorize: func(string) error { return nil },
+		Authorize: func(string, [32]byte) error { return nil },
 	})
 	wantError(t, err, "address already in use")
 }

@@ -34,7 +34,7 @@ const noProtocol = "pontoon-none"
 type session struct {
 	conn *tls.Conn
 	alpn string
-	peer string
+	peer peerID // its name is empty on ALPNJoin
 }
 
 // handshake runs TLS and admission on an accepted connection. On an error the
@@ -50,7 +50,8 @@ func (m *Mux) handshake(ctx context.Context, conn *trackedConn) (session, error)
 		return session{}, fmt.Errorf("handshake: %w", err)
 	}
 	s := session{conn: tc, alpn: tc.ConnectionState().NegotiatedProtocol}
-	s.peer, _ = PeerOf(tc)
+	s.peer.name, _ = PeerOf(tc)
+	s.peer.key, _ = PeerKey(tc)
 	if err := tc.SetDeadline(time.Now().Add(m.cfg.HandshakeTimeout)); err != nil {
 		return session{}, fmt.Errorf("handshake: %w", err)
 	}
@@ -75,8 +76,8 @@ func (m *Mux) admit(conn *trackedConn, s session) error {
 		return m.admitJoin(conn)
 	}
 	m.conns.name(conn, s.peer)
-	if err := m.cfg.Authorize(s.peer); err != nil {
-		return fmt.Errorf("node %s: %w", s.peer, err)
+	if err := m.cfg.Authorize(s.peer.name, s.peer.key); err != nil {
+		return fmt.Errorf("node %s: %w", s.peer.name, err)
 	}
 	return nil
 }
@@ -145,16 +146,34 @@ func (m *Mux) serverConfigFor(alpn string) *tls.Config {
 // certificate, as on an accepted ALPNJoin connection, or the connection is not
 // from this package.
 func PeerOf(conn net.Conn) (string, bool) {
+	leaf := peerCertificate(conn)
+	if leaf == nil {
+		return "", false
+	}
+	name, err := certificateName(leaf)
+	return name, err == nil
+}
+
+// PeerKey returns the SHA-256 of the SubjectPublicKeyInfo in the certificate of
+// the other side (see Identity.Key). It reports false when PeerOf does.
+func PeerKey(conn net.Conn) ([32]byte, bool) {
+	if _, ok := PeerOf(conn); !ok {
+		return [32]byte{}, false
+	}
+	return certificateKey(peerCertificate(conn)), true
+}
+
+// peerCertificate is what the other side showed, nil if nothing.
+func peerCertificate(conn net.Conn) *x509.Certificate {
 	tc, ok := conn.(interface{ ConnectionState() tls.ConnectionState })
 	if !ok {
-		return "", false
+		return nil
 	}
 	certs := tc.ConnectionState().PeerCertificates
 	if len(certs) == 0 {
-		return "", false
+		return nil
 	}
-	name, err := certificateName(certs[0])
-	return name, err == nil
+	return certs[0]
 }
 
 func writeGreeting(conn net.Conn, refusal error) error {

@@ -42,7 +42,7 @@ func base(extra ...fsm.Command) []fsm.Command {
 	return append([]fsm.Command{
 		fsm.InitCluster{
 			Cluster: fsm.Cluster{ID: "0123456789abcdef", CA: []byte{1}, GossipKey: [][]byte{make([]byte, 32)}, Seed: 7},
-			Node:    fsm.Node{Name: "lb1", Role: fsm.RoleLB, Address: "192.168.80.11:7400", GossipPort: 7401, Voter: true, Alive: true},
+			Node:    fsm.Node{Name: "lb1", Role: fsm.RoleLB, Address: "192.168.80.11:7400", GossipPort: 7401, Voter: true, Alive: true, Key: make([]byte, fsm.KeySize)},
 		},
 		fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true, InSync: true},
 		fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.200")}},
