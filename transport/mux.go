@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"sync"
@@ -126,6 +125,7 @@ type Mux struct {
 	slots   chan struct{} // handshakes under way
 	joins   atomic.Int64  // open connections without a client certificate
 	started atomic.Bool
+	refused refusals // what was logged of whom
 
 	mu        sync.Mutex
 	handlers  map[string]Handler
@@ -280,7 +280,7 @@ func (m *Mux) serve(ctx context.Context, raw net.Conn) {
 	s, err := m.handshake(ctx, conn)
 	if err != nil {
 		_ = conn.Close()
-		m.logRefused(raw.RemoteAddr(), err)
+		m.logRefused(raw.RemoteAddr(), s.peer.name, err)
 		return
 	}
 	release()
@@ -295,16 +295,6 @@ func (m *Mux) serve(ctx context.Context, raw net.Conn) {
 		return
 	}
 	h(ctx, s.conn, s.peer.name)
-}
-
-// logRefused writes a line about a connection that was not admitted. A probe that
-// connects and says nothing (HostAlive, a port scan) is no news.
-func (m *Mux) logRefused(from net.Addr, err error) {
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) || isReset(err) {
-		m.cfg.Logger.Debug("connection ended before its handshake", "from", from, "err", err)
-		return
-	}
-	m.cfg.Logger.Warn("refused a connection", "from", from, "err", err)
 }
 
 // pause waits for d and reports whether ctx is still live.

@@ -38,7 +38,7 @@ type session struct {
 }
 
 // handshake runs TLS and admission on an accepted connection. On an error the
-// caller closes conn.
+// caller closes conn; the session then says whose it was, if that was proved.
 func (m *Mux) handshake(ctx context.Context, conn *trackedConn) (session, error) {
 	if err := tuneConn(conn.Conn); err != nil {
 		return session{}, err
@@ -56,7 +56,7 @@ func (m *Mux) handshake(ctx context.Context, conn *trackedConn) (session, error)
 		return session{}, fmt.Errorf("handshake: %w", err)
 	}
 	if err := m.admit(conn, s); err != nil {
-		return session{}, errors.Join(err, writeGreeting(tc, err))
+		return session{peer: s.peer}, errors.Join(err, writeGreeting(tc, err))
 	}
 	if err := writeGreeting(tc, nil); err != nil {
 		return session{}, err
