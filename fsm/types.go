@@ -42,7 +42,7 @@ type Node struct {
 	Draining   bool   `json:"draining"`       // the operator asked it to own nothing
 	Died       uint64 `json:"died,omitempty"` // index of the last verdict that it is dead; 0 is never
 	Joined     uint64 `json:"joined"`         // index of its join; tells a re-joined name from the old one
-	Key        []byte `json:"key"`            // what its certificate must hold, see KeySize; the same for its life
+	Key        []byte `json:"key,omitempty"`  // what its certificate must hold, see KeySize; the same for its life
 }
 
 // KeySize is the length of Node.Key: the SHA-256 of the public key in the
