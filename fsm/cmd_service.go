@@ -41,6 +41,9 @@ func (c PutService) apply(d *draft) error {
 		chk.clash(ErrExists, "name", svc.Name, "exists already: use \"pontoon service update\" to change it")
 	}
 	d.checkService(chk, svc)
+	if old == nil && d.services.len() >= MaxServices {
+		chk.clash(ErrInUse, "name", svc.Name, "would be service %d: the data plane has room for %d", d.services.len()+1, MaxServices)
+	}
 	if old == nil && d.nextService == math.MaxUint32 {
 		chk.clash(ErrInUse, "id", nil, "is not to be had: all ids of this cluster have been given away")
 	}

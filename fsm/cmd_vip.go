@@ -30,6 +30,9 @@ func (c PutVIP) apply(d *draft) error {
 	if addressOK {
 		d.checkVIPClashes(chk, v)
 	}
+	if !d.vips.has(v.Address) && d.vips.len() >= MaxVIPs {
+		chk.clash(ErrInUse, "address", v.Address, "would be VIP %d: the data plane has room for %d", d.vips.len()+1, MaxVIPs)
+	}
 	if err := chk.err(); err != nil {
 		return err
 	}

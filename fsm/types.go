@@ -144,6 +144,12 @@ type Endpoint struct {
 	Admin   AdminState     `json:"admin" required:"false"`  // default "up"
 }
 
+// MaxServices and MaxVIPs are how many the data plane has room for.
+const (
+	MaxServices = 16384
+	MaxVIPs     = 16384
+)
+
 // MaxEndpoints is the greatest number of endpoints of one service.
 const MaxEndpoints = 256
 

@@ -222,7 +222,7 @@ func world(t *testing.T) (*fakeBackend, *fakeOps) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	hash := sha256.Sum256([]byte("x"))
 	node := func(name, ip string) fsm.Node {
-		return fsm.Node{Name: fsm.NodeID(name), Role: fsm.RoleLB, Address: ip + ":7400", GossipPort: 7401}
+		return fsm.Node{Name: fsm.NodeID(name), Role: fsm.RoleLB, Address: ip + ":7400", GossipPort: 7401, Key: make([]byte, fsm.KeySize)}
 	}
 	cmds := []fsm.Command{
 		fsm.InitCluster{

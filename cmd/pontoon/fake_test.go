@@ -67,7 +67,7 @@ func (d *fakeDaemon) addNode(name fsm.NodeID, host int) {
 }
 
 func fakeNode(name fsm.NodeID, host int) fsm.Node {
-	return fsm.Node{Name: name, Role: fsm.RoleLB, Address: fmt.Sprintf("192.168.80.%d:7400", host), GossipPort: 7401}
+	return fsm.Node{Name: name, Role: fsm.RoleLB, Address: fmt.Sprintf("192.168.80.%d:7400", host), GossipPort: 7401, Key: make([]byte, fsm.KeySize)}
 }
 
 // must applies a command of the test's own making.
