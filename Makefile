@@ -28,12 +28,16 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
-# Packages beside each other first, then the ones that start whole clusters, alone.
-CLUSTER_TESTS := pontoon/node/e2e
-test: deps lint check-generate test-unit test-e2e
+# Packages beside each other first, then the ones that start whole clusters, one
+# at a time. The BPF file system is taken away again if the tests mounted it.
+CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/cmd/pontoon
+test:
+	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
+	$(MAKE) --no-print-directory deps lint check-generate test-unit test-e2e; status=$$?; \
+	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
 
 test-unit: build
-	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v -x -F '$(CLUSTER_TESTS)')
+	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
 
 test-e2e: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 15m -p 1 -v $(CLUSTER_TESTS)
