@@ -177,7 +177,7 @@ func benchDataplane(b *testing.B) *bench {
 	bench := newBench(b, func(o *Options) { o.MaxFlows, o.MaxHalfOpen = 1<<17, 1<<17 })
 	bench.ns.Do(func() { bench.ns.Sysctl("net/ipv4/conf/lo/forwarding", "1") })
 	s := service(ModeFullNAT, endpoint1, endpoint2)
-	s.Endpoints[0].Source, s.Endpoints[1].Source = vip, vip
+	s.Endpoints[0].Sources, s.Endpoints[1].Sources = []netip.Addr{vip}, []netip.Addr{vip}
 	bench.sync(s)
 	return bench
 }

@@ -152,7 +152,7 @@ func (b *bench) drops(reason string) uint64 { return b.Stats().Drops[reason] }
 func service(mode Mode, endpoints ...netip.AddrPort) Service {
 	s := Service{ID: 7, VIP: netip.AddrPortFrom(vip, 80), Protocol: protoTCP, Mode: mode, Algorithm: AlgorithmRR}
 	for _, e := range endpoints {
-		s.Endpoints = append(s.Endpoints, Endpoint{Addr: e, Weight: 1, Source: sourceOf(mode)})
+		s.Endpoints = append(s.Endpoints, Endpoint{Addr: e, Weight: 1, Sources: sourcesOf(mode)})
 	}
 	return s
 }
@@ -168,3 +168,11 @@ func sourceOf(mode Mode) netip.Addr {
 }
 
 func (b *bench) flowMaps() []*ebpf.Map { return []*ebpf.Map{b.maps.Flows, b.maps.HalfOpen} }
+
+// sourcesOf is sourceOf as an endpoint has it.
+func sourcesOf(mode Mode) []netip.Addr {
+	if a := sourceOf(mode); a.IsValid() {
+		return []netip.Addr{a}
+	}
+	return nil
+}

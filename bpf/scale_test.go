@@ -19,7 +19,7 @@ func manyServices(n int, algorithm Algorithm) Desired {
 		for e := range 4 {
 			var a [4]byte
 			binary.BigEndian.PutUint32(a[:], 10<<24+uint32(4*i+e))
-			s.Endpoints = append(s.Endpoints, Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4(a), 80), Weight: 1, Source: vip})
+			s.Endpoints = append(s.Endpoints, Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4(a), 80), Weight: 1, Sources: []netip.Addr{vip}})
 		}
 		want.Services = append(want.Services, s)
 	}

@@ -24,7 +24,7 @@ var maglevSizes = [...]int{251, 509, 1021, 2039, 4093, 8191, 16381, 32749, 65521
 func selectionTable(algorithm Algorithm, seed uint32, endpoints []Endpoint) []int {
 	order := make([]int, 0, len(endpoints))
 	for i, e := range endpoints {
-		if e.Weight > 0 {
+		if e.takesNew() {
 			order = append(order, i)
 		}
 	}

@@ -62,12 +62,12 @@ func serviceKey(s Service) pontoonServiceKey {
 func (d *Dataplane) syncService(key pontoonServiceKey, s Service, now time.Time) (bool, error) {
 	indexes := make([]uint32, len(s.Endpoints))
 	for i, e := range s.Endpoints {
-		if e.Weight == 0 {
+		if !e.takesNew() {
 			continue
 		}
 		ep := pontoonEndpoint{Addr: vipKey(e.Addr.Addr()), Port: swap16(e.Addr.Port())}
 		if s.Mode != ModeDNAT {
-			ep.Source = vipKey(e.Source)
+			ep.Source = vipKey(e.source())
 		}
 		index, err := d.tables.endpoint(ep, now)
 		if err != nil {

@@ -19,6 +19,9 @@ const (
 	ModeOneArm Mode = Mode(pontoonNatModeMODE_ONEARM)
 	// ModeDNAT keeps the client's address; the endpoint's way back must lead here.
 	ModeDNAT Mode = Mode(pontoonNatModeMODE_DNAT)
+	// ModeDSR changes no address of the client's packet; the endpoint holds the VIP itself and
+	// answers the client directly.
+	ModeDSR Mode = 4
 )
 
 // String returns the name that the configuration uses.
@@ -30,6 +33,8 @@ func (m Mode) String() string {
 		return "onearm"
 	case ModeDNAT:
 		return "dnat"
+	case ModeDSR:
+		return "dsr"
 	}
 	return "mode " + strconv.Itoa(int(m))
 }
@@ -43,6 +48,8 @@ const (
 	// AlgorithmMaglev takes the endpoint that a consistent hash of the client's tuple names,
 	// the same one on every node.
 	AlgorithmMaglev Algorithm = Algorithm(pontoonAlgorithmALGORITHM_MAGLEV)
+	// AlgorithmLC takes the endpoint with the fewest established connections for its weight.
+	AlgorithmLC Algorithm = 3
 )
 
 // String returns the name that the configuration uses.
@@ -52,9 +59,37 @@ func (a Algorithm) String() string {
 		return "rr"
 	case AlgorithmMaglev:
 		return "maglev"
+	case AlgorithmLC:
+		return "lc"
 	}
 	return "algorithm " + strconv.Itoa(int(a))
 }
+
+// Tunnel says how a packet of ModeDSR travels to its endpoint.
+type Tunnel uint8
+
+const (
+	TunnelL2   Tunnel = 0 // only the MAC address changes: the endpoint is on a link of ours
+	TunnelIPIP Tunnel = 1 // IP in IP: RFC 2003 for IPv4, RFC 2473 for IPv6
+)
+
+// Policy says what becomes of packets that have nowhere to go.
+type Policy uint8
+
+const (
+	PolicyReset Policy = 0 // TCP: reset, SCTP: abort, UDP: ICMP port unreachable
+	PolicyDrop  Policy = 1 // nothing is said
+	PolicyKeep  Policy = 2 // OnRemove only: flows go on as before
+)
+
+// EndpointState says which flows an endpoint has.
+type EndpointState uint8
+
+const (
+	EndpointUp    EndpointState = 0
+	EndpointDrain EndpointState = 1 // keeps its flows, takes no new ones
+	EndpointDown  EndpointState = 2 // has none
+)
 
 // FlowState is where a connection stands.
 type FlowState uint8
@@ -195,23 +230,35 @@ type Desired struct {
 	Services []Service
 }
 
-// Service is one VIP, port and protocol with the endpoints that may take new flows.
+// Service is one VIP, port range and protocol with all its endpoints.
 type Service struct {
-	ID          uint32 // replicated; flows name their service by it
-	VIP         netip.AddrPort
-	Protocol    uint8 // IP protocol number: 6 or 17
+	ID          uint32         // replicated, 1..65535; flows name their service by it
+	VIP         netip.AddrPort // the first port of the range
+	PortEnd     uint16         // the last port of the range; 0: one port. Offsets carry over to the endpoint's port
+	Protocol    uint8          // IP protocol number: 6, 17 or 132
 	Mode        Mode
+	Tunnel      Tunnel // how ModeDSR reaches the endpoint
 	Algorithm   Algorithm
-	IdleTimeout time.Duration // of established flows; 0: one hour for TCP, 120 s for UDP
+	IdleTimeout time.Duration // of established flows; 0: one hour for TCP and SCTP, 120 s for UDP
+	IdleReset   bool          // both sides are told when a connection idles out
+	Affinity    time.Duration // how long a client stays with its endpoint after its last new flow; 0: no affinity
+	NewFlowRate uint32        // new flows a second; beyond it TCP must repeat its SYN, others are dropped; 0: no limit
+	OnRemove    Policy        // what the flows of an endpoint that is gone or down get
+	OnFull      Policy        // what a new flow gets when the table is full: PolicyReset or PolicyDrop
 	Seed        uint32        // of the hash; the same on every node
 	Endpoints   []Endpoint
 }
 
 // Endpoint is one backend. Weight 0 takes no new flows.
 type Endpoint struct {
-	Addr   netip.AddrPort
-	Weight uint16
-	Source netip.Addr // SNAT source: the VIP (fullnat), an own address (onearm), invalid (dnat)
+	ID         uint32 // replicated, 1..65535; flows name their endpoint by it
+	Addr       netip.AddrPort
+	Weight     uint16
+	State      EndpointState
+	DrainUntil time.Time // StateDrain: when its flows are ended by OnRemove; zero: never
+	// Sources are the SNAT addresses, all of the endpoint's family: the VIP or the pool (fullnat), the gateway VIP
+	// or an own address (onearm), the outer source (dsr by tunnel); none for dnat and dsr by L2.
+	Sources []netip.Addr
 }
 
 // Validate reports everything that is wrong, joined.
@@ -264,7 +311,7 @@ func (s Service) validate() error {
 		if !e.Addr.Addr().Unmap().Is4() || e.Addr.Port() == 0 {
 			errs = append(errs, fmt.Errorf("endpoint %s is not an IPv4 address and port", e.Addr))
 		}
-		if s.Mode != ModeDNAT && !e.Source.Unmap().Is4() {
+		if s.Mode != ModeDNAT && !e.source().Unmap().Is4() {
 			errs = append(errs, fmt.Errorf("endpoint %s: %s needs an IPv4 source address", e.Addr, s.Mode))
 		}
 	}
@@ -281,3 +328,14 @@ func (s Service) idle() time.Duration {
 	}
 	return defaultUDPIdle
 }
+
+// source is the first SNAT address; invalid when there is none.
+func (e Endpoint) source() netip.Addr {
+	if len(e.Sources) == 0 {
+		return netip.Addr{}
+	}
+	return e.Sources[0]
+}
+
+// takesNew tells whether the endpoint is chosen for new flows.
+func (e Endpoint) takesNew() bool { return e.Weight > 0 && e.State == EndpointUp }

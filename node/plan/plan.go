@@ -163,7 +163,7 @@ func (c *compiler) service(s fsm.Service) {
 			c.problem("service %s: no address here to reach endpoint %s from", s.Name, e.Address)
 			continue
 		}
-		d.Endpoints = append(d.Endpoints, bpf.Endpoint{Addr: e.Address, Weight: e.Weight, Source: src})
+		d.Endpoints = append(d.Endpoints, bpf.Endpoint{Addr: e.Address, Weight: e.Weight, Sources: sources(src)})
 	}
 	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
 }
@@ -252,4 +252,11 @@ func algorithm(a fsm.Algorithm) bpf.Algorithm {
 		return bpf.AlgorithmMaglev
 	}
 	return bpf.AlgorithmRR
+}
+
+func sources(a netip.Addr) []netip.Addr {
+	if !a.IsValid() {
+		return nil
+	}
+	return []netip.Addr{a}
 }

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -113,7 +114,7 @@ func TestSourceOfEachMode(t *testing.T) {
 			if len(p.Dataplane.Services) != 1 || len(p.Dataplane.Services[0].Endpoints) != 1 {
 				t.Fatalf("services %+v", p.Dataplane.Services)
 			}
-			if got := p.Dataplane.Services[0].Endpoints[0].Source; got != tc.want {
+			if got := p.Dataplane.Services[0].Endpoints[0].Sources; !slices.Equal(got, sources(tc.want)) {
 				t.Errorf("source %v, want %v", got, tc.want)
 			}
 		})
@@ -123,7 +124,7 @@ func TestSourceOfEachMode(t *testing.T) {
 func TestOnlyEndpointsThatTakeNewFlowsAreSelectable(t *testing.T) {
 	drain := fsm.Endpoint{Address: addrPort("10.2.0.22:8080"), Weight: 1, Admin: fsm.AdminDrain}
 	p := Compile(build(t, base(service(fsm.ModeFullNAT, up("10.2.0.21:8080", 3), drain, up("10.2.0.23:8080", 0)))...), twoLeg("lb1", "11"))
-	want := []bpf.Endpoint{{Addr: addrPort("10.2.0.21:8080"), Weight: 3, Source: addr("192.168.80.200")}}
+	want := []bpf.Endpoint{{Addr: addrPort("10.2.0.21:8080"), Weight: 3, Sources: []netip.Addr{addr("192.168.80.200")}}}
 	if d := cmp.Diff(want, p.Dataplane.Services[0].Endpoints, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); d != "" {
 		t.Error(d)
 	}
