@@ -1,0 +1,149 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	if os.Getpid() == 1 {
+		powerOff(boot())
+	}
+	if len(os.Args) > 1 && os.Args[1] == guestCommand {
+		if err := runGuest(); err != nil {
+			fmt.Fprintln(os.Stderr, "vmtest:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			os.Exit(2)
+		}
+		fmt.Fprintln(os.Stderr, "vmtest:", err)
+		os.Exit(1)
+	}
+}
+
+// options is what the command line says.
+type options struct {
+	kernel  string        // the series, such as 6.1
+	suites  []string      // names of suites; empty: all
+	run     string        // replaces each suite's own choice of tests
+	accel   string        // qemu's accelerator: auto, kvm or tcg
+	memory  int           // MiB
+	cpus    int           // of the machine
+	timeout time.Duration // from power on to power off
+	cache   string        // folder of downloads, images and logs
+	binary  string        // the product, for the suites that start it
+	keep    bool          // keep the image that was booted
+}
+
+func parse(args []string) (options, error) {
+	o := options{}
+	fs := flag.NewFlagSet("vmtest", flag.ContinueOnError)
+	fs.StringVar(&o.kernel, "kernel", "6.1", "kernel `series` of Debian to boot")
+	suites := fs.String("suites", "", "comma separated `names`, all when empty: "+strings.Join(suiteNames(), ", "))
+	fs.StringVar(&o.run, "run", "", "run only tests that match this `pattern`")
+	fs.StringVar(&o.accel, "accel", "auto", "kvm, tcg or auto: kvm where the processor has it")
+	fs.IntVar(&o.memory, "memory", 4096, "`MiB` of the machine")
+	fs.IntVar(&o.cpus, "cpus", min(runtime.NumCPU(), 4), "processors of the machine")
+	fs.DurationVar(&o.timeout, "timeout", 20*time.Minute, "how long the machine may run")
+	fs.StringVar(&o.cache, "cache", ".cache/vmtest", "`folder` of downloads, images and logs")
+	fs.StringVar(&o.binary, "binary", "bin/pontoon", "the product's `file`")
+	fs.BoolVar(&o.keep, "keep", false, "keep the booted image")
+	if err := fs.Parse(args); err != nil {
+		return o, flag.ErrHelp
+	}
+	if fs.NArg() > 0 {
+		fmt.Fprintf(os.Stderr, "vmtest: unexpected argument %q\n", fs.Arg(0))
+		return o, flag.ErrHelp
+	}
+	if *suites != "" {
+		o.suites = strings.Split(*suites, ",")
+	}
+	var err error
+	if o.cache, err = filepath.Abs(o.cache); err != nil {
+		return o, fmt.Errorf("find cache folder: %w", err)
+	}
+	return o, o.validate()
+}
+
+func (o options) validate() error {
+	var errs []error
+	if runtime.GOARCH != "amd64" {
+		errs = append(errs, fmt.Errorf("the virtual machine is an amd64 one and this program was built for %s", runtime.GOARCH))
+	}
+	if o.accel != "auto" && o.accel != "kvm" && o.accel != "tcg" {
+		errs = append(errs, fmt.Errorf("accelerator %q is not auto, kvm or tcg", o.accel))
+	}
+	if o.memory < 1024 {
+		errs = append(errs, fmt.Errorf("%d MiB of memory are too little: the machine lives in it, 1024 at least", o.memory))
+	}
+	if o.cpus < 1 {
+		errs = append(errs, fmt.Errorf("%d processors are not enough", o.cpus))
+	}
+	_, err := chosen(o)
+	return errors.Join(append(errs, err)...)
+}
+
+// run prepares the image, boots it and judges what came back.
+func run(ctx context.Context, args []string) error {
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	suites, err := chosen(o)
+	if err != nil {
+		return err
+	}
+	if err := ensureTools(ctx); err != nil {
+		return err
+	}
+	began := time.Now()
+	base, err := ensureBase(ctx, o)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "pt-vmtest-")
+	if err != nil {
+		return fmt.Errorf("make work folder: %w", err)
+	}
+	defer os.RemoveAll(work)
+	initrd, err := assemble(ctx, o, suites, base, work)
+	if err != nil {
+		return err
+	}
+	say("image ready after %.0f s: %s", time.Since(began).Seconds(), base.release)
+	m := machine{options: o, kernel: base.vmlinuz, initrd: initrd, work: work, log: filepath.Join(o.cache, base.release+".log")}
+	verdicts, ran, err := m.run(ctx)
+	if o.keep {
+		say("kept %s", keep(initrd, filepath.Join(o.cache, base.release+".initrd")))
+	}
+	say("the machine ran %.0f s; its console is in %s", ran.Seconds(), m.log)
+	return errors.Join(err, judge(os.Stdout, suites, verdicts))
+}
+
+// keep moves a file out of the folder that is about to go.
+func keep(from, to string) string {
+	if err := copyFile(to, from); err != nil {
+		return "nothing: " + err.Error()
+	}
+	return to
+}
+
+// say tells the operator what happens. The tests' own output is not marked.
+func say(format string, args ...any) {
+	fmt.Printf("vmtest: "+format+"\n", args...)
+}

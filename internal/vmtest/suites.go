@@ -1,0 +1,209 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// suite is one test binary and what is asked of it.
+type suite struct {
+	name    string
+	pkg     string        // import path without the module
+	run     string        // -test.run; empty: all
+	must    []string      // tests that a skip does not excuse
+	data    []string      // patterns, below the package's folder, of files its tests read
+	timeout time.Duration // of the whole suite
+	product bool          // it starts the product's binary
+}
+
+// suites are run in this order. The machine is emulated in software in most
+// places, an order of magnitude slower than the host: of the tests that start
+// whole clusters only those are chosen whose verdict does not hang on speed.
+var suites = []suite{
+	{name: "sctp", pkg: "node/e2e", run: "^TestSCTP", must: []string{"TestSCTPAssociationBetweenTwoHosts"}, timeout: 3 * time.Minute, product: true},
+	{name: "bpf", pkg: "bpf", data: []string{"testdata", "c", "*.go"}, timeout: 10 * time.Minute},
+	{name: "announce", pkg: "node/announce", timeout: 2 * time.Minute},
+	{name: "host", pkg: "node/host", timeout: 2 * time.Minute},
+	{name: "e2e", pkg: "node/e2e", run: "^(TestThreeNodesFormACluster)$", must: []string{"TestThreeNodesFormACluster"}, timeout: 6 * time.Minute, product: true},
+}
+
+func suiteNames() []string {
+	var out []string
+	for _, s := range suites {
+		out = append(out, s.name)
+	}
+	return out
+}
+
+// chosen are the suites that the command line asks for.
+func chosen(o options) ([]suite, error) {
+	out := slices.Clone(suites)
+	if len(o.suites) > 0 {
+		out = slices.DeleteFunc(out, func(s suite) bool { return !slices.Contains(o.suites, s.name) })
+	}
+	for _, name := range o.suites {
+		if !slices.Contains(suiteNames(), name) {
+			return nil, fmt.Errorf("no suite is called %q; there are %s", name, strings.Join(suiteNames(), ", "))
+		}
+	}
+	if o.run != "" {
+		for i := range out {
+			out[i].run, out[i].must = o.run, nil
+		}
+	}
+	return out, nil
+}
+
+// Places in the guest.
+const (
+	guestTests   = "tests"
+	guestProduct = guestTests + "/pontoon"
+	guestJobs    = guestTests + "/jobs.json"
+)
+
+// patience stretches the deadlines of tests that wait for whole clusters.
+const patience = "PONTOON_TEST_PATIENCE=6"
+
+// job is the suite as the guest runs it.
+func (s suite) job() job {
+	dir := "/" + guestTests + "/" + s.pkg
+	j := job{
+		Name: s.name, Dir: dir, Timeout: s.timeout,
+		Args: []string{s.binary(), "-test.v", "-test.timeout=" + s.timeout.String()},
+		Env:  []string{"PONTOON_REQUIRE_PRIV=1", patience},
+	}
+	if s.run != "" {
+		j.Args = append(j.Args, "-test.run="+s.run)
+	}
+	if s.product {
+		j.Env = append(j.Env, "PONTOON_BINARY=/"+guestProduct)
+	}
+	return j
+}
+
+// binary is the suite's test binary in the guest; suites of one package share it.
+func (s suite) binary() string {
+	return "/" + guestTests + "/" + strings.ReplaceAll(s.pkg, "/", "-") + ".test"
+}
+
+// assemble builds the tests and puts them behind the base image; the kernel
+// unpacks one archive after the other.
+func assemble(ctx context.Context, o options, chosen []suite, base baseImage, work string) (initrd string, err error) {
+	initrd = filepath.Join(work, "initrd")
+	if err := copyFile(initrd, base.archive); err != nil {
+		return "", fmt.Errorf("copy base image: %w", err)
+	}
+	f, err := os.OpenFile(initrd, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return "", fmt.Errorf("open image: %w", err)
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	w := bufio.NewWriterSize(f, 1<<20)
+	c := newCPIO(w)
+	if err := addSelf(c); err != nil {
+		return "", err
+	}
+	if err := addSuites(ctx, c, o, chosen, work); err != nil {
+		return "", err
+	}
+	if err := c.close(); err != nil {
+		return "", err
+	}
+	if err := w.Flush(); err != nil {
+		return "", fmt.Errorf("write image: %w", err)
+	}
+	return initrd, nil
+}
+
+// addSelf makes this program the guest's first process. It must not need
+// libraries: a build without cgo does not.
+func addSelf(c *cpioWriter) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	f, err := elf.Open(self)
+	if err != nil {
+		return fmt.Errorf("look at this program: %w", err)
+	}
+	defer f.Close()
+	if slices.ContainsFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		return errors.New("this program needs shared libraries and cannot be the guest's first process: build it with CGO_ENABLED=0")
+	}
+	return addFile(c, "init", self)
+}
+
+func addSuites(ctx context.Context, c *cpioWriter, o options, chosen []suite, work string) error {
+	var jobs []job
+	built := map[string]bool{}
+	for _, s := range chosen {
+		jobs = append(jobs, s.job())
+		if s.product && !built["product"] {
+			built["product"] = true
+			if err := addFile(c, guestProduct, o.binary); err != nil {
+				return fmt.Errorf("%w (build it first: make build)", err)
+			}
+		}
+		if built[s.pkg] {
+			continue
+		}
+		built[s.pkg] = true
+		bin := filepath.Join(work, filepath.Base(s.binary()))
+		if _, err := output(ctx, "", "go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", bin, "pontoon/"+s.pkg); err != nil {
+			return err
+		}
+		if err := addFile(c, strings.TrimPrefix(s.binary(), "/"), bin); err != nil {
+			return err
+		}
+		if err := s.addData(ctx, c); err != nil {
+			return err
+		}
+	}
+	raw, err := json.Marshal(jobs)
+	if err != nil {
+		return fmt.Errorf("write jobs: %w", err)
+	}
+	return c.file(guestJobs, 0o644, int64(len(raw)), bytes.NewReader(raw))
+}
+
+// addData puts the files that the suite's tests read where they look for them.
+func (s suite) addData(ctx context.Context, c *cpioWriter) error {
+	home := guestTests + "/" + s.pkg
+	if err := c.dir(home, 0o755); err != nil {
+		return err
+	}
+	out, err := output(ctx, "", "go", "list", "-f", "{{.Dir}}", "pontoon/"+s.pkg)
+	if err != nil {
+		return err
+	}
+	src := strings.TrimSpace(string(out))
+	for _, pattern := range s.data {
+		found, err := filepath.Glob(filepath.Join(src, pattern))
+		if err != nil {
+			return fmt.Errorf("find %s: %w", pattern, err)
+		}
+		for _, top := range found {
+			err := filepath.WalkDir(top, func(file string, d fs.DirEntry, err error) error {
+				if err != nil || !d.Type().IsRegular() {
+					return err
+				}
+				return addFile(c, home+strings.TrimPrefix(file, src), file)
+			})
+			if err != nil {
+				return fmt.Errorf("add data of %s: %w", s.pkg, err)
+			}
+		}
+	}
+	return nil
+}
