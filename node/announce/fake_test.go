@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,19 +19,20 @@ type fakeWire struct {
 	links map[string]linkState // what lookup finds
 	fail  error                // what send answers, if set
 	log   []sentFrame
-	ports map[string]*fakePort
+	ports map[lane]*fakePort
 	start time.Time
 }
 
 type sentFrame struct {
 	after time.Duration
 	link  string
-	arpFrame
+	claim claim
+	frame []byte
 }
 
 type fakePort struct {
 	wire *fakeWire
-	name string
+	on   lane
 	in   chan []byte
 	done chan struct{}
 	once sync.Once
@@ -39,7 +41,7 @@ type fakePort struct {
 func newFakeWire() *fakeWire {
 	return &fakeWire{
 		links: map[string]linkState{"eth0": {index: 2, hw: testMAC}, "eth1": {index: 3, hw: mac{2, 0, 0, 0, 0, 0xb}}},
-		ports: make(map[string]*fakePort), start: time.Now(),
+		ports: make(map[lane]*fakePort), start: time.Now(),
 	}
 }
 
@@ -69,18 +71,18 @@ func (w *fakeWire) lookup(name string) (linkState, error) {
 	return s, nil
 }
 
-func (w *fakeWire) open(name string, _ linkState) (port, error) {
+func (w *fakeWire) open(on lane, _ linkState) (port, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	p := &fakePort{wire: w, name: name, in: make(chan []byte, 16), done: make(chan struct{})}
-	w.ports[name] = p
+	p := &fakePort{wire: w, on: on, in: make(chan []byte, 16), done: make(chan struct{})}
+	w.ports[on] = p
 	return p, nil
 }
 
-func (w *fakeWire) port(name string) *fakePort {
+func (w *fakeWire) port(link string, proto protocol) *fakePort {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.ports[name]
+	return w.ports[lane{link: link, proto: proto}]
 }
 
 // take returns what was sent since the last take.
@@ -103,11 +105,13 @@ func (p *fakePort) send(b []byte) error {
 	if p.wire.fail != nil {
 		return p.wire.fail
 	}
-	f, err := parseARP(b)
+	c, err := p.on.proto.parse(b)
 	if err != nil {
 		return err
 	}
-	p.wire.log = append(p.wire.log, sentFrame{after: time.Since(p.wire.start), link: p.name, arpFrame: f})
+	p.wire.log = append(p.wire.log, sentFrame{
+		after: time.Since(p.wire.start), link: p.on.link, claim: c, frame: bytes.Clone(b),
+	})
 	return nil
 }
 
@@ -125,11 +129,15 @@ func (p *fakePort) close() error {
 	return nil
 }
 
-// times lists when addr was announced, once for each pair of frames.
+// times lists when addr was announced, once for each pair of ARP frames.
 func times(frames []sentFrame, addr string) []time.Duration {
 	var out []time.Duration
 	for _, f := range frames {
-		if f.senderIP == netip.MustParseAddr(addr) && f.op == opRequest {
+		reply := false
+		if a, err := parseARP(f.frame); err == nil {
+			reply = a.op == opReply
+		}
+		if f.claim.addr == netip.MustParseAddr(addr) && !reply {
 			out = append(out, f.after)
 		}
 	}

@@ -23,8 +23,8 @@ const (
 var (
 	// ErrClosed is returned by Announce and Run after Close.
 	ErrClosed = errors.New("the speaker is closed")
-	// ErrNotIPv4 is wrapped by Announce for addresses that ARP cannot announce.
-	ErrNotIPv4 = errors.New("only IPv4 addresses are announced by ARP")
+	// ErrAddress is wrapped by Announce for what no host can hold on a link.
+	ErrAddress = errors.New("not an address of one host")
 )
 
 // L2Config configures an L2 speaker. The zero value is usable.
@@ -42,6 +42,10 @@ type L2Config struct {
 	// again ten times a second; when it opens, the schedule starts from the
 	// beginning. It must not block or call the speaker.
 	Fence func(Advert) bool
+	// Router is the Router flag of neighbour advertisements (RFC 4861 section 4.4):
+	// whether the links forward IPv6. It must be what the kernel says in its own,
+	// which is net.ipv6.conf.LINK.forwarding.
+	Router bool
 	// Logger defaults to one that discards.
 	Logger *slog.Logger
 }
@@ -63,8 +67,9 @@ func (c L2Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// L2 announces IPv4 addresses on Ethernet links by gratuitous ARP. Announce says
-// what is new; Run makes the repeats and listens for other machines' claims.
+// L2 announces addresses on Ethernet links, IPv4 by gratuitous ARP and IPv6 by
+// unsolicited neighbour advertisements. Announce says what is new; Run makes the
+// repeats and listens for other machines' claims.
 // All methods may be called from several goroutines.
 type L2 struct {
 	cfg    L2Config
@@ -74,12 +79,12 @@ type L2 struct {
 	// io is held while frames go out, so that after Announce has returned nothing
 	// is sent that its set does not hold. It is taken before mu.
 	io    sync.Mutex
-	links map[string]*link // guarded by io
+	lanes map[lane]*link // guarded by io
 
 	mu        sync.Mutex
 	sched     *schedule
 	listeners []listener   // opened, not yet served by Run
-	own       map[mac]bool // hardware addresses of the links in use
+	own       map[mac]bool // hardware addresses of the lanes in use
 	closed    bool
 
 	sent, sendErrors, fenced, foreign, malformed atomic.Uint64
@@ -89,11 +94,11 @@ var _ Speaker = (*L2)(nil)
 
 // L2Stats counts since NewL2.
 type L2Stats struct {
-	Sent          uint64 // frames; an announcement is two
+	Sent          uint64 // frames; an announcement is two of ARP, or one of NDP
 	SendErrors    uint64 // announcements put off because of the link or the socket
 	Fenced        uint64 // times the fence was found shut
-	ForeignClaims uint64 // ARP frames of other machines with one of our addresses as sender
-	Malformed     uint64 // received frames that are not ARP for IPv4 over Ethernet
+	ForeignClaims uint64 // frames in which another machine calls one of our addresses its own
+	Malformed     uint64 // received frames that are not valid ARP or NDP over Ethernet
 }
 
 // NewL2 returns a speaker with nothing to say. Sockets are opened when a link is
@@ -118,17 +123,16 @@ func newL2(cfg L2Config, w wire) (*L2, error) {
 		cfg:    cfg,
 		wire:   w,
 		signal: make(chan struct{}, 1),
-		links:  make(map[string]*link),
+		lanes:  make(map[lane]*link),
 		sched:  newSchedule(cfg.Schedule, cfg.Every),
 		own:    make(map[mac]bool),
 	}, nil
 }
 
 // Announce makes want the whole set. Addresses that are new, on a new link or of
-// a new epoch are announced before it returns, in both forms of gratuitous ARP,
-// and by Run from then on. What could not be sent is in the error, and tried
-// again by Run; an IPv6 address (ErrNotIPv4) is left out. ctx is looked at before
-// anything is done.
+// a new epoch are announced before it returns, and by Run from then on. What could
+// not be sent is in the error, and tried again by Run; what is no address of one
+// host (ErrAddress) is left out. ctx is looked at before anything is done.
 func (l *L2) Announce(ctx context.Context, want []Advert) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -136,9 +140,9 @@ func (l *L2) Announce(ctx context.Context, want []Advert) error {
 	var errs []error
 	usable := make([]Advert, 0, len(want))
 	for _, a := range want {
-		a.Addr = a.Addr.Unmap()
-		if !a.Addr.Is4() {
-			errs = append(errs, fmt.Errorf("announce %s on %s: %w", a.Addr, a.Link, ErrNotIPv4))
+		a.Addr = a.Addr.Unmap().WithZone("") // frames know no zones; the link is the zone
+		if !announceable(a.Addr) {
+			errs = append(errs, fmt.Errorf("announce %s on %s: %w", a.Addr, a.Link, ErrAddress))
 			continue
 		}
 		usable = append(usable, a)
@@ -152,9 +156,9 @@ func (l *L2) Announce(ctx context.Context, want []Advert) error {
 		return ErrClosed
 	}
 	l.sched.want(usable, now)
-	inUse := l.sched.links(false, now)
+	inUse := l.sched.lanes(false, now)
 	l.mu.Unlock()
-	l.keepLinks(inUse)
+	l.keepLanes(inUse)
 	errs = append(errs, l.pass(now, false))
 	l.wakeRun()
 	return errors.Join(errs...)
@@ -164,7 +168,7 @@ func (l *L2) Announce(ctx context.Context, want []Advert) error {
 // a partition healed. The frames are sent by Run.
 func (l *L2) Again(reason string) {
 	l.mu.Lock()
-	n := l.sched.restart("", time.Now())
+	n := l.sched.restart(nil, time.Now())
 	l.mu.Unlock()
 	if n > 0 {
 		l.cfg.Logger.Info("announcing again", "reason", reason, "vips", n)
@@ -189,7 +193,7 @@ func (l *L2) Close() error {
 	l.closed = true
 	l.sched.want(nil, time.Now())
 	l.mu.Unlock()
-	l.keepLinks(nil)
+	l.keepLanes(nil)
 	l.wakeRun()
 	return nil
 }

@@ -81,7 +81,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// capture reads every ARP frame that arrives at ptv1.
+// capture reads every ARP frame, or neighbour advertisement for testVIP6, that
+// arrives at ptv1.
 type capture struct {
 	conn *packet.Conn
 	done chan struct{}
@@ -89,10 +90,11 @@ type capture struct {
 	got  [][]byte
 }
 
-func newCapture(t *testing.T) *capture {
+func newCapture(t *testing.T, on protocol) *capture {
 	t.Helper()
-	conn, err := packet.Listen(&net.Interface{Index: linkOf(t, "ptv1").Attrs().Index, Name: "ptv1"}, packet.Raw, etherTypeARP, nil)
+	p, err := sockets{}.open(lane{link: "ptv1", proto: on}, linkState{index: linkOf(t, "ptv1").Attrs().Index})
 	must(t, err)
+	conn := p.(socket).conn
 	c := &capture{conn: conn, done: make(chan struct{})}
 	go func() {
 		defer close(c.done)
@@ -104,6 +106,13 @@ func newCapture(t *testing.T) *capture {
 			}
 			if err != nil {
 				return
+			}
+			if on == ndp {
+				// The kernel speaks too: for its own addresses, and to ask for others.
+				c, err := parseNDP(buf[:n])
+				if err != nil || buf[icmpAt] != typeAdvertise || c.addr != testVIP6 {
+					continue
+				}
 			}
 			c.mu.Lock()
 			c.got = append(c.got, bytes.Clone(buf[:n]))
@@ -180,7 +189,7 @@ func hwOf(t *testing.T, name string) mac {
 
 func TestBothFormsReachTheSegmentByteForByte(t *testing.T) {
 	newNetns(t)
-	c := newCapture(t)
+	c := newCapture(t, arp)
 	l := newSpeaker(t, L2Config{})
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
 	hw := fmt.Sprintf("%x", hwOf(t, "ptv0"))
@@ -195,7 +204,7 @@ func TestBothFormsReachTheSegmentByteForByte(t *testing.T) {
 
 func TestHundredVIPsInOneBurst(t *testing.T) {
 	newNetns(t)
-	c := newCapture(t)
+	c := newCapture(t, arp)
 	l := newSpeaker(t, L2Config{})
 	var want []Advert
 	for i := range 100 {
@@ -238,7 +247,7 @@ func TestKernelNeighbourLearnsTheNewHolder(t *testing.T) {
 
 func TestRepeatsNewEpochAndForeignClaimOnTheWire(t *testing.T) {
 	ns := newNetns(t)
-	c := newCapture(t)
+	c := newCapture(t, arp)
 	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0, 30 * ms, 60 * ms}, Every: time.Hour})
 	startRun(t, l, ns)
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
@@ -255,7 +264,7 @@ func TestRepeatsNewEpochAndForeignClaimOnTheWire(t *testing.T) {
 
 func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
 	ns := newNetns(t)
-	c := newCapture(t)
+	c := newCapture(t, arp)
 	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0}, Every: time.Hour})
 	startRun(t, l, ns)
 	want := []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}
@@ -278,7 +287,7 @@ func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
 		t.Error("announced on a link that is not there")
 	}
 	addVeth(t)
-	c = newCapture(t)
+	c = newCapture(t, arp)
 	eventually(t, "announced on the new link", func() bool { return c.count(nil) >= 2 })
 }
 
@@ -286,7 +295,7 @@ func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
 func (l *L2) linkFailing(name string) bool {
 	l.io.Lock()
 	defer l.io.Unlock()
-	k, ok := l.links[name]
+	k, ok := l.lanes[lane{link: name}]
 	return ok && k.port == nil
 }
 

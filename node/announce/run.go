@@ -63,9 +63,9 @@ func (l *L2) repeat(ctx context.Context, listeners *errgroup.Group) error {
 	}
 }
 
-// listen reads ARP from one port until it is closed.
+// listen reads one port until it is closed.
 func (l *L2) listen(f listener) {
-	buf := make([]byte, 128) // an ARP frame with the longest padding is 60
+	buf := make([]byte, maxNDPFrame)
 	for {
 		n, err := f.port.receive(buf)
 		if errors.Is(err, unix.ENETDOWN) {
@@ -77,7 +77,7 @@ func (l *L2) listen(f listener) {
 			l.lost(f, err)
 			return
 		}
-		l.heard(f.link, buf[:n])
+		l.heard(f.lane, buf[:n])
 	}
 }
 
@@ -86,27 +86,28 @@ func (l *L2) listen(f listener) {
 func (l *L2) lost(f listener, err error) {
 	l.io.Lock()
 	defer l.io.Unlock()
-	if k, ok := l.links[f.link]; ok && k.port == f.port {
-		l.fail(f.link, err)
+	if k, ok := l.lanes[f.lane]; ok && k.port == f.port {
+		l.fail(f.lane, err)
 	}
 }
 
 // heard looks for a foreign claim in a received frame: an ARP frame of either
-// operation from another machine that has one of our addresses as the sender. (A
-// probe, RFC 5227 section 2.1.1, has sender 0.0.0.0 and claims nothing yet; the
-// kernel answers it.)
-func (l *L2) heard(link string, frame []byte) {
-	f, err := parseARP(frame)
+// operation from another machine that has one of our addresses as the sender, a
+// neighbour advertisement for it, or a solicitation from it. (A probe, RFC 5227
+// section 2.1.1 and RFC 4862 section 5.4, comes from no address and claims nothing
+// yet; the kernel answers it.)
+func (l *L2) heard(on lane, frame []byte) {
+	c, err := on.proto.parse(frame)
 	if err != nil {
 		l.malformed.Add(1)
 		return
 	}
 	l.mu.Lock()
-	if l.own[f.senderHW] {
+	if l.own[c.hw] {
 		l.mu.Unlock()
 		return
 	}
-	wanted, tell := l.sched.claim(target{addr: f.senderIP, link: link}, time.Now())
+	wanted, tell := l.sched.claim(target{addr: c.addr, link: on.link}, time.Now())
 	l.mu.Unlock()
 	if !wanted {
 		return
@@ -114,7 +115,7 @@ func (l *L2) heard(link string, frame []byte) {
 	l.foreign.Add(1)
 	if tell > 0 {
 		l.cfg.Logger.Warn("another machine claims a VIP of this node, announcing it again",
-			"vip", f.senderIP, "link", link, "mac", net.HardwareAddr(f.senderHW[:]).String(), "claims", tell)
+			"vip", c.addr, "link", on.link, "mac", net.HardwareAddr(c.hw[:]).String(), "claims", tell)
 	}
 	l.wakeRun()
 }
@@ -123,7 +124,7 @@ func (l *L2) heard(link string, frame []byte) {
 func (l *L2) dropAll() {
 	l.io.Lock()
 	defer l.io.Unlock()
-	l.keepLinks(nil)
+	l.keepLanes(nil)
 	l.mu.Lock()
 	l.listeners = nil
 	l.mu.Unlock()

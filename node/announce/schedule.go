@@ -2,7 +2,7 @@ package announce
 
 import (
 	"cmp"
-	"net/netip"
+	"maps"
 	"slices"
 	"time"
 )
@@ -15,12 +15,6 @@ const (
 	// claimReport is the least time between two reports about one address.
 	claimReport = 10 * time.Second
 )
-
-// target is what an announcement is about.
-type target struct {
-	addr netip.Addr
-	link string
-}
 
 // entry is where one target stands in its schedule.
 type entry struct {
@@ -117,12 +111,12 @@ func (s *schedule) wake() (time.Time, bool) {
 	return first, len(s.entries) > 0
 }
 
-// restart starts the schedule of every target on link at now, or of all if link
-// is empty, and returns their number.
-func (s *schedule) restart(link string, now time.Time) int {
+// restart starts the schedule of every target of the lane at now, or of all if
+// there is none, and returns their number.
+func (s *schedule) restart(only *lane, now time.Time) int {
 	n := 0
 	for t, e := range s.entries {
-		if link == "" || t.link == link {
+		if only == nil || t.lane() == *only {
 			s.entries[t] = s.started(e, now)
 			n++
 		}
@@ -161,22 +155,19 @@ func (s *schedule) claim(t target, now time.Time) (wanted bool, tell uint64) {
 	return true, tell
 }
 
-// links returns the links of all targets, or only of those with something due
+// lanes returns the lanes of all targets, or only of those with something due
 // at now, sorted.
-func (s *schedule) links(onlyDue bool, now time.Time) []string {
-	set := make(map[string]bool)
+func (s *schedule) lanes(onlyDue bool, now time.Time) []lane {
+	set := make(map[lane]bool)
 	for t, e := range s.entries {
 		claimed := !e.again.IsZero() && !e.again.After(now)
 		if !onlyDue || claimed || !e.due.After(now) {
-			set[t.link] = true
+			set[t.lane()] = true
 		}
 	}
-	out := make([]string, 0, len(set))
-	for l := range set {
-		out = append(out, l)
-	}
-	slices.Sort(out)
-	return out
+	return slices.SortedFunc(maps.Keys(set), func(a, b lane) int {
+		return cmp.Or(cmp.Compare(a.link, b.link), cmp.Compare(a.proto, b.proto))
+	})
 }
 
 // started returns e with its schedule beginning at start.

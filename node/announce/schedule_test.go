@@ -159,16 +159,16 @@ func TestRestartConcernsOneLinkOrAll(t *testing.T) {
 	s := testSchedule()
 	s.want([]Advert{advert("10.0.0.1", "eth0", 1), advert("10.0.0.2", "eth1", 1)}, at(0))
 	s.step(at(0))
-	if n := s.restart("eth1", at(10*ms)); n != 1 {
+	if n := s.restart(&lane{link: "eth1"}, at(10*ms)); n != 1 {
 		t.Errorf("restarted %d", n)
 	}
-	if got := s.links(true, at(10*ms)); !slices.Equal(got, []string{"eth1"}) {
+	if got := s.lanes(true, at(10*ms)); !slices.Equal(got, []lane{{link: "eth1"}}) {
 		t.Errorf("due on %v", got)
 	}
-	if n := s.restart("", at(20*ms)); n != 2 {
+	if n := s.restart(nil, at(20*ms)); n != 2 {
 		t.Errorf("restarted %d", n)
 	}
-	if got := s.links(false, at(20*ms)); !slices.Equal(got, []string{"eth0", "eth1"}) {
+	if got := s.lanes(false, at(20*ms)); !slices.Equal(got, []lane{{link: "eth0"}, {link: "eth1"}}) {
 		t.Errorf("links %v", got)
 	}
 }
@@ -188,7 +188,7 @@ func TestScheduleNeverFallsSilent(t *testing.T) {
 			case 0:
 				s.claim(target{a.Addr, a.Link}, now)
 			case 1:
-				s.restart(a.Link, now)
+				s.restart(&lane{link: a.Link}, now)
 			case 2:
 				a.Epoch = s.entries[target{a.Addr, a.Link}].epoch
 				s.hold(a, now.Add(sendRetry))

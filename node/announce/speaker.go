@@ -14,7 +14,7 @@ type Advert struct {
 	Epoch uint64
 }
 
-// Speaker announces addresses in one way (ARP, BGP).
+// Speaker announces addresses in one way (ARP and NDP, BGP).
 type Speaker interface {
 	// Announce makes want the whole set of what is announced. When it returns,
 	// what was new in want has been said at least once, except for what the error

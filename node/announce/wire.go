@@ -31,11 +31,11 @@ type wire interface {
 	// lookup reads a link that can carry frames now. Errors wrap errLinkDown or
 	// errNoMAC, or say that there is no such link.
 	lookup(name string) (linkState, error)
-	// open opens a port for ARP on the link.
-	open(name string, state linkState) (port, error)
+	// open opens a port for the protocol of the lane on its link.
+	open(on lane, state linkState) (port, error)
 }
 
-// port sends and receives ARP frames on one link. send and receive may run at the
+// port sends and receives the frames of one lane. send and receive may run at the
 // same time; close ends both.
 type port interface {
 	send(frame []byte) error
@@ -61,24 +61,33 @@ func (sockets) lookup(name string) (linkState, error) {
 	return linkState{index: i.Index, hw: mac(i.HardwareAddr)}, nil
 }
 
-func (sockets) open(name string, state linkState) (port, error) {
-	conn, err := packet.Listen(&net.Interface{Index: state.index, Name: name}, packet.Raw, etherTypeARP, nil)
+func (sockets) open(on lane, state linkState) (port, error) {
+	etherType, cfg := etherTypeARP, &packet.Config{}
+	if on.proto == ndp {
+		filter, err := ndpFilter()
+		if err != nil {
+			return nil, fmt.Errorf("assemble socket filter: %w", err)
+		}
+		etherType, cfg.Filter = etherTypeIPv6, filter
+	}
+	conn, err := packet.Listen(&net.Interface{Index: state.index, Name: on.link}, packet.Raw, etherType, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("open packet socket on %s: %w", name, err)
+		return nil, fmt.Errorf("open packet socket on %s: %w", on.link, err)
 	}
 	return socket{conn}, nil
 }
 
-// socket is a packet socket bound to one link and to ARP. The kernel does not
-// hand it the frames it sends itself.
+// socket is a packet socket bound to one link and to ARP or to IPv6, then with a
+// filter for neighbour discovery. The kernel does not hand it the frames it sends
+// itself, and no packet that the data plane's program on the link takes.
 type socket struct{ conn *packet.Conn }
 
 func (s socket) send(frame []byte) error {
 	if err := s.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
-		return fmt.Errorf("send ARP frame: %w", err)
+		return fmt.Errorf("send frame: %w", err)
 	}
-	if _, err := s.conn.WriteTo(frame, &packet.Addr{HardwareAddr: broadcast[:]}); err != nil {
-		return fmt.Errorf("send ARP frame: %w", err)
+	if _, err := s.conn.WriteTo(frame, &packet.Addr{HardwareAddr: frame[:len(mac{})]}); err != nil {
+		return fmt.Errorf("send frame: %w", err)
 	}
 	return nil
 }
