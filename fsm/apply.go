@@ -87,16 +87,21 @@ func (d *draft) putInstance(inst Instance) {
 
 // putService keeps the index of frontends in step.
 func (d *draft) putService(svc Service) {
-	if old := d.services.get(svc.Name); old != nil && frontendOf(*old) != frontendOf(svc) {
+	f, l := frontendOf(svc), listenerOf(svc)
+	if old := d.services.get(svc.Name); old != nil && frontendOf(*old) != f {
 		d.frontends.drop(frontendOf(*old))
 	}
 	d.services.put(svc.Name, svc)
-	if f := frontendOf(svc); !d.frontends.has(f) {
-		d.frontends.put(f, svc.Name)
+	if there := d.frontends.get(f); there == nil || *there != l {
+		d.frontends.put(f, l)
 	}
 }
 
 func (d *draft) dropService(svc Service) {
 	d.services.drop(svc.Name)
 	d.frontends.drop(frontendOf(svc))
+	d.serviceIDs.drop(svc.ID)
+	for _, e := range svc.Endpoints {
+		d.endpointIDs.drop(e.ID)
+	}
 }

@@ -2,27 +2,48 @@ package fsm
 
 import (
 	"cmp"
-	"fmt"
-	"math"
 	"net/netip"
 	"slices"
+	"time"
 )
 
-// normalService fills in the defaults and sorts the endpoints, in a copy.
-func normalService(svc Service) Service {
-	svc.VIP = svc.VIP.Unmap()
+// withDefaults fills in what was not given.
+func withDefaults(svc Service) Service {
 	svc.Protocol = cmp.Or(svc.Protocol, TCP)
 	svc.Mode = cmp.Or(svc.Mode, ModeFullNAT)
 	svc.Algorithm = cmp.Or(svc.Algorithm, RoundRobin)
+	svc.Affinity = cmp.Or(svc.Affinity, AffinityNone)
+	svc.OnRemove = cmp.Or(svc.OnRemove, RemoveReset)
+	svc.OnFull = cmp.Or(svc.OnFull, FullDrop)
+	svc.NewFlowRate = cmp.Or(svc.NewFlowRate, DefaultNewFlowRate)
+	if svc.Mode == ModeDSR {
+		svc.Tunnel = cmp.Or(svc.Tunnel, TunnelL2)
+	}
+	if svc.Affinity == AffinityClientIP {
+		svc.AffinityTimeout = cmp.Or(svc.AffinityTimeout, DefaultAffinityTimeout)
+	}
 	if svc.IdleTimeout == 0 {
-		svc.IdleTimeout = DefaultIdleTimeoutTCP
+		svc.IdleTimeout = DefaultIdleTimeout
 		if svc.Protocol == UDP {
 			svc.IdleTimeout = DefaultIdleTimeoutUDP
 		}
 	}
+	return svc
+}
+
+// normalService fills in the defaults and sorts the endpoints, in a copy. Ids
+// are left out: they are Apply's to give.
+func normalService(svc Service) Service {
+	svc = withDefaults(svc)
+	svc.ID = 0
+	svc.VIP = svc.VIP.Unmap()
+	if svc.PortEnd == svc.Port {
+		svc.PortEnd = 0
+	}
 	endpoints := make([]Endpoint, len(svc.Endpoints))
 	for i, e := range svc.Endpoints {
-		e.Address = netip.AddrPortFrom(e.Address.Addr().Unmap(), e.Address.Port())
+		e.ID = 0
+		e.Address = unmapped(e.Address)
 		e.Admin = cmp.Or(e.Admin, AdminUp)
 		endpoints[i] = e
 	}
@@ -31,88 +52,96 @@ func normalService(svc Service) Service {
 	return svc
 }
 
+func unmapped(ap netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
 func compareEndpoint(e Endpoint, at netip.AddrPort) int { return e.Address.Compare(at) }
+
+// endpointAt finds an endpoint by its address.
+func (s Service) endpointAt(at netip.AddrPort) (int, bool) {
+	return slices.BinarySearchFunc(s.Endpoints, at, compareEndpoint)
+}
 
 func (c PutService) apply(d *draft) error {
 	svc := normalService(c.Service)
 	chk := &checker{object: "service " + shown(svc.Name)}
-	old := d.services.get(svc.Name)
-	if c.Create && old != nil {
+	var old Service
+	at := d.services.get(svc.Name)
+	if at != nil {
+		old = *at
+	}
+	if c.Create && at != nil {
 		chk.clash(ErrExists, "name", svc.Name, "exists already: use \"pontoon service update\" to change it")
 	}
+	svc.Endpoints = keepDeadlines(svc.Endpoints, old)
 	d.checkService(chk, svc)
-	if old == nil && d.services.len() >= MaxServices {
+	if at == nil && d.services.len() >= MaxServices {
 		chk.clash(ErrInUse, "name", svc.Name, "would be service %d: the data plane has room for %d", d.services.len()+1, MaxServices)
 	}
-	if old == nil && d.nextService == math.MaxUint32 {
-		chk.clash(ErrInUse, "id", nil, "is not to be had: all ids of this cluster have been given away")
+	if len(svc.Endpoints) > len(old.Endpoints)+d.endpointIDs.room() {
+		chk.clash(ErrInUse, "endpoints", len(svc.Endpoints), "are more than there is room for: the cluster has %d, of at most %d",
+			d.endpointIDs.held, MaxID)
 	}
 	if err := chk.err(); err != nil {
 		return err
 	}
-	if old != nil {
-		svc.ID = old.ID
-	} else {
-		svc.ID = d.nextService
-		d.nextService++
+	svc.ID = old.ID
+	if at == nil {
+		svc.ID = d.serviceIDs.take()
 	}
+	d.giveEndpointIDs(&svc, old)
 	d.putService(svc)
 	return nil
 }
 
-func (d *draft) checkService(chk *checker, svc Service) {
-	chk.name("name", svc.Name)
-	if chk.address("vip", svc.VIP) {
-		switch v := d.vips.get(svc.VIP); {
-		case v == nil:
-			chk.bad("vip", svc.VIP, "does not exist: create it with \"pontoon vip create %s\"", svc.VIP)
-		case v.Kind != VIPService:
-			chk.bad("vip", svc.VIP, "is of kind %s: use one of kind %s", v.Kind, VIPService)
+// keepDeadlines gives the endpoints that were draining, and still are, the
+// deadline they had: putting a service as it is must not prolong a drain. It
+// writes to endpoints.
+func keepDeadlines(endpoints []Endpoint, old Service) []Endpoint {
+	for i, e := range endpoints {
+		if j, ok := old.endpointAt(e.Address); ok && e.Admin == AdminDrain && old.Endpoints[j].Admin == AdminDrain {
+			endpoints[i].DrainUntil = old.Endpoints[j].DrainUntil
 		}
 	}
-	chk.port("port", svc.Port)
-	oneOf(chk, "protocol", svc.Protocol, TCP, UDP)
-	oneOf(chk, "mode", svc.Mode, ModeDNAT, ModeOneArm, ModeFullNAT)
-	oneOf(chk, "algorithm", svc.Algorithm, RoundRobin, Maglev)
-	if svc.IdleTimeout < MinIdleTimeout || svc.IdleTimeout > MaxIdleTimeout {
-		chk.bad("idle_timeout", svc.IdleTimeout, "must be %s to %s", MinIdleTimeout, MaxIdleTimeout)
-	}
-	if owner := d.frontends.get(frontendOf(svc)); owner != nil && *owner != svc.Name {
-		chk.clash(ErrInUse, "port", svc.Port, "with %s on %s is in use by service %s: choose another port or VIP",
-			svc.Protocol, svc.VIP, *owner)
-	}
-	if len(svc.Endpoints) > MaxEndpoints {
-		chk.bad("endpoints", len(svc.Endpoints), "are too many: at most %d", MaxEndpoints)
-		return
-	}
-	for i, e := range svc.Endpoints {
-		if i > 0 && svc.Endpoints[i-1].Address == e.Address {
-			chk.bad("endpoints", e.Address, "is there twice: leave one out")
-		}
-		d.checkEndpoint(chk, e)
-	}
+	return endpoints
 }
 
-// checkEndpoint names the endpoint by its address, because the position after
-// sorting is not the one the user wrote.
-func (d *draft) checkEndpoint(chk *checker, e Endpoint) {
-	if !e.Address.IsValid() {
-		chk.bad("endpoints", nil, "has one without an address: give an address and a port like 192.0.2.20:8080")
+// giveEndpointIDs gives the endpoints of svc their ids: those that old has keep
+// theirs, new ones get the next. Ids of endpoints that are gone are free only
+// afterwards, unless there is no other way, so that they are not given again at
+// once.
+func (d *draft) giveEndpointIDs(svc *Service, old Service) {
+	var fresh []int
+	gone := make(map[netip.AddrPort]uint32, len(old.Endpoints))
+	for _, e := range old.Endpoints {
+		gone[e.Address] = e.ID
+	}
+	for i, e := range svc.Endpoints {
+		if id, ok := gone[e.Address]; ok {
+			svc.Endpoints[i].ID = id
+			delete(gone, e.Address)
+		} else {
+			fresh = append(fresh, i)
+		}
+	}
+	give := func() {
+		for _, i := range fresh {
+			svc.Endpoints[i].ID = d.endpointIDs.take()
+		}
+	}
+	free := func() {
+		for _, id := range gone { // the order does not matter to a set
+			d.endpointIDs.drop(id)
+		}
+	}
+	if len(fresh) <= d.endpointIDs.room() {
+		give()
+		free()
 		return
 	}
-	var own checker
-	if own.address("address", e.Address.Addr()) && d.vips.has(e.Address.Addr()) {
-		own.bad("address", e.Address.Addr(), "is a VIP of this cluster: give the address of the server itself")
-	}
-	own.port("port", e.Address.Port())
-	if e.Weight > MaxWeight {
-		own.bad("weight", e.Weight, "must be 0 to %d", MaxWeight)
-	}
-	oneOf(&own, "admin", e.Admin, AdminUp, AdminDrain, AdminDown)
-	for _, p := range own.problems {
-		p.Field = fmt.Sprintf("endpoints[%s].%s", e.Address, p.Field)
-		chk.problems = append(chk.problems, p)
-	}
+	free()
+	give()
 }
 
 func (d *draft) service(name string) (Service, error) {
@@ -139,16 +168,28 @@ func (c SetEndpointAdmin) apply(d *draft) error {
 	}
 	chk := &checker{object: "service " + svc.Name}
 	oneOf(chk, "admin", c.Admin, AdminUp, AdminDrain, AdminDown)
+	until := chk.instant("until", c.Until)
+	if c.Admin != AdminDrain && !until.IsZero() {
+		chk.bad("until", stamp(until), "goes with %s only: leave it out", AdminDrain)
+	}
 	if err := chk.err(); err != nil {
 		return err
 	}
-	at := netip.AddrPortFrom(c.Endpoint.Addr().Unmap(), c.Endpoint.Port())
-	i, ok := slices.BinarySearchFunc(svc.Endpoints, at, compareEndpoint)
+	i, ok := svc.endpointAt(unmapped(c.Endpoint))
 	if !ok {
 		return refuse(ErrNotFound, "service %s has no endpoint %s: see \"pontoon service show %s\"", svc.Name, shown(c.Endpoint), svc.Name)
 	}
 	svc.Endpoints = slices.Clone(svc.Endpoints)
-	svc.Endpoints[i].Admin = c.Admin
+	svc.Endpoints[i].Admin, svc.Endpoints[i].DrainUntil = c.Admin, until
 	d.putService(svc)
 	return nil
+}
+
+// Deadline is when a drain that begins at now ends by the service's
+// DrainTimeout; zero is never. It is for whoever proposes the drain.
+func (s Service) Deadline(now time.Time) time.Time {
+	if s.DrainTimeout <= 0 {
+		return time.Time{}
+	}
+	return now.Add(time.Duration(s.DrainTimeout))
 }

@@ -22,7 +22,7 @@ func (c PutVIP) apply(d *draft) error {
 	if !d.instances.has(v.Instance) {
 		chk.bad("instance", v.Instance, "does not exist: create it with \"pontoon instance create\"")
 	}
-	oneOf(chk, "kind", v.Kind, VIPService, VIPGateway)
+	oneOf(chk, "kind", v.Kind, VIPService, VIPGateway, VIPSNAT)
 	oneOf(chk, "announce", v.Announce, AnnounceL2, AnnounceNone)
 	if !validInterface(v.Interface) {
 		chk.bad("interface", v.Interface, "is no name of an interface")

@@ -10,8 +10,9 @@ import (
 
 // commandVersion is the version of the envelope and of the commands in it. It
 // is raised when an older version could misread a command; the older one then
-// stops with ErrUnsupported rather than let its replica drift.
-const commandVersion = 1
+// stops with ErrUnsupported rather than let its replica drift. Version 1 knew
+// fewer settings of a service; what it wrote reads as it is.
+const commandVersion = 2
 
 type envelope struct {
 	Version int             `json:"v"`
@@ -20,7 +21,7 @@ type envelope struct {
 }
 
 // Encode returns a command as it stands in the log:
-// {"v":1,"type":"put_service","data":{…}}.
+// {"v":2,"type":"put_service","data":{…}}.
 func Encode(c Command) ([]byte, error) {
 	if c == nil {
 		return nil, refuse(ErrInvalid, "encode command: there is none")

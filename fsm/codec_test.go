@@ -15,6 +15,9 @@ import (
 func allCommands() []Command {
 	join := joining(lbNode("lb2", 2))
 	svc := normalService(webService())
+	svc.PortEnd, svc.Affinity, svc.AffinityTimeout, svc.IdleReset = 81, AffinityClientIP, MinAffinityTimeout, true
+	svc.OnRemove, svc.OnFull, svc.DrainTimeout = RemoveKeep, FullReset, MinDrainTimeout
+	svc.Endpoints[1].Admin, svc.Endpoints[1].DrainUntil = AdminDrain, epoch0
 	cmds := []Command{
 		initCluster(), join[0],
 		RevokeToken{ID: "abc"},
@@ -31,7 +34,7 @@ func allCommands() []Command {
 		DeleteVIP{Address: addr("10.0.0.1")},
 		PutService{Service: svc, Create: true},
 		DeleteService{Name: "web"},
-		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDown},
+		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDrain, Until: epoch0},
 	}
 	return append(cmds, Batch{Commands: append([]Command{}, cmds...)})
 }
@@ -67,7 +70,7 @@ func TestEveryCommandSurvivesTheLog(t *testing.T) {
 
 func TestLogFormat(t *testing.T) {
 	b, err := Encode(SetVoter{Node: "lb2"})
-	if want := `{"v":1,"type":"set_voter","data":{"node":"lb2"}}`; err != nil || string(b) != want {
+	if want := `{"v":2,"type":"set_voter","data":{"node":"lb2"}}`; err != nil || string(b) != want {
 		t.Errorf("%s (%v), want %s", b, err, want)
 	}
 }
@@ -83,13 +86,13 @@ func TestDecodeRefusals(t *testing.T) {
 		{`{"v":1,"type":"set_voter","data":{"node":"a"}} x`, ErrInvalid, ""},
 		{`{"v":1,"type":"set_voter"}`, ErrInvalid, "set_voter"},
 		{`{"v":1,"type":"set_voter","data":{"nod":"a"}}`, ErrInvalid, "nod"},
-		{`{"v":2,"type":"set_voter","data":{}}`, ErrUnsupported, "version 2"},
+		{`{"v":3,"type":"set_voter","data":{}}`, ErrUnsupported, "version 3"},
 		{`{"v":3,"kind":"x"}`, ErrUnsupported, "version 3"},
 		{`{"v":1,"kind":"x"}`, ErrInvalid, "kind"},
 		{`{"v":1,"type":"fly","data":{}}`, ErrUnsupported, "fly"},
 		{`{"v":1,"type":"put_service","data":{"service":{"endpoints":[{"wait":1}]},"create":true}}`, ErrInvalid, "wait"},
 		{`{"v":1,"type":"batch","data":{"commands":[{"v":1,"type":"batch","data":{"commands":[]}}]}}`, ErrInvalid, "inside"},
-		{`{"v":1,"type":"batch","data":{"commands":[{"v":2,"type":"x","data":{}}]}}`, ErrUnsupported, "version 2"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":3,"type":"x","data":{}}]}}`, ErrUnsupported, "version 3"},
 	} {
 		_, err := Decode([]byte(r.in))
 		if !errors.Is(err, r.kind) || !strings.Contains(err.Error(), r.words) {
@@ -135,17 +138,22 @@ func TestRestoreRefusals(t *testing.T) {
 		from, to string
 		kind     error
 	}{
-		{`{"v":1,`, `{"v":2,"new":true,`, ErrUnsupported},
-		{`{"v":1,`, `{"v":0,`, ErrInvalid},
-		{`{"v":1,`, `{"v":1,"new":true,`, ErrInvalid},
-		{`{"v":1,`, `{`, ErrInvalid},
+		{`{"v":2,`, `{"v":3,"new":true,`, ErrUnsupported},
+		{`{"v":2,`, `{"v":0,`, ErrInvalid},
+		{`{"v":2,`, `{"v":2,"new":true,`, ErrInvalid},
+		{`{"v":2,`, `{`, ErrInvalid},
 		{`"name":"lb2"`, `"name":"lb1"`, ErrInvalid},
 		{`"key":"`, `"key":"AAAA`, ErrInvalid},
 		{`"name":"default"`, `"name":"other"`, ErrInvalid},
 		{`"master":"lb`, `"master":"xx`, ErrInvalid},
-		{`"id":1,`, `"id":9,`, ErrInvalid},
+		{`"name":"web","id":1,`, `"name":"web","id":0,`, ErrInvalid},
+		{`"name":"web","id":1,`, `"name":"web","id":65536,`, ErrInvalid},
+		{`{"id":2,"address":"10.1.0.2:8080"`, `{"id":1,"address":"10.1.0.2:8080"`, ErrInvalid},
+		{`{"id":2,"address":"10.1.0.2:8080"`, `{"address":"10.1.0.2:8080"`, ErrInvalid},
+		{`"port":80,`, `"port":80,"port_end":79,`, ErrInvalid},
 		{`"vips":[{"address":"10.0.0.100"`, `"vips":[{"address":"10.0.0.101"`, ErrInvalid},
 		{`"next_service":2`, `"next_service":0`, ErrInvalid},
+		{`"next_endpoint":3`, `"next_endpoint":65536`, ErrInvalid},
 		{`10.1.0.2:8080`, `10.1.0.0:8080`, ErrInvalid},
 	} {
 		bad := strings.Replace(good, r.from, r.to, 1)

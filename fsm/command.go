@@ -129,10 +129,12 @@ type DeleteVIP struct {
 	Address netip.Addr `json:"address"`
 }
 
-// PutService creates or replaces a service, which keeps its id when replaced.
-// With Create, an existing name is refused with ErrExists. Refused with
-// ErrInvalid, and with ErrInUse if another service has the same VIP, protocol
-// and port.
+// PutService creates or replaces a service, which keeps its id when replaced, as
+// do the endpoints that stay. One that was draining and still is keeps its
+// DrainUntil; of one that begins to drain it is what the proposer worked out from
+// its clock. With Create, an existing name is refused with ErrExists. Refused
+// with ErrInvalid, and with ErrInUse if another service has the same VIP,
+// protocol and one of the ports, or if there is no room.
 type PutService struct {
 	Service Service `json:"service"`
 	Create  bool    `json:"create"`
@@ -143,12 +145,14 @@ type DeleteService struct {
 	Name string `json:"name"`
 }
 
-// SetEndpointAdmin changes the administrative state of one endpoint. Refused
-// with ErrNotFound, ErrInvalid.
+// SetEndpointAdmin changes the administrative state of one endpoint. Until goes
+// with AdminDrain only, and replaces what was said before. Refused with
+// ErrNotFound, ErrInvalid.
 type SetEndpointAdmin struct {
 	Service  string         `json:"service"`
 	Endpoint netip.AddrPort `json:"endpoint"`
 	Admin    AdminState     `json:"admin"`
+	Until    time.Time      `json:"until,omitzero"` // by the proposer's clock, when its flows are ended; zero is never
 }
 
 // Batch applies commands in order, all or none, with one election at the end.

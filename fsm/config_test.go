@@ -26,19 +26,25 @@ func TestVIPRefusals(t *testing.T) {
 		words string
 	}{
 		{VIP{}, ErrInvalid, "missing"},
-		{VIP{Address: addr("2001:db8::1")}, ErrInvalid, "IPv6, which is not supported yet"},
+		{VIP{Address: addr("fe80::1")}, ErrInvalid, "link-local"},
+		{VIP{Address: addr("2001:db8::1%eth0")}, ErrInvalid, "zone"},
+		{VIP{Address: addr("ff02::5")}, ErrInvalid, "multicast"},
+		{VIP{Address: addr("::1")}, ErrInvalid, "loopback"},
+		{VIP{Address: addr("::")}, ErrInvalid, "unspecified"},
+		{VIP{Address: addr("::ffff:127.0.0.1")}, ErrInvalid, "loopback"},
 		{VIP{Address: addr("224.0.0.5")}, ErrInvalid, "multicast"},
 		{VIP{Address: addr("127.0.0.1")}, ErrInvalid, "loopback"},
 		{VIP{Address: addr("0.0.0.0")}, ErrInvalid, "unspecified"},
 		{VIP{Address: addr("255.255.255.255")}, ErrInvalid, "broadcast"},
 		{VIP{Address: addr("10.0.0.9"), Instance: "nix"}, ErrInvalid, "instance nix does not exist"},
-		{VIP{Address: addr("10.0.0.9"), Kind: "x"}, ErrInvalid, "kind x must be service or gateway"},
+		{VIP{Address: addr("10.0.0.9"), Kind: "x"}, ErrInvalid, "kind x must be service or gateway or snat"},
 		{VIP{Address: addr("10.0.0.9"), Announce: "x"}, ErrInvalid, "announce x must be l2 or none"},
 		{VIP{Address: addr("10.0.0.9"), Interface: "a/b"}, ErrInvalid, "interface a/b"},
 		{VIP{Address: addr("10.0.0.9"), Interface: strings.Repeat("e", 16)}, ErrInvalid, "interface"},
 		{VIP{Address: addr("192.0.2.2")}, ErrInUse, "address of node lb2"},
 		{VIP{Address: addr("10.1.0.2")}, ErrInUse, "endpoint of service web"},
 		{VIP{Address: addr("10.0.0.100"), Kind: VIPGateway}, ErrInUse, "services web"},
+		{VIP{Address: addr("10.0.0.100"), Kind: VIPSNAT}, ErrInUse, "services web"},
 	} {
 		refused(t, s, PutVIP{VIP: r.vip}, r.kind, r.words)
 	}
@@ -83,7 +89,8 @@ func TestDefaultsOfService(t *testing.T) {
 	a, _ := s.Service("a")
 	want := Service{
 		Name: "a", ID: 2, VIP: addr("10.0.0.100"), Port: 1, Protocol: TCP, Mode: ModeFullNAT, Algorithm: RoundRobin,
-		IdleTimeout: DefaultIdleTimeoutTCP, Endpoints: []Endpoint{},
+		Affinity: AffinityNone, IdleTimeout: DefaultIdleTimeout, OnRemove: RemoveReset, OnFull: FullDrop, NewFlowRate: 50000,
+		Endpoints: []Endpoint{},
 	}
 	if diff := cmp.Diff(want, a, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); diff != "" {
 		t.Error(diff)
@@ -110,9 +117,9 @@ func TestServiceRefusals(t *testing.T) {
 		{"unknown vip", func(c *Service) { c.VIP = addr("10.0.0.3") }, ErrInvalid, "pontoon vip create 10.0.0.3"},
 		{"gateway vip", func(c *Service) { c.VIP = addr("10.0.0.1") }, ErrInvalid, "kind gateway"},
 		{"port", func(c *Service) { c.Port = 0 }, ErrInvalid, "port 0 must be 1 to 65535"},
-		{"protocol", func(c *Service) { c.Protocol = "sctp" }, ErrInvalid, "protocol sctp must be tcp or udp"},
-		{"mode", func(c *Service) { c.Mode = "dsr" }, ErrInvalid, "mode dsr must be dnat or onearm or fullnat"},
-		{"algorithm", func(c *Service) { c.Algorithm = "lc" }, ErrInvalid, "algorithm lc"},
+		{"protocol", func(c *Service) { c.Protocol = "icmp" }, ErrInvalid, "protocol icmp must be tcp or udp or sctp"},
+		{"mode", func(c *Service) { c.Mode = "x" }, ErrInvalid, "mode x must be dnat or onearm or fullnat or dsr"},
+		{"algorithm", func(c *Service) { c.Algorithm = "wrr" }, ErrInvalid, "algorithm wrr must be rr or maglev or lc"},
 		{"idle short", func(c *Service) { c.IdleTimeout = MinIdleTimeout - 1 }, ErrInvalid, "idle_timeout"},
 		{"idle long", func(c *Service) { c.IdleTimeout = MaxIdleTimeout + 1 }, ErrInvalid, "idle_timeout"},
 		{"idle negative", func(c *Service) { c.IdleTimeout = -1 }, ErrInvalid, "idle_timeout"},
@@ -122,7 +129,6 @@ func TestServiceRefusals(t *testing.T) {
 		{"admin", func(c *Service) { c.Endpoints[0].Admin = "off" }, ErrInvalid, "admin off must be up or drain or down"},
 		{"endpoint port", func(c *Service) { c.Endpoints[0].Address = addrPort("10.1.0.2:0") }, ErrInvalid, ".port 0"},
 		{"endpoint zero", func(c *Service) { c.Endpoints[0] = Endpoint{} }, ErrInvalid, "without an address"},
-		{"endpoint v6", func(c *Service) { c.Endpoints[0].Address = addrPort("[2001:db8::1]:80") }, ErrInvalid, "IPv6"},
 		{"endpoint is vip", func(c *Service) { c.Endpoints[0].Address = addrPort("10.0.0.1:80") }, ErrInvalid, "is a VIP"},
 		{"too many", func(c *Service) { c.Endpoints = manyEndpoints(MaxEndpoints + 1) }, ErrInvalid, "at most 256"},
 	} {

@@ -24,7 +24,7 @@ var (
 // the first few values, which would leave whole commands untried.
 func dice(t *rapid.T, label string, n int) int {
 	v := 0
-	for _, bit := range bits.Draw(t, label) {
+	for _, bit := range tosses.Draw(t, label) {
 		v <<= 1
 		if bit {
 			v |= 1
@@ -33,7 +33,7 @@ func dice(t *rapid.T, label string, n int) int {
 	return v % n
 }
 
-var bits = rapid.SliceOfN(rapid.Bool(), 10, 10)
+var tosses = rapid.SliceOfN(rapid.Bool(), 10, 10)
 
 func pick[T any](t *rapid.T, label string, from []T) T { return from[dice(t, label, len(from))] }
 

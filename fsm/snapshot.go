@@ -7,20 +7,22 @@ import (
 )
 
 // snapshotVersion is the version of the snapshot's form; see commandVersion.
-const snapshotVersion = 1
+// Version 1 had no ids of endpoints, and ids of services without a bound.
+const snapshotVersion = 2
 
 // snapshot is the form of a snapshot. S is Service when written and
 // storedService when read.
 type snapshot[S any] struct {
-	Version     int        `json:"v"`
-	Index       uint64     `json:"index"`
-	NextService uint32     `json:"next_service"`
-	Cluster     Cluster    `json:"cluster"`
-	Nodes       []Node     `json:"nodes"`
-	Instances   []Instance `json:"instances"`
-	VIPs        []VIP      `json:"vips"`
-	Services    []S        `json:"services"`
-	Tokens      []Token    `json:"tokens"`
+	Version      int        `json:"v"`
+	Index        uint64     `json:"index"`
+	NextService  uint32     `json:"next_service"`  // where the search for the next id begins
+	NextEndpoint uint32     `json:"next_endpoint"` // likewise
+	Cluster      Cluster    `json:"cluster"`
+	Nodes        []Node     `json:"nodes"`
+	Instances    []Instance `json:"instances"`
+	VIPs         []VIP      `json:"vips"`
+	Services     []S        `json:"services"`
+	Tokens       []Token    `json:"tokens"`
 }
 
 // storedService hides the endpoints of Service behind ones without the default
@@ -46,7 +48,8 @@ func (in storedService) service() Service {
 // take long for a big state, and may run beside Apply.
 func (s *State) Snapshot() ([]byte, error) {
 	b, err := json.Marshal(snapshot[Service]{
-		Version: snapshotVersion, Index: s.index, NextService: s.nextService, Cluster: s.cluster,
+		Version: snapshotVersion, Index: s.index, Cluster: s.cluster,
+		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
 		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: s.vips.values(),
 		Services: s.services.values(), Tokens: s.tokens.values(),
 	})
@@ -76,20 +79,53 @@ func Restore(b []byte) (*State, error) {
 	case in.Version < 1:
 		return nil, refuse(ErrInvalid, "decode snapshot: version %d never was", in.Version)
 	}
-	s, err := fill(in)
+	s, err := fill(upgraded(in))
 	if err != nil {
 		return nil, refuse(ErrInvalid, "decode snapshot: %v", err)
 	}
 	return s, nil
 }
 
+// upgraded gives a snapshot of an older version what the present one has: ids
+// of endpoints, in order of services and addresses, and ids of services that
+// are within MaxID.
+func upgraded(in snapshot[storedService]) snapshot[storedService] {
+	if in.Version != 1 {
+		return in
+	}
+	in.NextEndpoint = 1
+	if in.NextService > MaxID {
+		in.NextService = 1
+	}
+	ids := newIDRing()
+	for _, svc := range in.Services {
+		if svc.ID > 0 && svc.ID <= MaxID && !ids.has(svc.ID) {
+			ids.put(svc.ID)
+		}
+	}
+	for i, svc := range in.Services {
+		if svc.ID > MaxID && ids.room() > 0 {
+			in.Services[i].ID = ids.take()
+		}
+		for j := range svc.Endpoints {
+			if in.NextEndpoint <= MaxID {
+				svc.Endpoints[j].ID = in.NextEndpoint
+				in.NextEndpoint++
+			}
+		}
+	}
+	in.NextEndpoint = min(in.NextEndpoint, MaxID)
+	return in
+}
+
 // fill builds the tables and checks that they fit together.
 func fill(in snapshot[storedService]) (*State, error) {
-	if in.NextService == 0 {
-		return nil, errors.New("the counter of services is missing")
+	if in.NextService == 0 || in.NextService > MaxID || in.NextEndpoint == 0 || in.NextEndpoint > MaxID {
+		return nil, errors.New("a counter of ids is missing or out of range")
 	}
 	s := empty()
-	s.index, s.nextService, s.cluster = in.Index, in.NextService, in.Cluster
+	s.index, s.cluster = in.Index, in.Cluster
+	s.serviceIDs.next, s.endpointIDs.next = in.NextService, in.NextEndpoint
 	for _, n := range in.Nodes {
 		if s.nodes.has(n.Name) {
 			return nil, fmt.Errorf("node %s is there twice", shown(n.Name))
@@ -134,25 +170,44 @@ func (s *State) fillServices(in snapshot[storedService]) error {
 		}
 		s.vips.put(v.Address, v)
 	}
-	ids := make(map[uint32]bool, len(in.Services))
 	for _, stored := range in.Services {
-		svc := stored.service()
-		switch {
-		case s.services.has(svc.Name) || s.frontends.has(frontendOf(svc)):
-			return fmt.Errorf("service %s or its frontend is there twice", shown(svc.Name))
-		case svc.ID == 0 || svc.ID >= s.nextService || ids[svc.ID]:
-			return fmt.Errorf("service %s has id %d, which cannot be", shown(svc.Name), svc.ID)
-		case !s.vips.has(svc.VIP):
+		svc := withDefaults(stored.service())
+		if s.services.has(svc.Name) {
+			return fmt.Errorf("service %s is there twice", shown(svc.Name))
+		}
+		if svc.PortEnd != 0 && svc.PortEnd <= svc.Port {
+			return fmt.Errorf("service %s has ports that cannot be", shown(svc.Name))
+		}
+		if other, taken := s.overlapping(svc); taken {
+			return fmt.Errorf("service %s listens where service %s does", shown(svc.Name), shown(other))
+		}
+		if !s.vips.has(svc.VIP) {
 			return fmt.Errorf("service %s is on %s, which is no vip", shown(svc.Name), svc.VIP)
 		}
-		for i := 1; i < len(svc.Endpoints); i++ {
-			if svc.Endpoints[i-1].Address.Compare(svc.Endpoints[i].Address) >= 0 {
-				return fmt.Errorf("service %s has endpoints out of order", shown(svc.Name))
-			}
+		if err := s.fillIDs(svc); err != nil {
+			return fmt.Errorf("service %s: %w", shown(svc.Name), err)
 		}
-		ids[svc.ID] = true
 		s.services.put(svc.Name, svc)
-		s.frontends.put(frontendOf(svc), svc.Name)
+		s.frontends.put(frontendOf(svc), listenerOf(svc))
+	}
+	return nil
+}
+
+// fillIDs checks the endpoints' order, and the ids of a service and its
+// endpoints, which it takes.
+func (s *State) fillIDs(svc Service) error {
+	if svc.ID > MaxID || s.serviceIDs.has(svc.ID) {
+		return fmt.Errorf("id %d cannot be, or is there twice", svc.ID)
+	}
+	s.serviceIDs.put(svc.ID)
+	for i, e := range svc.Endpoints {
+		if i > 0 && svc.Endpoints[i-1].Address.Compare(e.Address) >= 0 {
+			return errors.New("endpoints are out of order")
+		}
+		if e.ID > MaxID || s.endpointIDs.has(e.ID) {
+			return fmt.Errorf("endpoint %s: id %d cannot be, or is there twice", e.Address, e.ID)
+		}
+		s.endpointIDs.put(e.ID)
 	}
 	return nil
 }

@@ -12,21 +12,29 @@ import (
 // New or Restore.
 type State struct {
 	index       uint64
-	nextService uint32 // the id the next new service gets; only grows
+	serviceIDs  idRing
+	endpointIDs idRing // of the endpoints of all services
 	cluster     Cluster
 	nodes       table[NodeID, Node]
 	instances   table[string, Instance]
 	vips        table[netip.Addr, VIP]
 	services    table[string, Service]
-	frontends   table[frontend, string] // index over services: who listens where
+	frontends   table[frontend, listener] // index over services: who listens where
 	tokens      table[string, Token]
 }
 
-// frontend is what clients connect to; it belongs to one service at most.
+// frontend is where a service begins to listen. Every port belongs to one
+// service at most, so it is the key of the service's whole range.
 type frontend struct {
 	vip      netip.Addr
 	protocol Protocol
 	port     uint16
+}
+
+// listener is who listens from a frontend on, and up to which port.
+type listener struct {
+	service string
+	last    uint16
 }
 
 func compareFrontends(a, b frontend) int {
@@ -37,15 +45,18 @@ func frontendOf(svc Service) frontend {
 	return frontend{vip: svc.VIP, protocol: svc.Protocol, port: svc.Port}
 }
 
+func listenerOf(svc Service) listener { return listener{service: svc.Name, last: svc.LastPort()} }
+
 // empty returns a state without even the default instance.
 func empty() *State {
 	return &State{
-		nextService: 1,
+		serviceIDs:  newIDRing(),
+		endpointIDs: newIDRing(),
 		nodes:       newTable[NodeID, Node](cmp.Compare[NodeID]),
 		instances:   newTable[string, Instance](cmp.Compare[string]),
 		vips:        newTable[netip.Addr, VIP](netip.Addr.Compare),
 		services:    newTable[string, Service](cmp.Compare[string]),
-		frontends:   newTable[frontend, string](compareFrontends),
+		frontends:   newTable[frontend, listener](compareFrontends),
 		tokens:      newTable[string, Token](cmp.Compare[string]),
 	}
 }
@@ -60,6 +71,8 @@ func New() *State {
 }
 
 func (s *State) freeze() {
+	s.serviceIDs.freeze()
+	s.endpointIDs.freeze()
 	s.nodes.freeze()
 	s.instances.freeze()
 	s.vips.freeze()
@@ -138,10 +151,32 @@ func (s *State) servicesOn(addr netip.Addr) []string {
 	i, _ := s.frontends.find(frontend{vip: addr})
 	var names []string
 	for ; i < s.frontends.len() && s.frontends.rows[i].key.vip == addr; i++ {
-		names = append(names, *s.frontends.rows[i].val)
+		names = append(names, s.frontends.rows[i].val.service)
 	}
 	slices.Sort(names)
 	return names
+}
+
+// overlapping returns a service other than svc that listens on one of its ports.
+// The ranges of one address and protocol do not overlap each other, so only the
+// one that begins before svc may reach into it; those that begin inside follow.
+func (s *State) overlapping(svc Service) (string, bool) {
+	want := frontendOf(svc)
+	i, _ := s.frontends.find(want)
+	if i > 0 {
+		i--
+	}
+	for ; i < s.frontends.len(); i++ {
+		at, l := s.frontends.rows[i].key, s.frontends.rows[i].val
+		same := at.vip == want.vip && at.protocol == want.protocol
+		switch {
+		case same && at.port <= svc.LastPort() && l.last >= want.port && l.service != svc.Name:
+			return l.service, true
+		case compareFrontends(at, want) > 0 && (!same || at.port > svc.LastPort()):
+			return "", false
+		}
+	}
+	return "", false
 }
 
 func valueOf[V any](p *V) (V, bool) {

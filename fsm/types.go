@@ -3,6 +3,7 @@ package fsm
 import (
 	"crypto/sha256"
 	"net/netip"
+	"strconv"
 	"time"
 )
 
@@ -75,6 +76,7 @@ type VIPKind string
 const (
 	VIPService VIPKind = "service" // clients connect to it
 	VIPGateway VIPKind = "gateway" // the endpoints' next hop
+	VIPSNAT    VIPKind = "snat"    // a source towards endpoints, in place of the VIP of a service (fullnat)
 )
 
 // AnnounceMode says how a VIP reaches the network.
@@ -100,18 +102,30 @@ type Protocol string
 
 // The protocols a service may have.
 const (
-	TCP Protocol = "tcp"
-	UDP Protocol = "udp"
+	TCP  Protocol = "tcp"
+	UDP  Protocol = "udp"
+	SCTP Protocol = "sctp" // one-to-one associations
 )
 
 // Mode is the kind of address translation of a service.
 type Mode string
 
-// The NAT modes.
+// The NAT modes. Only ModeFullNAT may have endpoints of another IP family than
+// the VIP's (NAT64 and NAT46).
 const (
 	ModeDNAT    Mode = "dnat"    // destination only; the endpoints route back through the gateway VIP
 	ModeOneArm  Mode = "onearm"  // source becomes an address of the load balancer on the endpoint's side
-	ModeFullNAT Mode = "fullnat" // source becomes the VIP
+	ModeFullNAT Mode = "fullnat" // source becomes the VIP, or an address of the instance's SNAT pool
+	ModeDSR     Mode = "dsr"     // no address changes; the endpoints hold the VIP and answer the client directly
+)
+
+// Tunnel is how a packet of ModeDSR travels to its endpoint.
+type Tunnel string
+
+// The ways to an endpoint in ModeDSR.
+const (
+	TunnelL2   Tunnel = "l2"   // by MAC address: the endpoint is in a subnet of the load balancer
+	TunnelIPIP Tunnel = "ipip" // IP in IP (RFC 2003, RFC 2473): the endpoint may be anywhere
 )
 
 // Algorithm selects the endpoint of a new flow.
@@ -119,8 +133,38 @@ type Algorithm string
 
 // The selection algorithms.
 const (
-	RoundRobin Algorithm = "rr"
-	Maglev     Algorithm = "maglev"
+	RoundRobin       Algorithm = "rr"     // in turn, in exact proportion to the weights
+	Maglev           Algorithm = "maglev" // by a consistent hash of the flow, the same on every node
+	LeastConnections Algorithm = "lc"     // the fewest established flows for its weight
+)
+
+// Affinity says which flows have to go to the same endpoint.
+type Affinity string
+
+// The kinds of affinity.
+const (
+	AffinityNone     Affinity = "none"
+	AffinityClientIP Affinity = "client-ip" // all flows of one client address
+)
+
+// RemovePolicy is what the flows of an endpoint get that was deleted, set down,
+// or drained until its deadline.
+type RemovePolicy string
+
+// What becomes of the flows of an endpoint that is gone.
+const (
+	RemoveReset RemovePolicy = "reset" // TCP reset, SCTP abort, ICMP unreachable
+	RemoveDrop  RemovePolicy = "drop"  // nothing is said
+	RemoveKeep  RemovePolicy = "keep"  // they go on until they end
+)
+
+// FullPolicy is what a new connection gets when the flow table is full.
+type FullPolicy string
+
+// What a new connection gets when there is no room for it.
+const (
+	FullDrop  FullPolicy = "drop"  // nothing is said
+	FullReset FullPolicy = "reset" // TCP reset, SCTP abort, ICMP unreachable
 )
 
 // AdminState is the operator's wish for an endpoint.
@@ -139,10 +183,19 @@ const (
 // from zero: JSON without the key reads as weight 1 (see UnmarshalJSON), while
 // a literal Endpoint in Go has the weight it says.
 type Endpoint struct {
-	Address netip.AddrPort `json:"address"`
-	Weight  uint16         `json:"weight" required:"false"` // 0..MaxWeight; 0 takes no new flows
-	Admin   AdminState     `json:"admin" required:"false"`  // default "up"
+	ID         uint32         `json:"id" required:"false"`     // given by Apply, see MaxID; ignored in a request
+	Address    netip.AddrPort `json:"address"`                 // of a port range: where its first port leads
+	Weight     uint16         `json:"weight" required:"false"` // 0..MaxWeight; 0 takes no new flows
+	Admin      AdminState     `json:"admin" required:"false"`  // default "up"
+	DrainUntil time.Time      `json:"drain_until,omitzero"`    // in UTC; AdminDrain only: when its flows are ended; zero is never
 }
+
+// MaxID is the greatest id of a service and of an endpoint, and so the greatest
+// number of endpoints of a cluster. Both are counted in rings of their own: the
+// next one given is the next free one after the last given, so that an id is
+// given again as late as can be. What still names the old owner by then (flows,
+// counters) has had the time to end.
+const MaxID = 65535
 
 // MaxServices and MaxVIPs are how many the data plane has room for.
 const (
@@ -160,22 +213,67 @@ const MaxWeight = 100
 const (
 	MinIdleTimeout        = Duration(time.Second)
 	MaxIdleTimeout        = Duration(24 * time.Hour)
-	DefaultIdleTimeoutTCP = Duration(time.Hour)
+	DefaultIdleTimeout    = Duration(time.Hour) // TCP and SCTP
 	DefaultIdleTimeoutUDP = Duration(2 * time.Minute)
 )
 
-// Service maps a VIP, protocol and port to endpoints. Apply fills in the
-// defaults and sorts the endpoints.
+// The bounds and the default of Service.AffinityTimeout.
+const (
+	MinAffinityTimeout     = Duration(time.Second)
+	MaxAffinityTimeout     = Duration(7 * 24 * time.Hour)
+	DefaultAffinityTimeout = Duration(3 * time.Hour)
+)
+
+// The bounds of Service.DrainTimeout, apart from 0.
+const (
+	MinDrainTimeout = Duration(time.Second)
+	MaxDrainTimeout = Duration(7 * 24 * time.Hour)
+)
+
+// DefaultNewFlowRate is what Service.NewFlowRate is when not given.
+const DefaultNewFlowRate = 50000
+
+// Service maps a VIP, protocol and port or ports to endpoints. Apply fills in
+// the defaults and sorts the endpoints.
+//
+// A range of ports keeps its offsets: port Port+i of the VIP leads to port
+// Address.Port()+i of the endpoint.
 type Service struct {
-	Name        string     `json:"name"`
-	ID          uint32     `json:"id" required:"false"` // given by Apply, never reused; ignored in a request
-	VIP         netip.Addr `json:"vip"`
-	Port        uint16     `json:"port"`
-	Protocol    Protocol   `json:"protocol" required:"false"`     // default "tcp"
-	Mode        Mode       `json:"mode" required:"false"`         // default "fullnat"
-	Algorithm   Algorithm  `json:"algorithm" required:"false"`    // default "rr"
-	IdleTimeout Duration   `json:"idle_timeout" required:"false"` // of an established flow; default 1h (TCP), 2m (UDP)
-	Endpoints   []Endpoint `json:"endpoints" required:"false"`    // sorted by address
+	Name            string       `json:"name"`
+	ID              uint32       `json:"id" required:"false"` // given by Apply, see MaxID; ignored in a request
+	VIP             netip.Addr   `json:"vip"`
+	Port            uint16       `json:"port"`                          // the first port
+	PortEnd         uint16       `json:"port_end,omitempty"`            // the last port of a range; 0: one port
+	Protocol        Protocol     `json:"protocol" required:"false"`     // default "tcp"
+	Mode            Mode         `json:"mode" required:"false"`         // default "fullnat"
+	Tunnel          Tunnel       `json:"tunnel,omitempty"`              // ModeDSR only; default "l2"
+	Algorithm       Algorithm    `json:"algorithm" required:"false"`    // default "rr"
+	Affinity        Affinity     `json:"affinity" required:"false"`     // default "none"
+	AffinityTimeout Duration     `json:"affinity_timeout,omitempty"`    // since the client's last new flow; AffinityClientIP only; default 3h
+	IdleTimeout     Duration     `json:"idle_timeout" required:"false"` // of an established flow; default 1h (TCP, SCTP), 2m (UDP)
+	IdleReset       bool         `json:"idle_reset" required:"false"`   // both sides are told when a connection idles out
+	OnRemove        RemovePolicy `json:"on_remove" required:"false"`    // default "reset"
+	OnFull          FullPolicy   `json:"on_full" required:"false"`      // default "drop"
+	// NewFlowRate is how many new flows a second a node takes before its flood
+	// defence starts: TCP clients then have to repeat their SYN, which those with
+	// a made-up address do not, and new flows of other protocols are dropped.
+	// Default 50000.
+	NewFlowRate  uint32     `json:"new_flow_rate" required:"false"`
+	DrainTimeout Duration   `json:"drain_timeout,omitempty"`    // how long a drained endpoint keeps its flows; 0 is without end
+	Endpoints    []Endpoint `json:"endpoints" required:"false"` // sorted by address
+}
+
+// LastPort is the last port of the service: PortEnd of a range, else Port.
+func (s Service) LastPort() uint16 { return max(s.Port, s.PortEnd) }
+
+// Frontend is what clients connect to, for people: "192.0.2.10:80/tcp",
+// "[2001:db8::10]:8000-8100/udp".
+func (s Service) Frontend() string {
+	at := netip.AddrPortFrom(s.VIP, s.Port).String()
+	if s.PortEnd > s.Port {
+		at += "-" + strconv.Itoa(int(s.PortEnd))
+	}
+	return at + "/" + string(s.Protocol)
 }
 
 // Token lets one node join. Only the hash of its secret is kept.

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // MaxName is the greatest length of a name in bytes.
@@ -57,25 +58,59 @@ func oneOf[T ~string](c *checker, field string, value T, allowed ...T) {
 	c.bad(field, string(value), "must be %s", strings.Join(words, " or "))
 }
 
-// address checks an address that packets are to be sent to or from.
+// address checks an address that packets are to be sent to or from. It is
+// unmapped already: one form for each address.
 func (c *checker) address(field string, a netip.Addr) bool {
 	switch {
 	case !a.IsValid():
-		c.bad(field, nil, "is missing: give an IPv4 address like 192.0.2.10")
-	case !a.Is4():
-		c.bad(field, a, "is IPv6, which is not supported yet: give an IPv4 address")
+		c.bad(field, nil, "is missing: give an address like 192.0.2.10 or 2001:db8::10")
+	case a.Zone() != "":
+		c.bad(field, a, "has a zone, which means something on one machine only: give an address of global scope")
 	case a.IsUnspecified():
 		c.bad(field, a, "is the unspecified address: give the address of one host")
 	case a.IsLoopback():
 		c.bad(field, a, "is a loopback address, which no other machine can reach")
 	case a.IsMulticast():
 		c.bad(field, a, "is a multicast address: give the address of one host")
+	case a.Is6() && a.IsLinkLocalUnicast():
+		c.bad(field, a, "is a link-local address, which means something on one link only: give an address of global scope")
 	case a == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		c.bad(field, a, "is the broadcast address: give the address of one host")
 	default:
 		return true
 	}
 	return false
+}
+
+// span checks a duration against its bounds.
+func (c *checker) span(field string, d, least, most Duration) {
+	if d < least || d > most {
+		c.bad(field, d, "must be %s to %s", shortSpan(least), shortSpan(most))
+	}
+}
+
+// shortSpan leaves out the zeros of a bound: "1h" and not "1h0m0s".
+func shortSpan(d Duration) string {
+	s := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, zero) {
+			s = s[:len(s)-2]
+		}
+	}
+	return s
+}
+
+// instant returns the one form the state keeps of an instant. One that JSON
+// cannot say is refused.
+func (c *checker) instant(field string, t time.Time) time.Time {
+	if t.IsZero() {
+		return time.Time{}
+	}
+	t = t.UTC().Truncate(time.Microsecond)
+	if t.Year() < 1970 || t.Year() > 9999 {
+		c.bad(field, nil, "is in the year %d: want one from 1970 to 9999", t.Year())
+	}
+	return t
 }
 
 func (c *checker) port(field string, port uint16) {
