@@ -1,0 +1,78 @@
+package e2e
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"pontoon/internal/lab/benchtest"
+)
+
+// BenchmarkLabDatapath compares what forwards packets on this kernel, in one
+// lab and interleaved: plain routing, nftables, HAProxy and Pontoon by each of
+// its hooks. It prints its tables to stdout and its progress to stderr.
+//
+// BENCH_ROUNDS (default 5) is how often everything is measured, BENCH_WINDOW
+// (default 3s) for how long each time. BENCH_CONTENDERS and BENCH_WORKLOADS
+// (bulk1, bulk4, conns, udp) pick some, with commas between; contenders are
+// picked by the beginning of their names.
+func BenchmarkLabDatapath(b *testing.B) {
+	needRoot(b)
+	cfg := benchtest.Config{Binary: binary, Progress: os.Stderr, Rounds: 5}
+	if testing.Verbose() {
+		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))
+	}
+	var err error
+	if v := os.Getenv("BENCH_ROUNDS"); v != "" {
+		if cfg.Rounds, err = strconv.Atoi(v); err != nil {
+			b.Fatal("BENCH_ROUNDS: ", err)
+		}
+	}
+	if v := os.Getenv("BENCH_WINDOW"); v != "" {
+		if cfg.Window, err = time.ParseDuration(v); err != nil {
+			b.Fatal("BENCH_WINDOW: ", err)
+		}
+	}
+	cfg.Contenders = slices.DeleteFunc(benchtest.Contenders(), func(c benchtest.Contender) bool {
+		return !picked("BENCH_CONTENDERS", func(s string) bool { return strings.HasPrefix(c.Name, s) })
+	})
+	cfg.Workloads = slices.DeleteFunc(benchtest.Workloads(), func(w benchtest.Workload) bool {
+		return !picked("BENCH_WORKLOADS", func(s string) bool { return string(w) == s })
+	})
+	for b.Loop() {
+		// Interrupted by hand, it still removes the lab and prints what it has.
+		ctx, stop := signal.NotifyContext(b.Context(), os.Interrupt, syscall.SIGTERM)
+		report, err := benchtest.Run(ctx, cfg)
+		stop()
+		if report != nil {
+			fmt.Println()
+			if werr := report.Write(os.Stdout); werr != nil {
+				b.Error(werr)
+			}
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, name := range report.Names() {
+			for _, w := range cfg.Workloads {
+				if rate, ok := report.Median(w, name); ok {
+					b.ReportMetric(rate, strings.ReplaceAll(name, " ", "-")+"/"+string(w))
+				}
+			}
+		}
+	}
+}
+
+// picked says whether one of a variable's values, which are separated by
+// commas, matches, or whether it is not set.
+func picked(variable string, match func(string) bool) bool {
+	v := os.Getenv(variable)
+	return v == "" || slices.ContainsFunc(strings.Split(v, ","), match)
+}
