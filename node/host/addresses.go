@@ -28,8 +28,9 @@ var ErrForeignAddress = errors.New("set by the operator, not by pontoon")
 // deleted meanwhile. (Before 5.18, an IPv6 VIP, or one on a link with a name
 // longer than 12 characters, is recognised through managed only.)
 //
-// Addresses are set as /32 or /128, global, without a prefix route, IPv6 without
-// duplicate address detection. A wanted address that is there already is left
+// Addresses are set as /32 or /128, global, without a prefix route; IPv6 without
+// duplicate address detection, so that it serves at once, and deprecated, so that
+// the machine begins no connections of its own at it. A wanted address that is there already is left
 // alone, whoever set it. A managed or wanted address that someone has set with
 // another prefix length is the machine's own: it is neither removed nor added
 // beside, and reported as ErrForeignAddress.

@@ -130,6 +130,7 @@ func (h *Host) addAddress(a ifaddr) error {
 	flags := uint32(unix.IFA_F_NOPREFIXROUTE)
 	if a.addr.Is6() {
 		flags |= unix.IFA_F_NODAD
+		req.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, deprecatedForever()))
 	}
 	req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(flags)))
 	req.AddData(nl.NewRtAttr(ifaProto, nl.Uint8Attr(addrProto)))
@@ -138,9 +139,34 @@ func (h *Host) addAddress(a ifaddr) error {
 	}
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add address %s to %s: %w", a.prefix(), a.link, err)
+		return fmt.Errorf("add address %s to %s: %w%s", a.prefix(), a.link, err, a.hint(err))
 	}
 	return nil
+}
+
+// hint says how to mend the two refusals that name a permission and a protocol
+// but mean that IPv6 is off.
+func (a ifaddr) hint(err error) string {
+	switch {
+	case a.addr.Is6() && errors.Is(err, unix.EACCES):
+		return fmt.Sprintf(": IPv6 is off on the link: set net.ipv6.conf.%s.disable_ipv6=0", a.link)
+	case a.addr.Is6() && (errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT)):
+		return ": the kernel was started without IPv6"
+	}
+	return ""
+}
+
+// deprecatedForever is struct ifa_cacheinfo of linux/if_addr.h with the
+// lifetimes, in seconds, preferred 0 and valid without end. A deprecated address
+// (RFC 4862 section 5.5.4) is answered for like any other, but no connection of
+// the machine's own begins at it (RFC 6724 rule 3) while there is another. Without
+// that a VIP would often be the best match for a neighbour, being a /128, and the
+// node's own connections would break when the VIP moves.
+func deprecatedForever() []byte {
+	const preferred, valid = 0, 0xffffffff
+	b := binary.NativeEndian.AppendUint32(nil, preferred)
+	b = binary.NativeEndian.AppendUint32(b, valid)
+	return append(b, make([]byte, 8)...) // when made and changed: the kernel's to say
 }
 
 // removeAddress takes a away. An address that is gone already is no error.
@@ -172,6 +198,19 @@ func (h *Host) request(kind, flags int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(kind, flags)
 	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: h.route}
 	return req
+}
+
+// passing reports an IPv6 address that the kernel made for some time only (RFC
+// 8981), or must not use: nothing may be built on it. (For IPv4 the first flag
+// means a secondary address, which is as good as any.)
+func (a ifaddr) passing() bool {
+	return a.addr.Is6() && a.flags&(unix.IFA_F_TEMPORARY|unix.IFA_F_DADFAILED) != 0
+}
+
+// unsettled reports an IPv6 address that cannot be used yet, or should not be
+// used any more.
+func (a ifaddr) unsettled() bool {
+	return a.addr.Is6() && a.flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED) != 0
 }
 
 // unusable reports an address the kernel refuses to use, because duplicate

@@ -21,7 +21,9 @@ type Link struct {
 	MTU          int
 	HardwareAddr net.HardwareAddr
 	// Prefixes are the link's IPv4 addresses and global IPv6 addresses, each with
-	// the length of its subnet; primary addresses first. Pontoon's own are left out.
+	// the length of its subnet; primary addresses first, IPv6 addresses that are
+	// still tentative or deprecated last. Pontoon's own are left out, and so are
+	// temporary IPv6 addresses (RFC 8981) and those found to be duplicates.
 	Prefixes []netip.Prefix
 }
 
@@ -78,15 +80,19 @@ func running(flags uint32) bool {
 
 // subnets picks the prefixes of one link that are not Pontoon's.
 func subnets(addrs []ifaddr, index int, managed map[netip.Addr]bool) []netip.Prefix {
-	var out []netip.Prefix
+	var out, last []netip.Prefix
 	for _, a := range addrs {
 		ours := a.marked() || a.full() && managed[a.addr]
 		local := a.addr.Is6() && a.scope != unix.RT_SCOPE_UNIVERSE
-		if a.index == index && !ours && !local {
+		switch {
+		case a.index != index || ours || local || a.passing():
+		case a.unsettled():
+			last = append(last, a.prefix())
+		default:
 			out = append(out, a.prefix())
 		}
 	}
-	return out
+	return append(out, last...)
 }
 
 // SubnetLink returns the link whose subnet contains a; the longest prefix wins,

@@ -53,19 +53,30 @@ var perLink = []struct {
 // nothing changes for them.
 var lowered = []string{"rp_filter", "send_redirects", "arp_notify"}
 
-// setting is one file below /proc/sys/net/ipv4/conf and the value it must have.
+// family names a folder of settings below /proc/sys/net.
+type family string
+
+const (
+	ipv4 family = "ipv4"
+	ipv6 family = "ipv6"
+)
+
+// setting is one file below /proc/sys/net/FAMILY/conf and the value it must have.
 type setting struct {
+	family    family
 	link, key string
 	old, want int
 }
 
-func (s setting) name() string { return "net.ipv4.conf." + s.link + "." + s.key }
+func (s setting) name() string {
+	return "net." + string(s.family) + ".conf." + s.link + "." + s.key
+}
 
 // conf is what is there: link (or "all", "default") and key to value.
 type conf map[string]map[string]int
 
-// Prepare writes the sysctls that links need to forward and to hold VIPs. Only
-// what differs is written, and each such write is logged with the old value.
+// Prepare writes the IPv4 sysctls that links need to forward and to hold VIPs;
+// PrepareIPv6 does those of IPv6. Only what differs is written, and each such write is logged with the old value.
 //
 // restore puts the old values back, except where someone has changed one since,
 // or the interface is gone. It is for a node that leaves the cluster; one that
@@ -75,7 +86,7 @@ type conf map[string]map[string]int
 // If a write fails (no privilege, /proc/sys read-only in a container), the
 // others are undone and the error names the settings to make by hand.
 func (h *Host) Prepare(links []string) (restore func() error, err error) {
-	current, err := h.readConf()
+	current, err := h.readConf(ipv4, keysOfIPv4())
 	if err != nil {
 		return nil, err
 	}
@@ -87,12 +98,9 @@ func (h *Host) Prepare(links []string) (restore func() error, err error) {
 	var written []setting
 	var errs []error
 	for _, s := range planSettings(current, links) {
-		if err := h.writeSetting(s.link, s.key, s.want); err != nil {
-			errs = append(errs, fmt.Errorf("set %s=%d (is %d): %w", s.name(), s.want, s.old, err))
+		if err := h.set(s); err != nil {
+			errs = append(errs, err)
 			continue
-		}
-		if s.old != s.want {
-			h.logger.Info("sysctl set", "sysctl", s.name(), "old", s.old, "new", s.want)
 		}
 		written = append(written, s)
 	}
@@ -111,7 +119,7 @@ func (h *Host) Prepare(links []string) (restore func() error, err error) {
 func planSettings(current conf, links []string) []setting {
 	var plan []setting
 	add := func(link, key string, want int) {
-		plan = append(plan, setting{link: link, key: key, old: current[link][key], want: want})
+		plan = append(plan, setting{family: ipv4, link: link, key: key, old: current[link][key], want: want})
 	}
 	others := slices.DeleteFunc(slices.Sorted(maps.Keys(current)), func(l string) bool {
 		return l == "all" || l == "default" || slices.Contains(links, l)
@@ -139,11 +147,22 @@ func planSettings(current conf, links []string) []setting {
 	return plan
 }
 
+// set writes one setting, and logs it when it is a change.
+func (h *Host) set(s setting) error {
+	if err := h.writeSetting(s.family, s.link, s.key, s.want); err != nil {
+		return fmt.Errorf("set %s=%d (is %d): %w", s.name(), s.want, s.old, err)
+	}
+	if s.old != s.want {
+		h.logger.Info("sysctl set", "sysctl", s.name(), "old", s.old, "new", s.want)
+	}
+	return nil
+}
+
 // restoreSettings undoes written, last first.
 func (h *Host) restoreSettings(written []setting) error {
 	var errs []error
 	for _, s := range slices.Backward(written) {
-		now, err := h.readSetting(s.link, s.key)
+		now, err := h.readSetting(s.family, s.link, s.key)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && now != s.want {
 			continue // the interface is gone, or someone has decided otherwise since
 		}
@@ -151,7 +170,7 @@ func (h *Host) restoreSettings(written []setting) error {
 			continue
 		}
 		if err == nil {
-			err = h.writeSetting(s.link, s.key, s.old)
+			err = h.writeSetting(s.family, s.link, s.key, s.old)
 		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("restore %s=%d: %w", s.name(), s.old, err))
@@ -162,17 +181,25 @@ func (h *Host) restoreSettings(written []setting) error {
 	return errors.Join(errs...)
 }
 
-// readConf reads every setting of perLink for every interface.
-func (h *Host) readConf() (conf, error) {
-	entries, err := os.ReadDir(h.confDir())
+func keysOfIPv4() []string {
+	keys := make([]string, len(perLink))
+	for i, p := range perLink {
+		keys[i] = p.key
+	}
+	return keys
+}
+
+// readConf reads the settings named by keys for every interface.
+func (h *Host) readConf(f family, keys []string) (conf, error) {
+	entries, err := os.ReadDir(h.confDir(f))
 	if err != nil {
 		return nil, fmt.Errorf("list sysctls: %w", err)
 	}
 	current := make(conf, len(entries))
 	for _, e := range entries {
-		values := make(map[string]int, len(perLink))
-		for _, p := range perLink {
-			v, err := h.readSetting(e.Name(), p.key)
+		values := make(map[string]int, len(keys))
+		for _, key := range keys {
+			v, err := h.readSetting(f, e.Name(), key)
 			if errors.Is(err, fs.ErrNotExist) {
 				values = nil // the interface went away meanwhile
 				break
@@ -180,7 +207,7 @@ func (h *Host) readConf() (conf, error) {
 			if err != nil {
 				return nil, fmt.Errorf("read sysctl: %w", err)
 			}
-			values[p.key] = v
+			values[key] = v
 		}
 		if values != nil {
 			current[e.Name()] = values
@@ -189,10 +216,10 @@ func (h *Host) readConf() (conf, error) {
 	return current, nil
 }
 
-func (h *Host) confDir() string { return filepath.Join(h.procSys, "net", "ipv4", "conf") }
+func (h *Host) confDir(f family) string { return filepath.Join(h.procSys, "net", string(f), "conf") }
 
-func (h *Host) readSetting(link, key string) (int, error) {
-	path := filepath.Join(h.confDir(), link, key)
+func (h *Host) readSetting(f family, link, key string) (int, error) {
+	path := filepath.Join(h.confDir(f), link, key)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		return 0, err
@@ -206,11 +233,11 @@ func (h *Host) readSetting(link, key string) (int, error) {
 
 // writeSetting opens without creating: a file that is not there is an interface
 // that is not there.
-func (h *Host) writeSetting(link, key string, value int) error {
-	f, err := os.OpenFile(filepath.Join(h.confDir(), link, key), os.O_WRONLY|os.O_TRUNC, 0)
+func (h *Host) writeSetting(f family, link, key string, value int) error {
+	file, err := os.OpenFile(filepath.Join(h.confDir(f), link, key), os.O_WRONLY|os.O_TRUNC, 0)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(strconv.Itoa(value))
-	return errors.Join(err, f.Close())
+	_, err = file.WriteString(strconv.Itoa(value))
+	return errors.Join(err, file.Close())
 }

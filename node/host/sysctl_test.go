@@ -19,9 +19,9 @@ func fakeConf(t *testing.T, links []string, set map[string]int) *Host {
 	t.Helper()
 	h := &Host{logger: slog.New(slog.DiscardHandler), procSys: t.TempDir()}
 	for _, l := range links {
-		must(t, os.MkdirAll(filepath.Join(h.confDir(), l), 0o755))
+		must(t, os.MkdirAll(filepath.Join(h.confDir(ipv4), l), 0o755))
 		for _, p := range perLink {
-			must(t, os.WriteFile(filepath.Join(h.confDir(), l, p.key), fmt.Appendf(nil, "%d\n", set[l+"."+p.key]), 0o644))
+			must(t, os.WriteFile(filepath.Join(h.confDir(ipv4), l, p.key), fmt.Appendf(nil, "%d\n", set[l+"."+p.key]), 0o644))
 		}
 	}
 	return h
@@ -29,7 +29,7 @@ func fakeConf(t *testing.T, links []string, set map[string]int) *Host {
 
 func values(t *testing.T, h *Host) map[string]int {
 	t.Helper()
-	c, err := h.readConf()
+	c, err := h.readConf(ipv4, keysOfIPv4())
 	must(t, err)
 	out := make(map[string]int)
 	for l, keys := range c {
@@ -111,8 +111,8 @@ func TestRestoreLeavesWhatSomeoneElseDecided(t *testing.T) {
 	h := fakeConf(t, []string{"all", "default", "eth0", "eth1"}, nil)
 	restore, err := h.Prepare([]string{"eth0", "eth1"})
 	must(t, err)
-	must(t, h.writeSetting("eth0", "arp_ignore", 8))
-	must(t, os.RemoveAll(filepath.Join(h.confDir(), "eth1")))
+	must(t, h.writeSetting(ipv4, "eth0", "arp_ignore", 8))
+	must(t, os.RemoveAll(filepath.Join(h.confDir(ipv4), "eth1")))
 	must(t, restore())
 	if diff := cmp.Diff(map[string]int{"eth0.arp_ignore": 8}, values(t, h)); diff != "" {
 		t.Error(diff)
@@ -121,7 +121,7 @@ func TestRestoreLeavesWhatSomeoneElseDecided(t *testing.T) {
 
 func TestFailedPrepareUndoesItsWrites(t *testing.T) {
 	h := fakeConf(t, []string{"all", "default", "eth0"}, map[string]int{"all.send_redirects": 1, "eth0.send_redirects": 1})
-	path := filepath.Join(h.confDir(), "eth0", "arp_announce")
+	path := filepath.Join(h.confDir(ipv4), "eth0", "arp_announce")
 	must(t, os.Remove(path))
 	// A number that not even root may write.
 	must(t, os.Symlink("/proc/sys/kernel/random/poolsize", path))
@@ -149,8 +149,8 @@ func TestPrepareAndRestoreInTheKernel(t *testing.T) {
 	addVeth(t, "ptv0", "ptv1")
 	addVeth(t, "ptv2", "ptv3")
 	h := newHost(t)
-	must(t, h.writeSetting("all", "rp_filter", 1))
-	must(t, h.writeSetting("ptv0", "rp_filter", 2))
+	must(t, h.writeSetting(ipv4, "all", "rp_filter", 1))
+	must(t, h.writeSetting(ipv4, "ptv0", "rp_filter", 2))
 	before := values(t, h)
 	// ptv3 was never set: writing conf/default changes it too.
 	restore, err := h.Prepare([]string{"ptv0", "ptv3"})
