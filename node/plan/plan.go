@@ -25,7 +25,7 @@ type Self struct {
 // Link is one data plane interface with the machine's own subnets on it.
 type Link struct {
 	Name     string
-	Prefixes []netip.Prefix // the interface's own addresses, VIPs left out
+	Prefixes []netip.Prefix // the interface's own addresses of either family, VIPs left out; link-local ones are ignored
 }
 
 // Address is one VIP this machine is to hold.
@@ -80,7 +80,8 @@ func CompileServices(s *fsm.State, self Self) Services {
 	for _, v := range vips {
 		p.Dataplane.VIPs = append(p.Dataplane.VIPs, v.Address)
 	}
-	c := compiler{state: s, self: self, vips: vips, plan: &p}
+	c := newCompiler(s, self, &p)
+	c.shared = c.sharedSources(vips)
 	for _, svc := range s.Services() {
 		c.service(svc)
 	}
@@ -99,7 +100,7 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 	if me, ok := s.Node(self.Node); !ok || me.Role != fsm.RoleLB {
 		return p
 	}
-	c := compiler{state: s, self: self, vips: vips, plan: &p}
+	c := newCompiler(s, self, &p)
 	for _, v := range vips {
 		c.vip(v)
 	}
@@ -108,10 +109,29 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 }
 
 type compiler struct {
-	state *fsm.State
-	self  Self
-	vips  []fsm.VIP
-	plan  *Plan
+	state  *fsm.State
+	self   Self
+	shared map[side]shared // what endpoints may see as source
+	plan   *Plan
+}
+
+func newCompiler(s *fsm.State, self Self, p *Plan) *compiler {
+	return &compiler{state: s, self: withoutLinkLocal(self), plan: p}
+}
+
+// withoutLinkLocal leaves out the addresses that no router sends back to.
+func withoutLinkLocal(self Self) Self {
+	links := make([]Link, len(self.Links))
+	for i, l := range self.Links {
+		links[i].Name = l.Name
+		for _, p := range l.Prefixes {
+			if !p.Addr().Is6() || !p.Addr().IsLinkLocalUnicast() {
+				links[i].Prefixes = append(links[i].Prefixes, p)
+			}
+		}
+	}
+	self.Links = links
+	return self
 }
 
 func (c *compiler) problem(format string, args ...any) {
@@ -148,73 +168,46 @@ func (c *compiler) service(s fsm.Service) {
 	d := bpf.Service{
 		ID:          s.ID,
 		VIP:         netip.AddrPortFrom(s.VIP, s.Port),
+		PortEnd:     s.PortEnd,
 		Protocol:    protocolNumber(s.Protocol),
 		Mode:        mode(s.Mode),
+		Tunnel:      tunnel(s.Tunnel),
 		Algorithm:   algorithm(s.Algorithm),
 		IdleTimeout: time.Duration(s.IdleTimeout),
+		IdleReset:   s.IdleReset,
+		NewFlowRate: s.NewFlowRate,
+		OnRemove:    onRemove(s.OnRemove),
+		OnFull:      onFull(s.OnFull),
 		Seed:        c.state.Cluster().Seed ^ s.ID,
 	}
+	if s.Affinity == fsm.AffinityClientIP {
+		d.Affinity = time.Duration(s.AffinityTimeout)
+	}
+	instance := fsm.DefaultInstance
+	if v, ok := c.state.VIP(s.VIP); ok {
+		instance = v.Instance
+	}
 	for _, e := range s.Endpoints {
-		if e.Admin != fsm.AdminUp || e.Weight == 0 {
-			continue // keeps its flows, gets no new ones
-		}
-		src, ok := c.source(s, e)
-		if !ok {
-			c.problem("service %s: no address here to reach endpoint %s from", s.Name, e.Address)
-			continue
-		}
-		d.Endpoints = append(d.Endpoints, bpf.Endpoint{Addr: e.Address, Weight: e.Weight, Sources: sources(src)})
+		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e))
 	}
 	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
 }
 
-// source is the address the endpoint sees. In onearm mode it is the
-// instance's gateway VIP on the endpoint's side when there is one, because
-// only an address that moves with the instance lets the flow survive a
-// failover; else this machine's own address there.
-func (c *compiler) source(s fsm.Service, e fsm.Endpoint) (netip.Addr, bool) {
-	switch s.Mode {
-	case fsm.ModeFullNAT:
-		return s.VIP, true
-	case fsm.ModeDNAT:
-		return netip.Addr{}, true
+// endpoint is one endpoint of a service, in whatever state: the data plane has
+// to tell one that is drained from one that is gone. One that cannot be reached
+// from here takes no new flows, and keeps those it has.
+func (c *compiler) endpoint(s fsm.Service, instance string, e fsm.Endpoint) bpf.Endpoint {
+	d := bpf.Endpoint{ID: e.ID, Addr: e.Address, Weight: e.Weight, State: state(e.Admin), DrainUntil: e.DrainUntil}
+	var why string
+	d.Sources, why = c.sources(s, instance, e.Address.Addr())
+	if why == "" || d.State != bpf.EndpointUp {
+		return d
 	}
-	link, onLink := c.linkOf(e.Address.Addr())
-	instance := ""
-	if v, ok := c.state.VIP(s.VIP); ok {
-		instance = v.Instance
+	d.State = bpf.EndpointDrain
+	if e.Weight > 0 {
+		c.problem("service %s: endpoint %s gets no new flows from here: %s", s.Name, e.Address, why)
 	}
-	for _, v := range c.vips {
-		if v.Kind != fsm.VIPGateway || v.Instance != instance {
-			continue
-		}
-		if l, ok := c.linkOf(v.Address); ok && onLink && l.Name == link.Name {
-			return v.Address, true
-		}
-	}
-	if onLink {
-		return ownAddress(link, e.Address.Addr())
-	}
-	// An endpoint behind a router: any own address the router can send back
-	// to will do; the side that does not face the clients comes first.
-	for _, l := range c.self.Links {
-		if vl, ok := c.linkOf(s.VIP); ok && vl.Name == l.Name && len(c.self.Links) > 1 {
-			continue
-		}
-		if len(l.Prefixes) > 0 {
-			return l.Prefixes[0].Addr(), true
-		}
-	}
-	return netip.Addr{}, false
-}
-
-func ownAddress(l Link, peer netip.Addr) (netip.Addr, bool) {
-	for _, p := range l.Prefixes {
-		if p.Contains(peer) {
-			return p.Addr(), true
-		}
-	}
-	return netip.Addr{}, false
+	return d
 }
 
 // linkOf finds the link whose subnet contains a, the longest prefix first.
@@ -231,8 +224,11 @@ func (c *compiler) linkOf(a netip.Addr) (Link, bool) {
 }
 
 func protocolNumber(p fsm.Protocol) uint8 {
-	if p == fsm.UDP {
+	switch p {
+	case fsm.UDP:
 		return 17
+	case fsm.SCTP:
+		return 132
 	}
 	return 6
 }
@@ -243,20 +239,52 @@ func mode(m fsm.Mode) bpf.Mode {
 		return bpf.ModeDNAT
 	case fsm.ModeOneArm:
 		return bpf.ModeOneArm
+	case fsm.ModeDSR:
+		return bpf.ModeDSR
 	}
 	return bpf.ModeFullNAT
 }
 
+func tunnel(t fsm.Tunnel) bpf.Tunnel {
+	if t == fsm.TunnelIPIP {
+		return bpf.TunnelIPIP
+	}
+	return bpf.TunnelL2
+}
+
 func algorithm(a fsm.Algorithm) bpf.Algorithm {
-	if a == fsm.Maglev {
+	switch a {
+	case fsm.Maglev:
 		return bpf.AlgorithmMaglev
+	case fsm.LeastConnections:
+		return bpf.AlgorithmLC
 	}
 	return bpf.AlgorithmRR
 }
 
-func sources(a netip.Addr) []netip.Addr {
-	if !a.IsValid() {
-		return nil
+func onRemove(p fsm.RemovePolicy) bpf.Policy {
+	switch p {
+	case fsm.RemoveDrop:
+		return bpf.PolicyDrop
+	case fsm.RemoveKeep:
+		return bpf.PolicyKeep
 	}
-	return []netip.Addr{a}
+	return bpf.PolicyReset
+}
+
+func onFull(p fsm.FullPolicy) bpf.Policy {
+	if p == fsm.FullReset {
+		return bpf.PolicyReset
+	}
+	return bpf.PolicyDrop
+}
+
+func state(a fsm.AdminState) bpf.EndpointState {
+	switch a {
+	case fsm.AdminDrain:
+		return bpf.EndpointDrain
+	case fsm.AdminDown:
+		return bpf.EndpointDown
+	}
+	return bpf.EndpointUp
 }

@@ -2,13 +2,11 @@ package plan
 
 import (
 	"net/netip"
-	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"pontoon/bpf"
 	"pontoon/fsm"
 )
 
@@ -38,17 +36,23 @@ func twoLeg(name fsm.NodeID, last string) Self {
 	}}
 }
 
-// base is a cluster of one ready node lb1, slot 0, with both kinds of VIP.
-func base(extra ...fsm.Command) []fsm.Command {
+// cluster is one of one ready node lb1, slot 0, without VIPs.
+func cluster(extra ...fsm.Command) []fsm.Command {
 	return append([]fsm.Command{
 		fsm.InitCluster{
 			Cluster: fsm.Cluster{ID: "0123456789abcdef", CA: []byte{1}, GossipKey: [][]byte{make([]byte, 32)}, Seed: 7},
 			Node:    fsm.Node{Name: "lb1", Role: fsm.RoleLB, Address: "192.168.80.11:7400", GossipPort: 7401, Voter: true, Alive: true, Key: make([]byte, fsm.KeySize)},
 		},
 		fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true, InSync: true},
+	}, extra...)
+}
+
+// base is the same with both kinds of VIP.
+func base(extra ...fsm.Command) []fsm.Command {
+	return append(cluster(
 		fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.200")}},
 		fsm.PutVIP{VIP: fsm.VIP{Address: addr("10.2.0.1"), Kind: fsm.VIPGateway}},
-	}, extra...)
+	), extra...)
 }
 
 func service(mode fsm.Mode, endpoints ...fsm.Endpoint) fsm.Command {
@@ -81,52 +85,12 @@ func TestMasterHoldsAndAnnouncesBothSides(t *testing.T) {
 
 func TestBackupForwardsButHoldsNothing(t *testing.T) {
 	s := build(t, base(service(fsm.ModeFullNAT, up("10.2.0.21:8080", 1)))...)
-	// lb2 is seen through the same state as a member that is not the master.
-	token := fsm.Token{ID: "t1", Hash: make([]byte, 32), Role: fsm.RoleLB}
-	_ = token
 	p := Compile(s, twoLeg("lb2", "12"))
 	if len(p.Addresses) != 0 || len(p.Adverts) != 0 || len(p.Dataplane.Services) != 0 {
 		t.Errorf("a node that is no member got %+v", p)
 	}
 	if len(p.Managed) != 2 {
 		t.Errorf("it must still know all VIPs, to drop strays: %v", p.Managed)
-	}
-}
-
-func TestSourceOfEachMode(t *testing.T) {
-	for _, tc := range []struct {
-		name string
-		mode fsm.Mode
-		drop bool // without the gateway VIP
-		want netip.Addr
-	}{
-		{"fullnat uses the vip", fsm.ModeFullNAT, false, addr("192.168.80.200")},
-		{"dnat keeps the client", fsm.ModeDNAT, false, netip.Addr{}},
-		{"onearm prefers the gateway vip, which moves", fsm.ModeOneArm, false, addr("10.2.0.1")},
-		{"onearm without a gateway uses its own address", fsm.ModeOneArm, true, addr("10.2.0.11")},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			cmds := base(service(tc.mode, up("10.2.0.21:8080", 1)))
-			if tc.drop {
-				cmds = append(cmds, fsm.DeleteVIP{Address: addr("10.2.0.1")})
-			}
-			p := Compile(build(t, cmds...), twoLeg("lb1", "11"))
-			if len(p.Dataplane.Services) != 1 || len(p.Dataplane.Services[0].Endpoints) != 1 {
-				t.Fatalf("services %+v", p.Dataplane.Services)
-			}
-			if got := p.Dataplane.Services[0].Endpoints[0].Sources; !slices.Equal(got, sources(tc.want)) {
-				t.Errorf("source %v, want %v", got, tc.want)
-			}
-		})
-	}
-}
-
-func TestOnlyEndpointsThatTakeNewFlowsAreSelectable(t *testing.T) {
-	drain := fsm.Endpoint{Address: addrPort("10.2.0.22:8080"), Weight: 1, Admin: fsm.AdminDrain}
-	p := Compile(build(t, base(service(fsm.ModeFullNAT, up("10.2.0.21:8080", 3), drain, up("10.2.0.23:8080", 0)))...), twoLeg("lb1", "11"))
-	want := []bpf.Endpoint{{Addr: addrPort("10.2.0.21:8080"), Weight: 3, Sources: []netip.Addr{addr("192.168.80.200")}}}
-	if d := cmp.Diff(want, p.Dataplane.Services[0].Endpoints, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); d != "" {
-		t.Error(d)
 	}
 }
 
