@@ -8,7 +8,7 @@ GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
-.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-state \
+.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
         bench-replication bench-commit bench-failover soak deps clean
 
 all: build
@@ -62,6 +62,17 @@ bench: bench-datapath bench-state bench-replication bench-commit bench-failover
 
 bench-datapath:
 	GODEBUG=asyncpreemptoff=1 $(GO) test -run '^$$' -bench . -benchtime 2x ./bpf
+
+# Whole packets through whole machines, beside plain routing, nftables and HAProxy: about ten minutes. BENCH_ROUNDS,
+# BENCH_WINDOW, BENCH_CONTENDERS and BENCH_WORKLOADS are described at BenchmarkLabDatapath.
+bench-lab: bench-lab-deps build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon GODEBUG=asyncpreemptoff=1 \
+	  $(GO) test -run '^$$' -bench LabDatapath -benchtime 1x -timeout 60m ./node/e2e
+
+# The peers it compares with, from Debian.
+BENCH_DEPS := nftables haproxy
+bench-lab-deps:
+	@$(MAKE) --no-print-directory deps DEPS="$(BENCH_DEPS)"
 
 bench-state:
 	$(GO) test -run '^$$' -bench . ./fsm ./node

@@ -20,9 +20,10 @@ import (
 // its hooks. It prints its tables to stdout and its progress to stderr.
 //
 // BENCH_ROUNDS (default 5) is how often everything is measured, BENCH_WINDOW
-// (default 3s) for how long each time. BENCH_CONTENDERS and BENCH_WORKLOADS
+// (default 2.5s) for how long each time. BENCH_CONTENDERS and BENCH_WORKLOADS
 // (bulk1, bulk4, conns, udp) pick some, with commas between; contenders are
-// picked by the beginning of their names.
+// picked by the beginning of their names. "floor" is picked only by name: the
+// least a program at each hook can cost.
 func BenchmarkLabDatapath(b *testing.B) {
 	needRoot(b)
 	cfg := benchtest.Config{Binary: binary, Progress: os.Stderr, Rounds: 5}
@@ -40,7 +41,11 @@ func BenchmarkLabDatapath(b *testing.B) {
 			b.Fatal("BENCH_WINDOW: ", err)
 		}
 	}
-	cfg.Contenders = slices.DeleteFunc(benchtest.Contenders(), func(c benchtest.Contender) bool {
+	cfg.Contenders = benchtest.Contenders()
+	if os.Getenv("BENCH_CONTENDERS") != "" {
+		cfg.Contenders = append(cfg.Contenders, benchtest.Floors()...)
+	}
+	cfg.Contenders = slices.DeleteFunc(cfg.Contenders, func(c benchtest.Contender) bool {
 		return !picked("BENCH_CONTENDERS", func(s string) bool { return strings.HasPrefix(c.Name, s) })
 	})
 	cfg.Workloads = slices.DeleteFunc(benchtest.Workloads(), func(w benchtest.Workload) bool {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -26,7 +27,8 @@ type Config struct {
 	Workloads []Workload
 	// Rounds is how often everything is measured, at least 1. Default 5.
 	Rounds int
-	// Window is how long one measurement takes, after its warm-up. Default 3 s.
+	// Window is how long one measurement takes, after its warm-up, 1 s or more.
+	// Default 2.5 s.
 	Window time.Duration
 	// Progress gets a line for each measurement; discarded when nil.
 	Progress io.Writer
@@ -45,7 +47,7 @@ func (c Config) withDefaults() Config {
 		c.Rounds = 5
 	}
 	if c.Window == 0 {
-		c.Window = 3 * time.Second
+		c.Window = 2500 * time.Millisecond
 	}
 	if c.Progress == nil {
 		c.Progress = io.Discard
@@ -72,8 +74,15 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// directName is the path without a machine between.
-const directName = "direct"
+// The paths without a machine between: what the same work costs anyway. XDP
+// contenders have one of their own, since their cables are other ones.
+const (
+	directName    = "direct"
+	directXDPName = "direct-xdp"
+)
+
+// directIndex is the subnet number of the first cable without a machine.
+const directIndex = 250
 
 // path is one way from the client to the server that is measured.
 type path struct {
@@ -95,27 +104,39 @@ type bench struct {
 	client     *lab.Host
 	serverHost *lab.Host
 	server     *server
+	sites      []*Site
 	paths      []*path
 	report     *Report
+}
+
+func (b *bench) close() error {
+	var errs []error
+	for _, s := range b.sites {
+		errs = append(errs, s.close())
+	}
+	return errors.Join(append(errs, b.lab.Close())...)
 }
 
 // Run builds the lab, measures, and removes the lab. A contender that cannot
 // be started is named in the report and left out; a measurement that fails is
 // too. It needs root, and the machine to itself. When ctx ends it returns what
 // it has, with an error.
-func Run(ctx context.Context, cfg Config) (rep *Report, err error) {
+func Run(ctx context.Context, cfg Config) (*Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("benchmark configuration: %w", err)
 	}
-	cfg = cfg.withDefaults()
+	return run(ctx, cfg.withDefaults())
+}
+
+func run(ctx context.Context, cfg Config) (rep *Report, err error) {
 	l, err := lab.New(lab.Config{
 		Binary: cfg.Binary, Topology: lab.TwoLeg, Nodes: len(cfg.Contenders), Clients: 1, Endpoints: 1, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, l.Close()) }()
 	b := &bench{cfg: cfg, lab: l, client: l.Clients()[0], serverHost: l.Endpoints()[0], report: newReport(cfg)}
+	defer func() { err = errors.Join(err, b.close()) }()
 	if err := b.prepareEnds(); err != nil {
 		return nil, fmt.Errorf("prepare client and server: %w", err)
 	}
@@ -125,6 +146,9 @@ func Run(ctx context.Context, cfg Config) (rep *Report, err error) {
 	g.Go(func() error {
 		defer cancel()
 		b.startAll(ctx)
+		if err := b.watchIdle(ctx); err != nil {
+			return err
+		}
 		return b.rounds(ctx)
 	})
 	return b.report, g.Wait()
@@ -140,17 +164,16 @@ func (b *bench) prepareEnds() error {
 	if err := widePorts(b.client); err != nil {
 		return err
 	}
-	direct := cable{
-		a: b.client, aIface: directIface, aAddrs: prefixes(addrs(frontLeg, directIndex, clientFirst, clientAddrs)),
-		b: b.serverHost, bIface: directIface, bAddrs: prefixes(addrs(frontLeg, directIndex, endpointFirst, endpointAddrs)),
+	for i, name := range []string{directName, directXDPName} {
+		c := directCable(b.client, b.serverHost, directIndex+i, fmt.Sprintf("d%d", i), name == directXDPName)
+		if err := c.lay(); err != nil {
+			return err
+		}
+		b.paths = append(b.paths, &path{
+			name: name, xdp: c.xdp, target: c.bAddrs[0].Addr(), sources: addrs(frontLeg, directIndex+i, clientFirst, clientAddrs),
+			clientIface: c.aIface, serverIface: c.bIface, next: b.serverHost, nextIface: c.bIface,
+		})
 	}
-	if err := direct.lay(); err != nil {
-		return err
-	}
-	b.paths = append(b.paths, &path{
-		name: directName, target: direct.bAddrs[0].Addr(), sources: addrs(frontLeg, directIndex, clientFirst, clientAddrs),
-		clientIface: directIface, serverIface: directIface, next: b.serverHost, nextIface: directIface,
-	})
 	var err error
 	b.server, err = newServer(b.serverHost)
 	return err
@@ -173,9 +196,15 @@ func (b *bench) startAll(ctx context.Context) {
 			continue
 		}
 		works = append(works, p)
-		b.report.names = append(b.report.names, p.name)
+	}
+	isXDP := func(p *path) bool { return p.xdp && p.name != directXDPName }
+	if !slices.ContainsFunc(works, isXDP) {
+		works = slices.DeleteFunc(works, func(p *path) bool { return p.name == directXDPName })
 	}
 	b.paths = works
+	for _, p := range works {
+		b.report.enter(p.name, p.xdp)
+	}
 }
 
 func (b *bench) unavailable(name string, err error) {
@@ -186,6 +215,7 @@ func (b *bench) unavailable(name string, err error) {
 // start sets one contender up.
 func (b *bench) start(ctx context.Context, i int, c Contender) ([]*path, error) {
 	s := &Site{Node: b.lab.Nodes()[i], Front: "front", Back: "back", index: i}
+	b.sites = append(b.sites, s)
 	if err := s.wire(b.client, b.serverHost, c.XDP); err != nil {
 		return nil, err
 	}
@@ -231,6 +261,21 @@ func (b *bench) try(ctx context.Context, p *path) error {
 	})
 }
 
+// watchIdle finds out what the machine does anyway, while all contenders are
+// up and nobody sends: whether it was quiet enough is the reader's to judge.
+func (b *bench) watchIdle(ctx context.Context) error {
+	before, err := readCPU()
+	if err != nil {
+		return err
+	}
+	if err := pass(ctx, b.cfg.Window); err != nil {
+		return err
+	}
+	after, err := readCPU()
+	b.report.idle = after.since(before).busy.Seconds() / b.cfg.Window.Seconds()
+	return err
+}
+
 // rounds measures everything as often as was asked for.
 func (b *bench) rounds(ctx context.Context) error {
 	for r := range b.cfg.Rounds {
@@ -239,7 +284,7 @@ func (b *bench) rounds(ctx context.Context) error {
 				if w == UDP && p.noUDP {
 					continue
 				}
-				s, err := b.run(ctx, w, p)
+				s, err := b.sample(ctx, w, p)
 				if ctx.Err() != nil {
 					return fmt.Errorf("round %d: %w", r+1, context.Cause(ctx))
 				}
@@ -251,7 +296,7 @@ func (b *bench) rounds(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) run(ctx context.Context, w Workload, p *path) (Sample, error) {
+func (b *bench) sample(ctx context.Context, w Workload, p *path) (Sample, error) {
 	switch w {
 	case Bulk1:
 		return b.bulk(ctx, p, 1)

@@ -10,7 +10,7 @@
 //
 //	client f0 ── front [lb1] back ── b0 server
 //	client f1 ── front [lb2] back ── b1 server
-//	client d0 ───────────────────── d0 server   (no machine: the floor)
+//	client d0 ───────────────────── d0 server   (no machine between)
 //
 // Each contender has subnets of its own, so that changing from one to the
 // next is a change of the target address and nothing is reconfigured in a run.

@@ -3,6 +3,7 @@ package benchtest
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -40,7 +41,20 @@ type Site struct {
 	// Front and Back are the machine's interfaces to the client and to the
 	// server.
 	Front, Back string
-	index       int
+
+	index   int
+	closers []io.Closer // what is to be closed with the lab
+}
+
+// keep closes what a contender holds open in this process at the end.
+func (s *Site) keep(c ...io.Closer) { s.closers = append(s.closers, c...) }
+
+func (s *Site) close() error {
+	var errs []error
+	for _, c := range s.closers {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func siteAddr(leg, index, last int) netip.Addr {
@@ -81,17 +95,21 @@ func addrs(leg, index, first, count int) []netip.Addr {
 	return out
 }
 
-// directIndex is the subnet number of the cable without a machine.
-const directIndex = 250
-
-const directIface = "d0"
-
 // cable joins two hosts.
 type cable struct {
 	a, b           *lab.Host
 	aIface, bIface string
 	aAddrs, bAddrs []netip.Prefix
 	xdp            bool // see setOffloads
+}
+
+// directCable joins client and server without a machine; index is its subnet's
+// number.
+func directCable(client, server *lab.Host, index int, iface string, xdp bool) cable {
+	return cable{
+		a: client, aIface: iface, aAddrs: prefixes(addrs(frontLeg, index, clientFirst, clientAddrs)),
+		b: server, bIface: iface, bAddrs: prefixes(addrs(frontLeg, index, endpointFirst, endpointAddrs)), xdp: xdp,
+	}
 }
 
 func prefixes(in []netip.Addr) []netip.Prefix {

@@ -16,7 +16,7 @@ const (
 	udpFirstPort = 20000 // source ports of the flows
 	frameBytes   = 60    // 64 on the wire, with the checksum that veth has not
 	headerBytes  = 14 + 20 + 8
-	frameChunk   = 1 << 14 // frames per call: some 20 ms
+	frameChunk   = 1 << 18 // frames per call: each call makes the kernel patch its own code and wait for RCU
 	liveFrames   = 1 << 1  // BPF_F_TEST_XDP_LIVE_FRAMES
 	xdpDrop      = 1
 	xdpPass      = 2

@@ -1,7 +1,6 @@
 package benchtest
 
 import (
-	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -69,14 +68,29 @@ type Report struct {
 	// measurements that did not succeed.
 	Unavailable, Failed []Failure
 
+	idle      float64 // processors busy while nobody sent
 	rounds    int
+	window    time.Duration
 	workloads []Workload
-	names     []string // of the paths, in their order
+	names     []string          // of the paths, in their order
+	floor     map[string]string // the direct path each is compared with
 	samples   map[Workload]map[string][]*Sample
 }
 
 func newReport(cfg Config) *Report {
-	return &Report{rounds: cfg.Rounds, workloads: cfg.Workloads, samples: map[Workload]map[string][]*Sample{}}
+	return &Report{rounds: cfg.Rounds, window: cfg.Window, workloads: cfg.Workloads, floor: map[string]string{}, samples: map[Workload]map[string][]*Sample{}}
+}
+
+// enter makes a path known that will be measured.
+func (r *Report) enter(name string, xdp bool) {
+	r.names = append(r.names, name)
+	switch {
+	case name == directName || name == directXDPName:
+	case xdp:
+		r.floor[name] = directXDPName
+	default:
+		r.floor[name] = directName
+	}
 }
 
 // add books the outcome of one measurement of a round.
@@ -213,7 +227,7 @@ func (r *Report) row(w Workload, name string) []string {
 		figure(0, func(s *Sample) float64 { return s.Cost }),
 	}
 	mine := "–"
-	if s, ok := spreadOf(r.paired(w, name, directName, share)); ok && name != directName {
+	if s, ok := spreadOf(r.paired(w, name, r.floor[name], share)); ok {
 		mine = fmt.Sprintf("%.0f (%.0f–%.0f)", s.median, s.low, s.high)
 	}
 	row = append(row, mine)
@@ -228,6 +242,13 @@ func (r *Report) row(w Workload, name string) []string {
 	return row
 }
 
+// explanation stands below the tables.
+const explanation = `Medians of %d interleaved rounds of %s each, with the lowest and highest; ratios are made within a round. Everything runs on
+the same processors. CPU is the busy time of the whole machine, client and server included; the load balancer's part is what is
+left without the cost of the same work on a cable without a machine between (direct, and direct-xdp for what works in XDP). Packets
+are made, forwarded and counted in one chain of interrupts, mostly on one processor; what works in XDP is counted in XDP on the far side,
+everything else at TC. Without traffic %.1f %% of one processor was busy.`
+
 // footer says what to make of the figures.
 func (r *Report) footer(b *strings.Builder) {
 	var steal []float64
@@ -236,11 +257,9 @@ func (r *Report) footer(b *strings.Builder) {
 			steal = append(steal, r.values(w, name, func(s *Sample) float64 { return s.Steal })...)
 		}
 	}
-	fmt.Fprintf(b, "Medians of %d interleaved rounds with the lowest and highest; ratios are made within a round. Everything runs on the\n"+
-		"same processors. CPU is the busy time of the whole machine; the load balancer's part is what is left without the cost of the\n"+
-		"same work without a machine between (%s).", r.rounds, directName)
+	fmt.Fprintf(b, explanation, r.rounds, r.window, r.idle*100)
 	if s, ok := spreadOf(steal); ok {
-		fmt.Fprintf(b, " The hypervisor took %.1f %% of one processor (%.1f at most).", s.median*100, s.high*100)
+		fmt.Fprintf(b, " The hypervisor took %.1f %% (%.1f at most).", s.median*100, s.high*100)
 	}
 	b.WriteByte('\n')
 }
@@ -255,7 +274,7 @@ func progress(w Workload, s Sample, err error) string {
 	if w == Conns {
 		text += fmt.Sprintf(", p50 %s, p99 %s", s.P50.Round(time.Microsecond), s.P99.Round(time.Microsecond))
 	}
-	if cmp.Compare(s.Loss, 0) > 0 {
+	if s.Loss > 0 {
 		text += fmt.Sprintf(", %.0f %% lost", s.Loss*100)
 	}
 	return text
