@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"reflect"
+	"time"
 
 	"pontoon/fsm"
 )
@@ -56,24 +57,46 @@ func (s *server) serviceRoutes() {
 	}, s.putService)
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/services/{name}", id: "delete-service", tag: "services", summary: "Delete a service",
-		text: "New connections to it are refused; the ones it has go on until they end.",
+		text: "New connections to it are refused; those it has go on until they end.",
 	}, func(ctx context.Context, in *servicePath) (*written, error) {
 		return s.propose(ctx, fsm.DeleteService{Name: in.Name})
 	})
-	for _, a := range []struct {
-		verb, text string
-		admin      fsm.AdminState
-	}{
-		{"drain", "It keeps its flows and gets no new ones.", fsm.AdminDrain},
-		{"resume", "It gets new flows again.", fsm.AdminUp},
-	} {
-		handle(s, op{
-			method: http.MethodPost, path: "/v1/services/{name}/endpoints/{address}/" + a.verb, id: a.verb + "-endpoint",
-			tag: "services", summary: "Set one endpoint to " + string(a.admin), text: a.text,
-		}, func(ctx context.Context, in *endpointPath) (*written, error) {
-			return s.propose(ctx, fsm.SetEndpointAdmin{Service: in.Name, Endpoint: in.Address, Admin: a.admin})
-		})
+	handle(s, op{
+		method: http.MethodPost, path: "/v1/services/{name}/endpoints/{address}/drain", id: "drain-endpoint",
+		tag: "services", summary: "Set one endpoint to drain",
+		text: "It gets no new flows. It keeps those it has until they end or the timeout is over; then they get what the service's " +
+			"on_remove says. For an endpoint that is draining already the time begins anew.",
+	}, s.drainEndpoint)
+	handle(s, op{
+		method: http.MethodPost, path: "/v1/services/{name}/endpoints/{address}/resume", id: "resume-endpoint",
+		tag: "services", summary: "Set one endpoint to up", text: "It gets new flows again.",
+	}, func(ctx context.Context, in *endpointPath) (*written, error) {
+		return s.propose(ctx, fsm.SetEndpointAdmin{Service: in.Name, Endpoint: in.Address, Admin: fsm.AdminUp})
+	})
+}
+
+type drainInput struct {
+	Name    string         `path:"name" doc:"Name of the service."`
+	Address netip.AddrPort `path:"address" doc:"The endpoint, address:port."`
+	Timeout string         `query:"timeout" example:"10m" doc:"How long it keeps its flows; 0s is without end. Default: the service's drain_timeout."`
+}
+
+// drainEndpoint works out when the drain ends: replicated state knows no clock.
+func (s *server) drainEndpoint(ctx context.Context, in *drainInput) (*written, error) {
+	if err := s.inCluster(); err != nil {
+		return nil, err
 	}
+	svc, _ := s.Backend.State().Service(in.Name) // one that does not exist is refused with the command
+	if in.Timeout != "" {
+		d, err := time.ParseDuration(in.Timeout)
+		if limit := time.Duration(fsm.MaxDrainTimeout); err != nil || d < 0 || d > limit {
+			return nil, refusef(fsm.ErrInvalid, "timeout %q: want a duration with a unit, 0s to %s, like \"90s\" or \"10m\"", in.Timeout, limit)
+		}
+		svc.DrainTimeout = fsm.Duration(d)
+	}
+	return s.propose(ctx, fsm.SetEndpointAdmin{
+		Service: in.Name, Endpoint: in.Address, Admin: fsm.AdminDrain, Until: svc.Deadline(time.Now()),
+	})
 }
 
 type putServiceInput struct {
@@ -99,6 +122,7 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		return nil, fmt.Errorf("instance: the body says %q, the query %q: make them the same or leave one out: %w", instance, in.Instance, fsm.ErrInvalid)
 	}
 	svc.Name, svc.ID = in.Name, 0 // the cluster keeps or gives the id
+	setDeadlines(&svc, time.Now())
 	put := serviceWrite{fsm.PutService{Service: svc, Create: in.Create}, cmp.Or(in.Instance, instance)}
 	cmd, err := s.serviceCommand(ctx, put)
 	if err != nil {
@@ -115,6 +139,17 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		}
 	}
 	return out, nil
+}
+
+// setDeadlines says when the endpoints end to drain that svc drains. Those that
+// drain already keep what they have, see fsm.PutService.
+func setDeadlines(svc *fsm.Service, now time.Time) {
+	for i, e := range svc.Endpoints {
+		svc.Endpoints[i].DrainUntil = time.Time{}
+		if e.Admin == fsm.AdminDrain {
+			svc.Endpoints[i].DrainUntil = svc.Deadline(now)
+		}
+	}
 }
 
 // serviceCommand decides what to commit for a write of a service. A decision

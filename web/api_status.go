@@ -93,6 +93,7 @@ func (s *server) readStatus(ctx context.Context) (Status, error) {
 	}
 	for i := range st.Services {
 		st.Services[i].Instance = instanceOf[st.Services[i].VIP]
+		st.Services[i].complete()
 	}
 	st.normalise()
 	return st, nil

@@ -77,7 +77,7 @@ func TestOpenAPIDocumentHoldsTogether(t *testing.T) {
 	if svc["idle_timeout"].(map[string]any)["type"] != "string" {
 		t.Error("a duration is not described as text")
 	}
-	if !reflect.DeepEqual(svc["mode"].(map[string]any)["enum"], []any{"dnat", "onearm", "fullnat"}) {
+	if !reflect.DeepEqual(svc["mode"].(map[string]any)["enum"], []any{"dnat", "onearm", "fullnat", "dsr"}) {
 		t.Errorf("mode is described as %v", svc["mode"])
 	}
 }

@@ -3,6 +3,7 @@ package web
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
 	"strings"
 
@@ -43,27 +44,56 @@ var fieldDocs = map[string]map[string]fieldDoc{
 		"epoch":      {text: "Raft index at which the master last changed; only grows.", readOnly: true},
 	},
 	"VIP": {
-		"address":   {text: "As in the path, if given."},
-		"instance":  {text: "The instance it moves with; default \"default\"."},
-		"kind":      {text: "service: clients connect to it (default). gateway: the endpoints' next hop.", values: []any{fsm.VIPService, fsm.VIPGateway}},
+		"address":  {text: "As in the path, if given."},
+		"instance": {text: "The instance it moves with; default \"default\"."},
+		"kind": {
+			text:   "service: clients connect to it (default). gateway: the endpoints' next hop. snat: a source towards endpoints in mode fullnat, in place of the service's VIP.",
+			values: []any{fsm.VIPService, fsm.VIPGateway, fsm.VIPSNAT},
+		},
 		"interface": {text: "Default: the one whose subnet contains the address."},
 		"announce":  {text: "How the network learns of it; default l2.", values: []any{fsm.AnnounceL2, fsm.AnnounceNone}},
 	},
-	"Service": {
-		"name":         {text: "As in the path, if given."},
-		"id":           {text: "Given by the cluster, never reused; ignored in a request.", readOnly: true},
-		"vip":          {text: "A VIP of kind service."},
-		"port":         {text: "1 to 65535.", max: 65535},
-		"protocol":     {text: "Default tcp.", values: []any{fsm.TCP, fsm.UDP}},
-		"mode":         {text: "dnat: destination only. onearm: source becomes the node's. fullnat: source becomes the VIP.", values: []any{fsm.ModeDNAT, fsm.ModeOneArm, fsm.ModeFullNAT}},
-		"algorithm":    {text: "rr: weighted round robin. maglev: consistent hashing.", values: []any{fsm.RoundRobin, fsm.Maglev}},
-		"idle_timeout": {text: "Of an established flow; default 1h (tcp), 2m (udp)."},
-	},
-	"Endpoint": {
-		"address": {text: "address:port"},
-		"weight":  {text: "0 takes no new flows; default 1.", max: 65535},
-		"admin":   {text: "drain keeps its flows and gets no new ones; default up.", values: []any{fsm.AdminUp, fsm.AdminDrain, fsm.AdminDown}},
-	},
+	"Service":  serviceDocs(),
+	"Endpoint": endpointDocs(),
+}
+
+func serviceDocs() map[string]fieldDoc {
+	return map[string]fieldDoc{
+		"name":     {text: "As in the path, if given."},
+		"id":       {text: "Given by the cluster; ignored in a request.", readOnly: true},
+		"vip":      {text: "A VIP of kind service, IPv4 or IPv6."},
+		"port":     {text: "1 to 65535; of a range the first.", max: 65535},
+		"port_end": {text: "The last port of a range; one port when left out. Port port+i leads to the endpoint's port+i.", max: 65535},
+		"protocol": {text: "Default tcp.", values: []any{fsm.TCP, fsm.UDP, fsm.SCTP}},
+		"mode": {
+			text: "dnat: destination only. onearm: source becomes an address of the load balancer. fullnat (default): source becomes " +
+				"the VIP, or one of the instance's VIPs of kind snat; the only one whose endpoints may be of the other IP family. " +
+				"dsr: no address changes, endpoints answer clients directly; they hold the VIP and listen on the service's port.",
+			values: []any{fsm.ModeDNAT, fsm.ModeOneArm, fsm.ModeFullNAT, fsm.ModeDSR},
+		},
+		"tunnel":    {text: "With mode dsr only. l2 (default): endpoints are in a subnet of the load balancer. ipip: IP in IP.", values: []any{fsm.TunnelL2, fsm.TunnelIPIP}},
+		"algorithm": {text: "rr (default): weighted round robin. maglev: consistent hashing. lc: fewest established flows for the weight.", values: []any{fsm.RoundRobin, fsm.Maglev, fsm.LeastConnections}},
+		"affinity":  {text: "client-ip: all flows of a client address go to one endpoint. Default none.", values: []any{fsm.AffinityNone, fsm.AffinityClientIP}},
+		"affinity_timeout": {
+			text: "How long a client stays with its endpoint after its last new flow, 1s to 168h; with affinity client-ip only. Default 3h.",
+		},
+		"idle_timeout":  {text: "Of an established flow, 1s to 24h; default 1h (tcp, sctp), 2m (udp)."},
+		"idle_reset":    {text: "Both sides are told when a connection idles out."},
+		"on_remove":     {text: "What the flows of an endpoint get that is deleted, set down, or drained until its deadline. reset (default): they are refused. drop: nothing is said. keep: they go on.", values: []any{fsm.RemoveReset, fsm.RemoveDrop, fsm.RemoveKeep}},
+		"on_full":       {text: "What a new connection gets when the flow table is full. drop (default) or reset.", values: []any{fsm.FullDrop, fsm.FullReset}},
+		"new_flow_rate": {text: "New flows a second and node before the flood defence starts: TCP then has to repeat its SYN, others are dropped. Default 50000.", max: math.MaxUint32},
+		"drain_timeout": {text: "How long a drained endpoint keeps its flows, 1s to 168h; without end when left out."},
+	}
+}
+
+func endpointDocs() map[string]fieldDoc {
+	return map[string]fieldDoc{
+		"id":          {text: "Given by the cluster; ignored in a request.", readOnly: true},
+		"address":     {text: "address:port; an IPv6 address in brackets."},
+		"weight":      {text: "0 takes no new flows; default 1.", max: 65535},
+		"admin":       {text: "drain keeps its flows and gets no new ones, down keeps none; default up.", values: []any{fsm.AdminUp, fsm.AdminDrain, fsm.AdminDown}},
+		"drain_until": {text: "When the flows of a draining endpoint are ended; absent when never. Ignored in a request.", readOnly: true},
+	}
 }
 
 // familyOf says whose fieldDocs a schema shares.

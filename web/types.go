@@ -2,6 +2,7 @@ package web
 
 import (
 	"net/netip"
+	"time"
 
 	"pontoon/fsm"
 )
@@ -99,13 +100,25 @@ const (
 	EndpointUnknown EndpointHealth = "unknown" // nothing probes it, or not yet
 )
 
-// EndpointStatus is one endpoint of a service with its runtime.
+// EndpointStatus is one endpoint of a service with its runtime. ID and DrainUntil
+// are filled in by the API from Service.Endpoints, where both lists are alike.
 type EndpointStatus struct {
-	Address netip.AddrPort `json:"address"`
-	Weight  uint16         `json:"weight"`
-	Admin   fsm.AdminState `json:"admin"`
-	Health  EndpointHealth `json:"health" enum:"up,down,unknown"`
-	Flows   uint64         `json:"flows" doc:"Live flows to it that this node forwards."`
+	ID         uint32         `json:"id"`
+	Address    netip.AddrPort `json:"address"`
+	Weight     uint16         `json:"weight"`
+	Admin      fsm.AdminState `json:"admin"`
+	DrainUntil time.Time      `json:"drain_until,omitzero"`
+	Health     EndpointHealth `json:"health" enum:"up,down,unknown"`
+	Flows      uint64         `json:"flows" doc:"Live flows to it that this node forwards."`
+}
+
+// complete fills in what the configuration says beyond what a backend repeats.
+func (s *ServiceStatus) complete() {
+	for i := range s.Endpoints {
+		if i < len(s.Service.Endpoints) && s.Service.Endpoints[i].Address == s.Endpoints[i].Address {
+			s.Endpoints[i].ID, s.Endpoints[i].DrainUntil = s.Service.Endpoints[i].ID, s.Service.Endpoints[i].DrainUntil
+		}
+	}
 }
 
 // ReplicationState is how far the copying of flows to a peer is.

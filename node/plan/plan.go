@@ -187,6 +187,7 @@ func (c *compiler) service(s fsm.Service) {
 	if v, ok := c.state.VIP(s.VIP); ok {
 		instance = v.Instance
 	}
+	d.Endpoints = make([]bpf.Endpoint, 0, len(s.Endpoints))
 	for _, e := range s.Endpoints {
 		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e))
 	}
