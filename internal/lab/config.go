@@ -23,6 +23,8 @@ type Config struct {
 	// Witnesses is how many of the nodes, the last ones, are started with the
 	// role of a witness: they are given no interface to balance on.
 	Witnesses int
+	// ClusterIPv6 gives the nodes IPv6 cluster addresses.
+	ClusterIPv6 bool
 	// NodeArgs are put behind the flags every node is started with.
 	NodeArgs []string
 	// Dir is where the lab's own directory is made; os.TempDir() when empty.

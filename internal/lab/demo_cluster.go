@@ -202,7 +202,7 @@ func ServeEndpoint(ctx context.Context, spec string) error {
 	if err != nil {
 		return err
 	}
-	ln, err := net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(addr))
+	ln, err := net.ListenTCP(network("tcp", addr), net.TCPAddrFromAddrPort(addr))
 	if err != nil {
 		return fmt.Errorf("serve as endpoint: %w", err)
 	}

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,18 +29,18 @@ func (h *Host) Dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 }
 
 func (h *Host) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-	if !to.Addr().Is4() {
-		return nil, fmt.Errorf("want an IPv4 address")
+	family, sa, err := sockaddr(to)
+	if err != nil {
+		return nil, err
 	}
 	fd := -1
-	err := h.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	err = h.Do(func() (err error) {
+		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		return os.NewSyscallError("socket", err)
 	})
 	if err != nil {
 		return nil, err
 	}
-	sa := &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
 	// Connect before the poller sees the socket: an unconnected one counts as
 	// hung up.
 	if err := unix.Connect(fd, sa); err != nil && err != unix.EINPROGRESS {
@@ -54,6 +55,20 @@ func (h *Host) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 		return nil, err
 	}
 	return net.FileConn(f)
+}
+
+// sockaddr is an address as the kernel takes it. Link-local ones would need an
+// interface number of the host's and are refused.
+func sockaddr(to netip.AddrPort) (family int, sa unix.Sockaddr, err error) {
+	addr, port := to.Addr().Unmap(), int(to.Port())
+	switch {
+	case !addr.IsValid() || addr.Zone() != "" || addr.IsLinkLocalUnicast() && addr.Is6():
+		return 0, nil, errors.New("want an IPv4 address or an IPv6 address that needs no interface")
+	case addr.Is4():
+		return unix.AF_INET, &unix.SockaddrInet4{Port: port, Addr: addr.As4()}, nil
+	default:
+		return unix.AF_INET6, &unix.SockaddrInet6{Port: port, Addr: addr.As16()}, nil
+	}
 }
 
 // finishConnect waits until the handshake is over, and returns its outcome.

@@ -14,8 +14,9 @@
 // A segment is one Ethernet: a bridge in a namespace of its own, without
 // spanning tree and without multicast snooping, so that a frame is forwarded
 // the moment a port is up. A host is a namespace with a veth leg into each of
-// its segments. IPv6 is off, offloads are left on. The namespaces are named
-// ones (/run/netns/PREFIX-HOST), so an operator looks inside with
+// its segments, with an IPv4 and an IPv6 address on each. Offloads are left on.
+// The namespaces are named ones (/run/netns/PREFIX-HOST), so an operator looks
+// inside with
 //
 //	nsenter --net=/run/netns/PREFIX-lb1 ip address
 //

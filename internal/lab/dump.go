@@ -69,7 +69,7 @@ func dumpNetwork(w io.Writer, ns string) {
 	for _, link := range links {
 		a := link.Attrs()
 		fmt.Fprintf(w, "link %s %s %s:", a.Name, a.HardwareAddr, a.OperState)
-		addrs, err := nl.AddrList(link, netlink.FAMILY_V4)
+		addrs, err := nl.AddrList(link, netlink.FAMILY_ALL)
 		if err != nil {
 			fmt.Fprintf(w, " %v", err)
 		}
@@ -77,7 +77,7 @@ func dumpNetwork(w io.Writer, ns string) {
 			fmt.Fprintf(w, " %s", addr.IPNet)
 		}
 		fmt.Fprintln(w)
-		neighs, err := nl.NeighList(a.Index, netlink.FAMILY_V4)
+		neighs, err := nl.NeighList(a.Index, netlink.FAMILY_ALL)
 		if err != nil {
 			fmt.Fprintf(w, "neighbours: %v\n", err)
 		}
@@ -85,7 +85,7 @@ func dumpNetwork(w io.Writer, ns string) {
 			fmt.Fprintf(w, "  neighbour %s %s state %#x\n", ne.IP, ne.HardwareAddr, ne.State)
 		}
 	}
-	routes, err := nl.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := nl.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		fmt.Fprintf(w, "routes: %v\n", err)
 	}

@@ -35,6 +35,18 @@ func (h *Host) Addrs() []netip.Prefix {
 	return addrs
 }
 
+// Addr6 is the IPv6 address of the host's first leg, when the kernel has IPv6.
+func (h *Host) Addr6() netip.Addr { return h.spec.ports[0].address6.Addr() }
+
+// Addrs6 are the IPv6 addresses of all legs, in the order of Interfaces.
+func (h *Host) Addrs6() []netip.Prefix {
+	addrs := make([]netip.Prefix, len(h.spec.ports))
+	for i, p := range h.spec.ports {
+		addrs[i] = p.address6
+	}
+	return addrs
+}
+
 // Interfaces are the names of the legs inside the host: eth1, eth2.
 func (h *Host) Interfaces() []string {
 	names := make([]string, len(h.spec.ports))
@@ -49,11 +61,20 @@ func (h *Host) Interfaces() []string {
 // namespace.
 func (h *Host) Do(fn func() error) error { return inNS(h.ns, fn) }
 
-// Listen opens a TCP listener on the host.
+// network names a protocol with the family of an address: "tcp4" or "tcp6". A
+// socket of one family keeps the other free for another.
+func network(protocol string, addr netip.AddrPort) string {
+	if addr.Addr().Is6() {
+		return protocol + "6"
+	}
+	return protocol + "4"
+}
+
+// Listen opens a TCP listener on the host, of the family of addr only.
 func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	var ln net.Listener
 	err := h.Do(func() (err error) {
-		ln, err = net.ListenTCP("tcp4", net.TCPAddrFromAddrPort(addr))
+		ln, err = net.ListenTCP(network("tcp", addr), net.TCPAddrFromAddrPort(addr))
 		return err
 	})
 	if err != nil {
@@ -62,11 +83,11 @@ func (h *Host) Listen(addr netip.AddrPort) (net.Listener, error) {
 	return ln, nil
 }
 
-// ListenUDP opens a UDP socket on the host.
+// ListenUDP opens a UDP socket on the host, of the family of addr only.
 func (h *Host) ListenUDP(addr netip.AddrPort) (*net.UDPConn, error) {
 	var c *net.UDPConn
 	err := h.Do(func() (err error) {
-		c, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(addr))
+		c, err = net.ListenUDP(network("udp", addr), net.UDPAddrFromAddrPort(addr))
 		return err
 	})
 	if err != nil {

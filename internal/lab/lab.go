@@ -160,7 +160,7 @@ func (l *Lab) addHost(spec hostSpec) error {
 
 // build makes the host's namespace and cables and configures it.
 func (h *Host) build() error {
-	if err := createNS(h.ns); err != nil {
+	if err := createNS(h.ns, true); err != nil {
 		return err
 	}
 	fd, err := netns.GetFromName(h.ns)

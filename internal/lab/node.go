@@ -67,7 +67,12 @@ func (n *Node) PinDir() string { return filepath.Join(n.lab.cfg.BPFFS, n.ns) }
 func (n *Node) LogFile() string { return filepath.Join(n.dir, "log") }
 
 // ClusterAddress is where the other nodes find this one.
-func (n *Node) ClusterAddress() netip.AddrPort { return netip.AddrPortFrom(n.Addr(), clusterPort) }
+func (n *Node) ClusterAddress() netip.AddrPort {
+	if n.lab.cfg.ClusterIPv6 {
+		return netip.AddrPortFrom(n.Addr6(), clusterPort)
+	}
+	return netip.AddrPortFrom(n.Addr(), clusterPort)
+}
 
 // SetArgs gives this node arguments of its own, put behind all others, from
 // its next start on.

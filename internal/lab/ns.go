@@ -19,8 +19,9 @@ const netnsDir = "/run/netns"
 
 func nsPath(name string) string { return filepath.Join(netnsDir, name) }
 
-// createNS makes the named network namespace with IPv6 off and loopback up.
-func createNS(name string) error {
+// createNS makes the named network namespace with loopback up. Segments have no
+// use for IPv6 of their own: a bridge carries frames.
+func createNS(name string, withIPv6 bool) error {
 	var g errgroup.Group
 	g.Go(func() error {
 		// The thread is never unlocked: it has moved into the new namespace
@@ -31,20 +32,31 @@ func createNS(name string) error {
 			return fmt.Errorf("create namespace %s: %w", name, err)
 		}
 		defer h.Close()
-		return prepareNS(name)
+		return prepareNS(name, withIPv6)
 	})
 	return g.Wait()
 }
 
 // prepareNS sets up the namespace the calling thread is in.
-func prepareNS(name string) error {
-	for path, value := range map[string]string{
+func prepareNS(name string, withIPv6 bool) error {
+	settings := map[string]string{
 		"/proc/sys/net/ipv6/conf/all/disable_ipv6":     "1",
 		"/proc/sys/net/ipv6/conf/default/disable_ipv6": "1",
 		// A bridge that shows every frame to netfilter only costs time here.
 		"/proc/sys/net/bridge/bridge-nf-call-iptables":  "0",
+		"/proc/sys/net/bridge/bridge-nf-call-ip6tables": "0",
 		"/proc/sys/net/bridge/bridge-nf-call-arptables": "0",
-	} {
+	}
+	if withIPv6 {
+		for _, conf := range []string{"all", "default"} {
+			settings["/proc/sys/net/ipv6/conf/"+conf+"/disable_ipv6"] = "0"
+			// No two hosts can have one link-local address, and no router advertises:
+			// waiting for either would only make starts slower.
+			settings["/proc/sys/net/ipv6/conf/"+conf+"/accept_dad"] = "0"
+			settings["/proc/sys/net/ipv6/conf/"+conf+"/router_solicitations"] = "0"
+		}
+	}
+	for path, value := range settings {
 		err := os.WriteFile(path, []byte(value), 0)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("namespace %s: %w", name, err)
@@ -58,6 +70,12 @@ func prepareNS(name string) error {
 		return fmt.Errorf("namespace %s: set lo up: %w", name, err)
 	}
 	return nil
+}
+
+// haveIPv6 reports whether the kernel was started with IPv6.
+func haveIPv6() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6/conf/all")
+	return err == nil
 }
 
 // deleteNS removes the named namespace. A name that is not there, or that was

@@ -15,12 +15,18 @@ import (
 // overWire runs n connections from client1 to client2 of a fresh lab.
 func overWire(tb testing.TB, l *Lab, n int) *traffic.Clients {
 	tb.Helper()
+	return overWireTo(tb, l, l.Clients()[1].Addr(), n)
+}
+
+// overWireTo does so to the given address of client2.
+func overWireTo(tb testing.TB, l *Lab, addr netip.Addr, n int) *traffic.Clients {
+	tb.Helper()
 	from, to := l.Clients()[0], l.Clients()[1]
 	srv, err := traffic.NewServer(traffic.ServerConfig{Name: to.Name()})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	at := netip.AddrPortFrom(to.Addr(), 8080)
+	at := netip.AddrPortFrom(addr, 8080)
 	ln, err := to.Listen(at)
 	if err != nil {
 		tb.Fatal(err)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 // bridgeName is the bridge inside each segment's namespace.
@@ -23,7 +24,7 @@ type segment struct {
 
 // newSegment makes the namespace and the bridge in it.
 func newSegment(name, ns string) (*segment, error) {
-	if err := createNS(ns); err != nil {
+	if err := createNS(ns, false); err != nil {
 		return nil, err
 	}
 	nl, err := nlHandle(ns)
@@ -111,10 +112,26 @@ func (h hostSpec) configure(ns string) error {
 		if err := nl.LinkSetUp(link); err != nil {
 			return fmt.Errorf("host %s: set %s up: %w", h.name, p.iface, err)
 		}
+		if !haveIPv6() {
+			continue
+		}
+		// Without duplicate detection it is usable at once, as the IPv4 one is.
+		addr := &netlink.Addr{IPNet: ipNet(p.address6), Flags: unix.IFA_F_NODAD}
+		if err := nl.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("host %s: add %s to %s: %w", h.name, p.address6, p.iface, err)
+		}
 	}
-	if h.gateway.IsValid() {
-		if err := nl.RouteAdd(&netlink.Route{Gw: h.gateway.AsSlice()}); err != nil {
-			return fmt.Errorf("host %s: add default route by %s: %w", h.name, h.gateway, err)
+	return h.routes(nl)
+}
+
+// routes gives the host its default routes.
+func (h hostSpec) routes(nl *netlink.Handle) error {
+	for _, gw := range []netip.Addr{h.gateway, h.gateway6} {
+		if !gw.IsValid() || (gw.Is6() && !haveIPv6()) {
+			continue
+		}
+		if err := nl.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
+			return fmt.Errorf("host %s: add default route by %s: %w", h.name, gw, err)
 		}
 	}
 	return nil
