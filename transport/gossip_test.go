@@ -94,8 +94,14 @@ func startTrio(t *testing.T, change ...func(*GossipConfig)) []*testGossip {
 }
 
 func TestGossipMembersFindEachOther(t *testing.T) {
+	for family, listen := range loopbacks(t) {
+		t.Run(family, func(t *testing.T) { findEachOther(t, netip.MustParseAddr(listen)) })
+	}
+}
+
+func findEachOther(t *testing.T, listen netip.Addr) {
 	checkLeaks(t)
-	all := startTrio(t)
+	all := startTrio(t, func(c *GossipConfig) { c.Bind = netip.AddrPortFrom(listen, 0) })
 	for _, m := range all[1].Members() {
 		i := slices.IndexFunc(all, func(g *testGossip) bool { return g.cfg.Node == m.Node })
 		if m.Address != all[i].Address() || string(m.Meta) != "meta of "+m.Node {

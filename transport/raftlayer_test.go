@@ -3,6 +3,7 @@ package transport
 import (
 	"errors"
 	"io"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -38,13 +39,13 @@ type raftNode struct {
 	addr raft.ServerAddress
 }
 
-func startRaft(t *testing.T, ca *CA, name string, owner func(addr string) string) *raftNode {
+func startRaft(t *testing.T, ca *CA, name string, owner func(addr string) string, change ...func(*MuxConfig)) *raftNode {
 	t.Helper()
 	var layer *RaftLayer
 	mux := startMux(t, newTestIdentity(t, ca, name), func(m *Mux) {
 		layer = NewRaftLayer(m, m.Addr())
 		layer.NodeName = owner
-	})
+	}, change...)
 	quiet := hclog.NewNullLogger()
 	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: layer, MaxPool: 3, Timeout: 2 * time.Second, Logger: quiet,
@@ -72,11 +73,18 @@ func startRaft(t *testing.T, ca *CA, name string, owner func(addr string) string
 }
 
 func TestRaftElectsAndReplicatesOverTheOnePort(t *testing.T) {
+	for family, listen := range loopbacks(t) {
+		t.Run(family, func(t *testing.T) { electAndReplicate(t, listen) })
+	}
+}
+
+func electAndReplicate(t *testing.T, listen string) {
 	checkLeaks(t)
 	ca := newTestCA(t)
+	onLoopback := func(c *MuxConfig) { c.Address = netip.AddrPortFrom(netip.MustParseAddr(listen), 0).String() }
 	names := map[string]string{}
 	owner := func(addr string) string { return names[addr] }
-	a, b := startRaft(t, ca, "lb1", owner), startRaft(t, ca, "lb2", owner)
+	a, b := startRaft(t, ca, "lb1", owner, onLoopback), startRaft(t, ca, "lb2", owner, onLoopback)
 	names[string(a.addr)], names[string(b.addr)] = "lb1", "lb2"
 	servers := raft.Configuration{Servers: []raft.Server{{ID: "lb1", Address: a.addr}, {ID: "lb2", Address: b.addr}}}
 	if err := a.BootstrapCluster(servers).Error(); err != nil {
