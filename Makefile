@@ -30,7 +30,7 @@ deps:
 
 # Packages beside each other first, then the ones that start whole clusters, one
 # at a time. The BPF file system is taken away again if the tests mounted it.
-CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/cmd/pontoon
+CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
 	$(MAKE) --no-print-directory deps lint check-generate test-unit test-e2e; status=$$?; \
