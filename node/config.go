@@ -104,6 +104,16 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// canonical returns the configuration with its cluster address in the one form
+// that the replicated state has it in. IPv6 addresses can be written in several,
+// and members are looked up by the text.
+func (c Config) canonical() Config {
+	if ap, err := netip.ParseAddrPort(c.Cluster.Address); err == nil {
+		c.Cluster.Address = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()).String()
+	}
+	return c
+}
+
 func (c Config) validateCluster(bad func(key, format string, args ...any)) {
 	ap, err := netip.ParseAddrPort(c.Cluster.Address)
 	switch {
@@ -111,7 +121,7 @@ func (c Config) validateCluster(bad func(key, format string, args ...any)) {
 		bad("cluster.address", "is missing: give the ip:port the other nodes reach this one at, like 192.168.80.11:7400")
 	case err != nil:
 		bad("cluster.address", "%q: want ip:port, like 192.168.80.11:7400", c.Cluster.Address)
-	case ap.Addr().IsUnspecified() || ap.Port() == 0:
+	case ap.Addr().IsUnspecified() || ap.Addr().IsMulticast() || ap.Addr().Zone() != "" || ap.Port() == 0:
 		bad("cluster.address", "%q: want an address the other nodes can reach, with a port", c.Cluster.Address)
 	case ap.Port() == c.Cluster.GossipPort:
 		bad("cluster.gossip_port", "%d is also the port of cluster.address: choose another", c.Cluster.GossipPort)

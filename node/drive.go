@@ -68,6 +68,9 @@ type driver struct {
 	saved      uint64 // the last verdict of death that member.json knows
 	told       string // the last error that was logged
 
+	wantsIPv6 bool // some VIP or endpoint is an IPv6 address
+	readyIPv6 bool // the host was prepared for that
+
 	services plan.Services // compiled from
 	from     *fsm.State    // this state
 	self     plan.Self     // for this machine
@@ -151,6 +154,10 @@ func (d *driver) pass(ctx context.Context) error {
 		fresh = false
 	}
 	p, same := d.compile(s, links)
+	if !same {
+		d.wantsIPv6 = usesIPv6(p)
+	}
+	perr := d.prepareIPv6()
 	var derr error
 	if !same {
 		derr = d.syncDataplane(ctx, p.Dataplane, same)
@@ -171,7 +178,7 @@ func (d *driver) pass(ctx context.Context) error {
 		v.linksUp = v.linksUp && l.Up
 	}
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
-	err := errors.Join(lerr, derr, herr, d.noticeDeath(s))
+	err := errors.Join(lerr, perr, derr, herr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
 	} else {
@@ -213,6 +220,31 @@ func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same boo
 	}
 	d.from, d.self, d.member = s, self, member
 	return d.services.Plan(s, self), same
+}
+
+// usesIPv6 says whether a VIP or an endpoint of the cluster is an IPv6 address.
+func usesIPv6(p plan.Plan) bool {
+	is6 := func(a netip.Addr) bool { return a.Unmap().Is6() }
+	if slices.ContainsFunc(p.Managed, is6) {
+		return true
+	}
+	return slices.ContainsFunc(p.Dataplane.Services, func(s bpf.Service) bool {
+		return slices.ContainsFunc(s.Endpoints, func(e bpf.Endpoint) bool { return is6(e.Addr.Addr()) })
+	})
+}
+
+// prepareIPv6 has the links forward IPv6 from when the cluster first has a use
+// for it: before that, no machine is made an IPv6 router. Like the IPv4 settings
+// these are written once in a daemon's life and not taken back.
+func (d *driver) prepareIPv6() error {
+	if !d.wantsIPv6 || d.readyIPv6 || d.m.removed() {
+		return nil
+	}
+	if err := d.m.host.PrepareIPv6(d.m.cfg.DataPlane.Interfaces); err != nil {
+		return fmt.Errorf("prepare links for IPv6: %w", err)
+	}
+	d.readyIPv6 = true
+	return nil
 }
 
 func sameLinks(a, b []plan.Link) bool {

@@ -142,7 +142,8 @@ func (m *member) openDataplane() (err error) {
 	// A process that was stopped must not repeat on waking a claim it has lost.
 	// Nor does a node argue about a VIP that lacks a link, since it is to lose it.
 	fence := func(announce.Advert) bool { return m.local.get().linksUp && m.fresh() }
-	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Logger: m.logger}); err != nil {
+	// Router: the links forward IPv6 before the first IPv6 VIP is held on them.
+	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
 	}
 	m.repl, err = transport.NewReplicator(transport.ReplicationConfig{

@@ -46,8 +46,8 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	flowMetrics(s, gauge, counter)
 	if m.l2 != nil {
 		st := m.l2.Stats()
-		counter("arp_sent_total", "Gratuitous ARP frames sent.", float64(st.Sent))
-		counter("arp_foreign_claims_total", "ARP frames in which somebody else claimed a VIP of this node.", float64(st.ForeignClaims))
+		counter("arp_sent_total", "Frames sent that announce VIPs: gratuitous ARP and neighbour advertisements.", float64(st.Sent))
+		counter("arp_foreign_claims_total", "ARP and neighbour discovery frames in which somebody else claimed a VIP of this node.", float64(st.ForeignClaims))
 	}
 }
 

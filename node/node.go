@@ -33,6 +33,7 @@ func Run(ctx context.Context, cfg Config, opts RunOptions) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	cfg = cfg.canonical()
 	lock, err := lockDataDir(cfg.DataDir)
 	if err != nil {
 		return err
