@@ -214,6 +214,10 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 			b.until("lb1 is master", master+` === "lb1"`)
 			b.until("live", `document.querySelector("#live").dataset.state === "live"`)
 			b.until("the headline", `document.querySelector("h1").innerText === "3 of 3 nodes healthy, lb1 leads"`)
+			b.until("a service in full", `[
+				"[2001:db8:8000:4000:2000:1000:800:400]:50000-50100/sctp",
+				"dsr by ipip · lc · client affinity 3h · idle 1h · drain 10m · instance default", "draining until ",
+			].every((s) => document.querySelector("#services article:last-child").innerText.includes(s))`)
 			b.until("events", `document.querySelector("#events").innerText.includes("lb1 is master of default")`)
 			b.fits()
 
@@ -237,6 +241,7 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 func busy(t *testing.T, b *fakeBackend) {
 	t.Helper()
 	vip := netip.MustParseAddr("192.168.180.201")
+	vip6 := netip.MustParseAddr("2001:db8:8000:4000:2000:1000:800:400")
 	for _, cmd := range []fsm.Command{
 		fsm.PutInstance{Name: "storefront-production-eu-west"},
 		fsm.PutVIP{VIP: fsm.VIP{Address: vip, Instance: "storefront-production-eu-west"}},
@@ -246,6 +251,15 @@ func busy(t *testing.T, b *fakeBackend) {
 				{Address: netip.MustParseAddrPort("192.168.200.201:65432"), Weight: 100, Admin: fsm.AdminDrain},
 				{Address: netip.MustParseAddrPort("192.168.200.202:65432"), Weight: 100, Admin: fsm.AdminUp},
 			},
+		}},
+		fsm.PutVIP{VIP: fsm.VIP{Address: vip6}},
+		fsm.PutService{Service: fsm.Service{
+			Name: "zz-media", VIP: vip6, Port: 50000, PortEnd: 50100, Protocol: fsm.SCTP, Mode: fsm.ModeDSR, Tunnel: fsm.TunnelIPIP,
+			Algorithm: fsm.LeastConnections, Affinity: fsm.AffinityClientIP, DrainTimeout: fsm.Duration(10 * time.Minute),
+			Endpoints: []fsm.Endpoint{{
+				Address: netip.MustParseAddrPort("[2001:db8:8000:4000:2000:1000:800:401]:50000"), Weight: 100,
+				Admin: fsm.AdminDrain, DrainUntil: time.Now().Add(10 * time.Minute),
+			}},
 		}},
 	} {
 		if _, err := b.Propose(t.Context(), cmd); err != nil {
@@ -265,7 +279,7 @@ func busy(t *testing.T, b *fakeBackend) {
 		st.Replication[0].Sent, st.Replication[0].Acked = 123_456_789+n*40, 123_456_750+n*40
 		st.Replication[1].Dropped = 12_345
 		for i := range st.Services {
-			if st.Services[i].Name != "web" {
+			if len(st.Services[i].Endpoints) > 1 && st.Services[i].Name != "web" {
 				st.Services[i].Flows = 181_222
 				st.Services[i].Endpoints[0].Flows, st.Services[i].Endpoints[0].Health = 1_222, EndpointDown
 				st.Services[i].Endpoints[1].Flows = 180_000

@@ -35,3 +35,10 @@ export function clock(iso) {
 
 // span shortens "1h0m0s" to "1h".
 export const span = (d) => (d || "").replace(/(\D)0s$/, "$1").replace(/(\D)0m$/, "$1");
+
+// frontend is where clients connect to: "192.0.2.10:80/tcp", "[2001:db8::10]:8000-8100/udp".
+export function frontend(svc) {
+  const host = svc.vip.includes(":") ? `[${svc.vip}]` : svc.vip;
+  const ports = svc.port_end ? `${svc.port}-${svc.port_end}` : svc.port;
+  return `${host}:${ports}/${svc.protocol}`;
+}

@@ -2,7 +2,7 @@
 // here, and nothing is fetched.
 
 import { bar, chip, chips, h, spark, table } from "./dom.js";
-import { age, big, clock, ms, num, percent, plural, span } from "./format.js";
+import { age, big, clock, frontend, ms, num, percent, plural, span } from "./format.js";
 
 const MAX_SERVICES = 50, MAX_ENDPOINTS = 32;
 const empty = (...text) => h("p", { class: "panel empty" }, ...text);
@@ -57,27 +57,37 @@ export function instances(st) {
   ], st.instances));
 }
 
-// address breaks before its port where it has to break at all.
+// address breaks before a colon where it has to break at all: IPv4 has one, before
+// the port, and IPv6 is too long for a phone.
 function address(s) {
-  const at = s.lastIndexOf(":");
-  return h("span", { class: "mono" }, s.slice(0, at), h("wbr"), s.slice(at));
+  return h("span", { class: "mono" }, s.split(/(?=:)/).flatMap((part, i) => i ? [h("wbr"), part] : [part]));
 }
 
 function endpointState(e) {
   const c = [];
-  if (e.admin === "drain") c.push(chip("draining", "warn"));
+  if (e.admin === "drain") c.push(chip(e.drain_until ? `draining until ${clock(e.drain_until)}` : "draining", "warn"));
   if (e.admin === "down") c.push(chip("taken down", "warn"));
   c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip("not probed"));
   return chips(...c);
 }
+
+// settings of a service in words; what everybody has is left out.
+const settings = (svc) => [
+  svc.tunnel ? `${svc.mode} by ${svc.tunnel}` : svc.mode,
+  svc.algorithm,
+  svc.affinity === "client-ip" && `client affinity ${span(svc.affinity_timeout)}`,
+  svc.idle_timeout && `idle ${span(svc.idle_timeout)}`,
+  svc.drain_timeout && `drain ${span(svc.drain_timeout)}`,
+  svc.instance && `instance ${svc.instance}`,
+].filter(Boolean).join(" · ");
 
 function service(svc) {
   const eps = svc.endpoints.slice(0, MAX_ENDPOINTS);
   const most = Math.max(1, ...svc.endpoints.map((e) => e.flows));
   const head = h("header", {},
     h("h3", {}, svc.name),
-    h("span", { class: "mono" }, `${svc.vip}:${svc.port}/${svc.protocol}`),
-    h("span", { class: "muted" }, [svc.mode, svc.algorithm, svc.idle_timeout && `idle ${span(svc.idle_timeout)}`, svc.instance && `instance ${svc.instance}`].filter(Boolean).join(" · ")),
+    h("span", { class: "mono" }, frontend(svc)),
+    h("span", { class: "muted" }, settings(svc)),
     h("span", { class: "total" }, plural(svc.flows, "flow")));
   if (!eps.length) return h("article", { class: "panel service" }, head, h("p", { class: "empty" }, "It has no endpoints: connections are refused."));
   return h("article", { class: "panel service" }, head, table(`Endpoints of ${svc.name}`, [
