@@ -45,11 +45,11 @@ func BenchmarkLabDatapath(b *testing.B) {
 	if os.Getenv("BENCH_CONTENDERS") != "" {
 		cfg.Contenders = append(cfg.Contenders, benchtest.Floors()...)
 	}
-	cfg.Contenders = slices.DeleteFunc(cfg.Contenders, func(c benchtest.Contender) bool {
-		return !picked("BENCH_CONTENDERS", func(s string) bool { return strings.HasPrefix(c.Name, s) })
+	cfg.Contenders = pick(b, "BENCH_CONTENDERS", cfg.Contenders, func(c benchtest.Contender, s string) bool {
+		return strings.HasPrefix(c.Name, s)
 	})
-	cfg.Workloads = slices.DeleteFunc(benchtest.Workloads(), func(w benchtest.Workload) bool {
-		return !picked("BENCH_WORKLOADS", func(s string) bool { return string(w) == s })
+	cfg.Workloads = pick(b, "BENCH_WORKLOADS", benchtest.Workloads(), func(w benchtest.Workload, s string) bool {
+		return string(w) == s
 	})
 	for b.Loop() {
 		// Interrupted by hand, it still removes the lab and prints what it has.
@@ -75,9 +75,21 @@ func BenchmarkLabDatapath(b *testing.B) {
 	}
 }
 
-// picked says whether one of a variable's values, which are separated by
-// commas, matches, or whether it is not set.
-func picked(variable string, match func(string) bool) bool {
+// pick takes those of all that one of a variable's values, which are separated
+// by commas, stands for, or all when it is not set.
+func pick[T any](b *testing.B, variable string, all []T, match func(T, string) bool) []T {
+	b.Helper()
 	v := os.Getenv(variable)
-	return v == "" || slices.ContainsFunc(strings.Split(v, ","), match)
+	if v == "" {
+		return all
+	}
+	wanted := strings.Split(v, ",")
+	for _, s := range wanted {
+		if !slices.ContainsFunc(all, func(t T) bool { return match(t, s) }) {
+			b.Fatalf("%s: there is no %q", variable, s)
+		}
+	}
+	return slices.DeleteFunc(all, func(t T) bool {
+		return !slices.ContainsFunc(wanted, func(s string) bool { return match(t, s) })
+	})
 }

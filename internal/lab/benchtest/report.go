@@ -179,6 +179,7 @@ func (r *Report) Write(out io.Writer) error {
 	for _, w := range r.workloads {
 		r.table(&b, w)
 	}
+	r.hooks(&b)
 	for _, f := range r.Unavailable {
 		fmt.Fprintf(&b, "%s: not available: %v\n\n", f.Contender, f.Err)
 	}
@@ -206,6 +207,30 @@ func (r *Report) table(b *strings.Builder, w Workload) {
 		}
 	}
 	b.WriteByte('\n')
+}
+
+// hooks compares what was measured at both hooks with itself.
+func (r *Report) hooks(b *strings.Builder) {
+	var rows []string
+	for _, name := range r.names {
+		tc := strings.Replace(name, "-xdp", "-tc", 1)
+		if tc == name || !slices.Contains(r.names, tc) {
+			continue
+		}
+		row := "| " + strings.Replace(name, "-xdp", "", 1)
+		for _, w := range r.workloads {
+			row += " | " + r.ratio(w, name, tc)
+		}
+		rows = append(rows, row+" |\n")
+	}
+	if len(rows) == 0 {
+		return
+	}
+	b.WriteString("### XDP, as a multiple of TC\n\n| |")
+	for _, w := range r.workloads {
+		b.WriteString(" " + w.words().title + " |")
+	}
+	b.WriteString("\n|" + strings.Repeat("---|", len(r.workloads)+1) + "\n" + strings.Join(rows, "") + "\n")
 }
 
 // row is one line of a table, nil when there is nothing to say.

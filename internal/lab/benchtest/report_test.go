@@ -2,6 +2,7 @@ package benchtest
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -96,6 +97,22 @@ func TestReportSaysWhatWasMeasuredAndWhatWasNot(t *testing.T) {
 				t.Errorf("%d bars instead of %d in %q", n, cells, line)
 			}
 		}
+	}
+}
+
+func TestHooksAreComparedPerMode(t *testing.T) {
+	r := newReport(Config{Rounds: 1, Workloads: []Workload{UDP}})
+	for name, rate := range map[string]float64{"p-tc a": 100, "p-tc b": 200, "p-xdp a": 300, "p-xdp b": 400, "q-xdp": 1} {
+		r.enter(name, strings.Contains(name, "xdp"))
+		r.add(0, UDP, name, Sample{Rate: rate}, nil)
+	}
+	slices.Sort(r.names)
+	var b strings.Builder
+	r.hooks(&b)
+	want := "### XDP, as a multiple of TC\n\n| | Small UDP packets |\n|---|---|\n" +
+		"| p a | 3.00 (3.00–3.00) |\n| p b | 2.00 (2.00–2.00) |\n\n"
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &b, want)
 	}
 }
 
