@@ -103,6 +103,35 @@ func TestEndpointReachesClientThroughItsGatewayOverIPv6(t *testing.T) {
 	}
 }
 
+func TestFamiliesNameDistinctAddresses(t *testing.T) {
+	for _, topology := range []Topology{TwoLeg, OneLeg} {
+		l := &Lab{cfg: Config{Topology: topology}}
+		seen := map[netip.Addr]string{}
+		add := func(what string, a netip.Addr, f Family) {
+			if seen[a] != "" {
+				t.Errorf("%s: %s is %s and %s", topology, a, what, seen[a])
+			}
+			if a.Is6() != (f == IPv6) {
+				t.Errorf("%s: %s of %s is %s", topology, what, f, a)
+			}
+			seen[a] = what
+		}
+		for _, h := range planLayout(Config{Topology: topology, Nodes: MaxNodes, Clients: MaxClients, Endpoints: MaxEndpoints}, [2]byte{1, 2}).hosts {
+			for _, p := range h.ports {
+				add(h.name, p.address.Addr(), IPv4)
+				add(h.name, p.address6.Addr(), IPv6)
+			}
+		}
+		for _, f := range Families() {
+			add("service VIP", f.ServiceVIP(), f)
+			add("gateway VIP", f.GatewayVIP(), f)
+			for n := range 10 {
+				add("SNAT address", l.SNATAddr(f, n), f)
+			}
+		}
+	}
+}
+
 func TestOneLegConnectsEverybodyOverIPv6(t *testing.T) {
 	needIPv6(t)
 	l := newLab(t, Config{Topology: OneLeg, Nodes: 1, Clients: 1, Endpoints: 1})

@@ -34,7 +34,8 @@ type Status struct {
 // NodeStatus is one node as another one sees it.
 type NodeStatus struct {
 	Name     string   `json:"name"`
-	Raft     string   `json:"raft"` // leader, voter, nonvoter
+	Address  string   `json:"address"` // of the cluster port
+	Raft     string   `json:"raft"`    // leader, voter, nonvoter
 	Alive    bool     `json:"alive"`
 	Ready    bool     `json:"ready"`
 	InSync   bool     `json:"in_sync"`
