@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,27 +17,49 @@ func newEndpointCmd(a *app) *cobra.Command {
 	cmd := group("endpoint", "List, drain and resume endpoints", "List the endpoints of services, and drain and resume them.")
 	cmd.AddCommand(
 		newEndpointListCmd(a),
-		newEndpointActionCmd(a, "drain", "Give an endpoint no new flows",
-			"Give an endpoint no new flows. The ones it has go on.", "gets no new flows"),
-		newEndpointActionCmd(a, "resume", "End the draining of an endpoint",
-			"End the draining of an endpoint: it gets new flows again.", "gets new flows"),
+		newEndpointDrainCmd(a),
+		newEndpointResumeCmd(a),
 	)
 	return cmd
 }
 
-// newEndpointActionCmd is a command that does what its name says to one endpoint.
-func newEndpointActionCmd(a *app, verb, short, long, done string) *cobra.Command {
+func newEndpointDrainCmd(a *app) *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use:   "drain SERVICE ADDRESS:PORT",
+		Short: "Give an endpoint no new flows",
+		Long: `Give an endpoint no new flows. Those it has go on until they end, or until the
+timeout is over; then they get what the service's --on-remove says. For an
+endpoint that is draining already the time begins anew.`,
+		Example: `  pontoon endpoint drain web 10.2.0.21:8080
+  pontoon endpoint drain web 10.2.0.21:8080 --timeout 10m`,
+		Args: wantEndpoint,
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0,
+		"how long it keeps its flows, up to 168h; 0s is without end (default: the service's drain timeout)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		path := endpointPath(args) + "/drain"
+		if cmd.Flags().Changed("timeout") {
+			path += "?" + url.Values{"timeout": {timeout.String()}}.Encode()
+		}
+		return a.write(cmd, http.MethodPost, path, nil, fmt.Sprintf("%s of %s gets no new flows", args[1], args[0]))
+	}
+	return a.completing(cmd, serviceNames(), endpointNames)
+}
+
+func newEndpointResumeCmd(a *app) *cobra.Command {
 	return a.completing(a.changes(&cobra.Command{
-		Use:     verb + " SERVICE ADDRESS:PORT",
-		Short:   short,
-		Long:    long,
-		Example: "  pontoon endpoint " + verb + " web 10.2.0.21:8080",
+		Use:     "resume SERVICE ADDRESS:PORT",
+		Short:   "End the draining of an endpoint",
+		Long:    "End the draining of an endpoint: it gets new flows again.",
+		Example: "  pontoon endpoint resume web 10.2.0.21:8080",
 		Args:    wantEndpoint,
-	}, http.MethodPost, func(args []string) string {
-		return servicePath(args[0]) + "/endpoints/" + url.PathEscape(args[1]) + "/" + verb
-	}, func(args []string) string {
-		return fmt.Sprintf("%s of %s %s", args[1], args[0], done)
-	}), serviceNames(), endpointNames)
+	}, http.MethodPost, func(args []string) string { return endpointPath(args) + "/resume" },
+		func(args []string) string { return fmt.Sprintf("%s of %s gets new flows", args[1], args[0]) }), serviceNames(), endpointNames)
+}
+
+func endpointPath(args []string) string {
+	return servicePath(args[0]) + "/endpoints/" + url.PathEscape(args[1])
 }
 
 func wantEndpoint(cmd *cobra.Command, args []string) error {
@@ -44,7 +67,7 @@ func wantEndpoint(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if _, err := netip.ParseAddrPort(args[1]); err != nil {
-		return usagef("%q: want ADDRESS:PORT, like 10.2.0.21:8080", args[1])
+		return usagef("%q: want ADDRESS:PORT, like 10.2.0.21:8080 or [2001:db8::21]:8080", args[1])
 	}
 	return nil
 }
@@ -96,8 +119,17 @@ func endpointRows(services []web.ServiceStatus) []endpointRow {
 func drawEndpoints(t *table, services []web.ServiceStatus) {
 	t.head("SERVICE", "ENDPOINT", "WEIGHT", "ADMIN", "HEALTH", "FLOWS")
 	for _, r := range endpointRows(services) {
-		t.row(r.Service, r.Address, r.Weight, cellFor(adminCells, r.Admin), cellFor(healthCells, r.Health), r.Flows)
+		t.row(r.Service, r.Address, r.Weight, adminCell(r.EndpointStatus), cellFor(healthCells, r.Health), r.Flows)
 	}
+}
+
+// adminCell says also when a drain ends.
+func adminCell(e web.EndpointStatus) cell {
+	c := cellFor(adminCells, e.Admin)
+	if !e.DrainUntil.IsZero() {
+		c.text += " until " + e.DrainUntil.Local().Format("2006-01-02 15:04:05")
+	}
+	return c
 }
 
 // What people read in place of the API's words, and how it looks.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -64,15 +63,27 @@ in the instance of --instance or in "default"; one that exists is used as it is,
 and refused if it is in another instance than --instance says. For an address
 that is to be held or announced in another way, see "pontoon vip create".
 
-Modes: fullnat  the endpoints see the VIP as source; replies come back by it
+Modes: fullnat  the endpoints see the VIP as source, or one of the instance's VIPs
+                of kind snat; they may be of the other IP family than the VIP
        onearm   the endpoints see an address of the load balancer as source
        dnat     the endpoints see the client; they route back through a VIP of
-                kind gateway`,
+                kind gateway
+       dsr      the endpoints see the client and answer it directly; they hold the
+                VIP on their loopback interface and listen on the service's port.
+                --tunnel l2: in a subnet of the load balancer; ipip: anywhere
+
+Port P of a range P-Q leads to the port that stands with the endpoint, P+1 to the
+next, and so on.`,
 		Example: `  pontoon service create web --vip 192.168.80.200 --port 80 --protocol tcp \
-    --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2`,
+    --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2
+  pontoon service create media --vip 2001:db8::200 --port 50000-50100 --protocol udp \
+    --mode dsr --tunnel ipip --affinity client-ip --endpoint [2001:db8:7::21]:50000`,
 		Args: wantArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := requireFlags(cmd, "vip", "port"); err != nil {
+				return err
+			}
+			if err := f.checkZeros(cmd); err != nil {
 				return err
 			}
 			service := fsm.Service{Name: args[0]}
@@ -92,8 +103,9 @@ func newServiceUpdateCmd(a *app) *cobra.Command {
 		Use:   "update NAME",
 		Short: "Change what is given of a service",
 		Long: `Change what is given of a service and leave the rest. --endpoint replaces the
-whole list; --add-endpoint and --remove-endpoint change it. Connections go on
-until they end, also those to an endpoint that is removed.`,
+whole list; --add-endpoint and --remove-endpoint change it. Connections to the
+other endpoints go on until they end; those to an endpoint that is removed get
+what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 		Example: `  pontoon service update web --algorithm maglev
   pontoon service update web --add-endpoint 10.2.0.23:8080`,
 		Args: wantArgs("NAME"),
@@ -144,24 +156,55 @@ func configured(endpoints []web.EndpointStatus) []fsm.Endpoint {
 func drawServices(t *table, services []web.ServiceStatus) {
 	t.head("SERVICE", "ADDRESS", "MODE", "ALGORITHM", "ENDPOINTS", "FLOWS")
 	for _, s := range services {
-		t.row(s.Name, serviceAddress(s.Service), s.Mode, s.Algorithm, usable(s.Endpoints), s.Flows)
+		t.row(s.Name, s.Frontend(), modeOf(s.Service), s.Algorithm, usable(s.Endpoints), s.Flows)
 	}
 }
 
 func drawService(t *table, s web.ServiceStatus) {
 	t.row("name", s.Name)
-	t.row("address", serviceAddress(s.Service))
+	t.row("address", s.Frontend())
 	t.row("instance", s.Instance)
-	t.row("mode", s.Mode)
+	t.row("mode", modeOf(s.Service))
 	t.row("algorithm", s.Algorithm)
-	t.row("idle timeout", time.Duration(s.IdleTimeout))
+	t.row("affinity", affinityOf(s.Service))
+	t.row("idle timeout", idleOf(s.Service))
+	t.row("drain timeout", orWord(s.DrainTimeout, "none"))
+	t.row("on remove", s.OnRemove)
+	t.row("on full", s.OnFull)
+	t.row("new flows", fmt.Sprintf("%d a second and node before the flood defence starts", s.NewFlowRate))
 	t.row("flows", s.Flows)
 	t.line("")
 	drawEndpoints(t, []web.ServiceStatus{s})
 }
 
-func serviceAddress(s fsm.Service) string {
-	return fmt.Sprintf("%s:%d/%s", s.VIP, s.Port, s.Protocol)
+// modeOf is "fullnat", or "dsr by ipip".
+func modeOf(s fsm.Service) string {
+	if s.Tunnel == "" {
+		return string(s.Mode)
+	}
+	return fmt.Sprintf("%s by %s", s.Mode, s.Tunnel)
+}
+
+func affinityOf(s fsm.Service) string {
+	if s.Affinity != fsm.AffinityClientIP {
+		return string(s.Affinity)
+	}
+	return fmt.Sprintf("%s for %s", s.Affinity, s.AffinityTimeout)
+}
+
+func idleOf(s fsm.Service) string {
+	if s.IdleReset {
+		return s.IdleTimeout.String() + ", then both sides are told"
+	}
+	return s.IdleTimeout.String()
+}
+
+// orWord is a duration, or a word where it is 0.
+func orWord(d fsm.Duration, word string) string {
+	if d == 0 {
+		return word
+	}
+	return d.String()
 }
 
 // usable counts the endpoints that get new flows.

@@ -2,11 +2,10 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"net/url"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,42 +18,63 @@ import (
 type serviceFlags struct {
 	vip         addressFlag
 	instance    string
-	port        portFlag
+	ports       portsFlag
 	protocol    *choice
 	mode        *choice
+	tunnel      *choice
 	algorithm   *choice
 	affinity    *choice
-	affinityFor unsupported
+	affinityFor time.Duration
 	idleTimeout time.Duration
+	idleReset   bool
+	onRemove    *choice
+	onFull      *choice
+	newFlowRate uint32
+	drainFor    time.Duration
 	endpoints   endpointsFlag
 	add         endpointsFlag
 	remove      endpointsFlag
 }
 
+// addTo defines the flags. Their defaults are not told to pflag: the daemon
+// fills in what is not given, and one place knows the defaults.
 func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.Var(&f.vip, "vip", "the virtual address clients connect to")
 	a.completingFlag(cmd, "vip", vipNames())
 	fs.StringVar(&f.instance, "instance", "", "the instance the virtual address belongs to (default: the one it is in)")
 	a.completingFlag(cmd, "instance", instanceNames())
-	fs.Var(&f.port, "port", "the port clients connect to, 1 to 65535")
-	// The daemon fills in what is not given: one place knows the defaults.
-	f.protocol = newChoice("", string(fsm.TCP), string(fsm.UDP))
-	f.protocol.later = []string{"sctp"}
+	fs.Var(&f.ports, "port", "the port clients connect to, 1 to 65535, or a range like 8000-8100, whose offsets carry over to the endpoints' ports")
+	f.protocol = newChoice("", string(fsm.TCP), string(fsm.UDP), string(fsm.SCTP))
 	f.protocol.addTo(cmd, "protocol", "", "the transport protocol (default tcp)")
-	f.mode = newChoice("", string(fsm.ModeFullNAT), string(fsm.ModeOneArm), string(fsm.ModeDNAT))
-	f.mode.later = []string{"dsr"}
+	f.mode = newChoice("", string(fsm.ModeFullNAT), string(fsm.ModeOneArm), string(fsm.ModeDNAT), string(fsm.ModeDSR))
 	f.mode.addTo(cmd, "mode", "", "the kind of address translation (default fullnat)")
-	f.algorithm = newChoice("", string(fsm.RoundRobin), string(fsm.Maglev))
-	f.algorithm.later = []string{"lc"}
-	f.algorithm.addTo(cmd, "algorithm", "", "how new flows are spread: rr by weight in turn, maglev by hash (default rr)")
-	f.affinity = newChoice("", "none")
-	f.affinity.later = []string{"client-ip"}
-	f.affinity.addTo(cmd, "affinity", "", "none: flows of one client may go to different endpoints (default none)")
-	f.affinityFor.addTo(cmd, "affinity-timeout", "", "no client is kept at its endpoint, so there is nothing to time out")
-	fs.DurationVar(&f.idleTimeout, "idle-timeout", 0,
-		"forget an established flow after this silence, 1s to 24h (default 1h for tcp, 2m for udp)")
+	f.tunnel = newChoice("", string(fsm.TunnelL2), string(fsm.TunnelIPIP))
+	f.tunnel.addTo(cmd, "tunnel", "", "of mode dsr: l2 to endpoints in a subnet of the load balancer, ipip to any (default l2)")
+	f.algorithm = newChoice("", string(fsm.RoundRobin), string(fsm.Maglev), string(fsm.LeastConnections))
+	f.algorithm.addTo(cmd, "algorithm", "", "how new flows are spread: rr by weight in turn, maglev by hash, lc to the fewest connections (default rr)")
+	f.affinity = newChoice("", string(fsm.AffinityNone), string(fsm.AffinityClientIP))
+	f.affinity.addTo(cmd, "affinity", "", "client-ip: all flows of a client address go to one endpoint (default none)")
+	fs.DurationVar(&f.affinityFor, "affinity-timeout", 0,
+		"forget where a client belongs this long after its last new flow, 1s to 168h (default 3h)")
+	f.addPoliciesTo(cmd)
 	fs.Var(&f.endpoints, "endpoint", "a backend; weight 0 to 100, default 1, 0 takes no new flows (repeat)")
+}
+
+// addPoliciesTo defines the flags about what becomes of flows.
+func (f *serviceFlags) addPoliciesTo(cmd *cobra.Command) {
+	fs := cmd.Flags()
+	fs.DurationVar(&f.idleTimeout, "idle-timeout", 0,
+		"forget an established flow after this silence, 1s to 24h (default 1h, for udp 2m)")
+	fs.BoolVar(&f.idleReset, "idle-reset", false, "tell both sides when a connection is forgotten for its silence (default false)")
+	f.onRemove = newChoice("", string(fsm.RemoveReset), string(fsm.RemoveDrop), string(fsm.RemoveKeep))
+	f.onRemove.addTo(cmd, "on-remove", "",
+		"what the flows of an endpoint get that is removed, set down, or drained until its deadline; keep: they go on (default reset)")
+	f.onFull = newChoice("", string(fsm.FullDrop), string(fsm.FullReset))
+	f.onFull.addTo(cmd, "on-full", "", "what a new flow gets when the flow table is full (default drop)")
+	fs.Uint32Var(&f.newFlowRate, "new-flow-rate", 0,
+		"new flows a second and node before the flood defence starts: TCP has to repeat its SYN, others are dropped (default 50000)")
+	fs.DurationVar(&f.drainFor, "drain-timeout", 0, "how long a drained endpoint keeps its flows, 1s to 168h; 0s is without end (default 0s)")
 }
 
 // path is where to write a service, with the conditions the flags set.
@@ -87,37 +107,76 @@ func (f *serviceFlags) checkEdits(cmd *cobra.Command) error {
 	if len(f.endpoints.list) > 0 && len(f.add.list)+len(f.remove.list) > 0 {
 		return usagef("--endpoint replaces the whole list: leave --add-endpoint and --remove-endpoint out, or it")
 	}
-	return nil
+	return f.checkZeros(cmd)
 }
 
 // merge puts what was given on the command line into s.
 func (f *serviceFlags) merge(cmd *cobra.Command, s *fsm.Service) error {
-	changed := cmd.Flags().Changed
-	if changed("vip") {
+	if f.vip.addr.IsValid() {
 		s.VIP = f.vip.addr
 	}
-	if changed("port") {
-		s.Port = uint16(f.port)
+	if f.ports.first != 0 {
+		s.Port, s.PortEnd = f.ports.first, f.ports.last
 	}
-	if changed("protocol") {
-		s.Protocol = fsm.Protocol(f.protocol.value)
+	set(&s.Protocol, f.protocol)
+	set(&s.Algorithm, f.algorithm)
+	set(&s.OnRemove, f.onRemove)
+	set(&s.OnFull, f.onFull)
+	if set(&s.Mode, f.mode) && s.Mode != fsm.ModeDSR {
+		s.Tunnel = "" // it went with the mode that was
 	}
-	if changed("mode") {
-		s.Mode = fsm.Mode(f.mode.value)
+	set(&s.Tunnel, f.tunnel)
+	if set(&s.Affinity, f.affinity) && s.Affinity == fsm.AffinityNone {
+		s.AffinityTimeout = 0
 	}
-	if changed("algorithm") {
-		s.Algorithm = fsm.Algorithm(f.algorithm.value)
+	if cmd.Flags().Changed("idle-reset") {
+		s.IdleReset = f.idleReset
 	}
-	if changed("idle-timeout") {
-		s.IdleTimeout = fsm.Duration(f.idleTimeout)
-		if s.IdleTimeout == 0 {
-			return usagef("--idle-timeout 0s: want 1s to 24h")
-		}
-	}
-	if changed("endpoint") {
+	if cmd.Flags().Changed("endpoint") {
 		s.Endpoints = keepAdmin(f.endpoints.list, s.Endpoints)
 	}
+	f.mergeNumbers(cmd, s)
 	return f.edit(s)
+}
+
+// mergeNumbers puts in the durations and rates that were given.
+func (f *serviceFlags) mergeNumbers(cmd *cobra.Command, s *fsm.Service) {
+	changed := cmd.Flags().Changed
+	if changed("idle-timeout") {
+		s.IdleTimeout = fsm.Duration(f.idleTimeout)
+	}
+	if changed("affinity-timeout") {
+		s.AffinityTimeout = fsm.Duration(f.affinityFor)
+	}
+	if changed("new-flow-rate") {
+		s.NewFlowRate = f.newFlowRate
+	}
+	if changed("drain-timeout") {
+		s.DrainTimeout = fsm.Duration(f.drainFor)
+	}
+}
+
+// checkZeros refuses a zero where it would be read as "the default": who types 0
+// means something else.
+func (f *serviceFlags) checkZeros(cmd *cobra.Command) error {
+	changed := cmd.Flags().Changed
+	switch {
+	case changed("idle-timeout") && f.idleTimeout == 0:
+		return usagef("--idle-timeout 0s: want 1s to 24h")
+	case changed("affinity-timeout") && f.affinityFor == 0:
+		return usagef("--affinity-timeout 0s: want 1s to 168h; --affinity none switches it off")
+	case changed("new-flow-rate") && f.newFlowRate == 0:
+		return usagef("--new-flow-rate 0: want 1 to %d", uint32(math.MaxUint32))
+	}
+	return nil
+}
+
+// set puts the word that was given into a setting; it tells whether one was.
+func set[T ~string](setting *T, given *choice) bool {
+	if given.value != "" {
+		*setting = T(given.value)
+	}
+	return given.value != ""
 }
 
 // keepAdmin gives the endpoints that stay their administrative state: a new list
@@ -154,84 +213,4 @@ func (f *serviceFlags) edit(s *fsm.Service) error {
 		s.Endpoints = slices.Delete(s.Endpoints, i, i+1)
 	}
 	return nil
-}
-
-// addressFlag is an IP address.
-type addressFlag struct{ addr netip.Addr }
-
-func (f *addressFlag) String() string {
-	if !f.addr.IsValid() {
-		return ""
-	}
-	return f.addr.String()
-}
-
-func (f *addressFlag) Type() string { return "address" }
-
-func (f *addressFlag) Set(s string) error {
-	addr, err := netip.ParseAddr(s)
-	if err != nil {
-		return fmt.Errorf("want an IP address, like 192.168.80.200")
-	}
-	f.addr = addr
-	return nil
-}
-
-// portFlag is one port.
-type portFlag uint16
-
-func (f *portFlag) String() string {
-	if *f == 0 {
-		return ""
-	}
-	return strconv.Itoa(int(*f))
-}
-
-func (f *portFlag) Type() string { return "port" }
-
-func (f *portFlag) Set(s string) error {
-	if first, last, ok := strings.Cut(s, "-"); ok && first != "" && last != "" {
-		return fmt.Errorf("a range of ports is not supported yet: make one service per port")
-	}
-	n, err := strconv.ParseUint(s, 10, 16)
-	if err != nil || n == 0 {
-		return fmt.Errorf("want a port from 1 to 65535")
-	}
-	*f = portFlag(n)
-	return nil
-}
-
-// endpointsFlag collects ADDRESS:PORT[,weight=N].
-type endpointsFlag struct{ list []fsm.Endpoint }
-
-func (f *endpointsFlag) String() string { return "" }
-
-func (f *endpointsFlag) Type() string { return "address:port[,weight=N]" }
-
-func (f *endpointsFlag) Set(s string) error {
-	endpoint, err := parseEndpoint(s)
-	if err != nil {
-		return err
-	}
-	f.list = append(f.list, endpoint)
-	return nil
-}
-
-func parseEndpoint(s string) (fsm.Endpoint, error) {
-	address, options, more := strings.Cut(s, ",")
-	ap, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return fsm.Endpoint{}, fmt.Errorf("want ADDRESS:PORT[,weight=N], like 10.2.0.21:8080,weight=2")
-	}
-	endpoint := fsm.Endpoint{Address: ap, Weight: 1, Admin: fsm.AdminUp}
-	if !more {
-		return endpoint, nil
-	}
-	weight, ok := strings.CutPrefix(options, "weight=")
-	n, err := strconv.ParseUint(weight, 10, 16)
-	if !ok || err != nil || n > fsm.MaxWeight {
-		return fsm.Endpoint{}, fmt.Errorf("%q: want weight=N with N from 0 to %d", options, fsm.MaxWeight)
-	}
-	endpoint.Weight = uint16(n)
-	return endpoint, nil
 }

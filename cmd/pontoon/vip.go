@@ -14,7 +14,7 @@ func newVIPCmd(a *app) *cobra.Command {
 	cmd := group("vip", "List, create and delete virtual addresses",
 		`A virtual address (VIP) is held and announced by the master of its instance.
 Clients connect to one of kind service; endpoints route back through one of kind
-gateway.`)
+gateway; those of kind snat are what endpoints of mode fullnat see as source.`)
 	cmd.AddCommand(
 		shows(a, &cobra.Command{
 			Use:     "list",
@@ -43,7 +43,7 @@ func wantAddress(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if _, err := netip.ParseAddr(args[0]); err != nil {
-		return usagef("%q: want an IP address, like 192.168.80.200", args[0])
+		return usagef("%q: want an IP address, like 192.168.80.200 or 2001:db8::200", args[0])
 	}
 	return nil
 }
@@ -55,20 +55,23 @@ func newVIPCreateCmd(a *app) *cobra.Command {
 		Short: "Create a virtual address",
 		Long: `Create a virtual address. For one that exists, its settings are replaced.
 
-The master of the instance holds it as a /32 on the interface whose subnet
-contains it, unless --interface names another.`,
+The master of the instance holds it, alone in its prefix (/32 or /128), on the
+interface whose subnet contains it, unless --interface names another. No service
+listens on one of kind snat: it takes the place of the services' VIPs as source
+towards the endpoints, and every one of them adds ports to connect from.`,
 		Example: `  pontoon vip create 192.168.80.200
-  pontoon vip create 10.2.0.1 --kind gateway`,
+  pontoon vip create 10.2.0.1 --kind gateway
+  pontoon vip create 2001:db8:2::101 --kind snat`,
 		Args: wantAddress,
 	}
 	cmd.Flags().StringVar(&instance, "instance", fsm.DefaultInstance, "the instance it belongs to")
 	a.completingFlag(cmd, "instance", instanceNames())
 	cmd.Flags().StringVar(&iface, "interface", "", "the interface that holds it (default: the one whose subnet contains it)")
-	kind := newChoice(string(fsm.VIPService), string(fsm.VIPService), string(fsm.VIPGateway)).
-		addTo(cmd, "kind", "", "service: clients connect to it; gateway: the endpoints' next hop")
+	kind := newChoice(string(fsm.VIPService), string(fsm.VIPService), string(fsm.VIPGateway), string(fsm.VIPSNAT)).
+		addTo(cmd, "kind", "", "service: clients connect to it; gateway: the endpoints' next hop; snat: a source towards endpoints")
 	mode := newChoice(string(fsm.AnnounceL2), string(fsm.AnnounceL2), string(fsm.AnnounceNone))
 	mode.later = []string{"bgp"}
-	mode.addTo(cmd, "announce", "", "l2: gratuitous ARP; none: something else brings traffic here")
+	mode.addTo(cmd, "announce", "", "l2: gratuitous ARP or unsolicited neighbour advertisement; none: something else brings traffic here")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		address := netip.MustParseAddr(args[0]) // wantAddress has seen to it
 		body := fsm.VIP{
