@@ -103,7 +103,9 @@ func planSettings6(current conf, links []string) []setting {
 		p.now[l] = maps.Clone(values)
 	}
 	all := slices.Sorted(maps.Keys(current))
-	interfaces := slices.DeleteFunc(slices.Clone(all), func(l string) bool { return l == "all" || l == "default" })
+	listeners := slices.DeleteFunc(slices.Clone(all), func(l string) bool {
+		return l == "lo" || current[l][keyForwarding] != 0 || current[l][keyAcceptRA] != 1 || l == "all" || l == "default"
+	})
 	others := slices.DeleteFunc(slices.Clone(all), func(l string) bool { return l == "all" || slices.Contains(links, l) })
 
 	if p.turnsRouter(links) {
@@ -111,10 +113,8 @@ func planSettings6(current conf, links []string) []setting {
 		// namespace, the learned default routes of every interface whose accept_ra
 		// is not 2 (rt6_purge_dflt_routers). For an interface that does not
 		// forward, 2 means the same as 1.
-		for _, l := range interfaces {
-			if current[l][keyForwarding] == 0 && current[l][keyAcceptRA] == 1 {
-				p.want(l, keyAcceptRA, 2)
-			}
+		for _, l := range listeners {
+			p.want(l, keyAcceptRA, 2)
 		}
 	}
 	if !p.forwardsSingly() && len(links) > 0 {
