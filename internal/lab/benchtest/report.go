@@ -274,6 +274,10 @@ left without the cost of the same work on a cable without a machine between (dir
 are made, forwarded and counted in one chain of interrupts, mostly on one processor; what works in XDP is counted in XDP on the far side,
 everything else at TC. Without traffic %.1f %% of one processor was busy.`
 
+// quiet is how much of a processor may be busy without traffic. The daemons'
+// timers need less than half of it.
+const quiet = 0.1
+
 // footer says what to make of the figures.
 func (r *Report) footer(b *strings.Builder) {
 	var steal []float64
@@ -285,6 +289,9 @@ func (r *Report) footer(b *strings.Builder) {
 	fmt.Fprintf(b, explanation, r.rounds, r.window, r.idle*100)
 	if s, ok := spreadOf(steal); ok {
 		fmt.Fprintf(b, " The hypervisor took %.1f %% (%.1f at most).", s.median*100, s.high*100)
+	}
+	if r.idle > quiet {
+		b.WriteString(" **The machine was not quiet: these figures show that the benchmark works, and no more.**")
 	}
 	b.WriteByte('\n')
 }

@@ -100,6 +100,20 @@ func TestReportSaysWhatWasMeasuredAndWhatWasNot(t *testing.T) {
 	}
 }
 
+func TestReportWarnsOfABusyMachine(t *testing.T) {
+	for idle, want := range map[float64]bool{0.03: false, 0.5: true} {
+		r := twoRounds()
+		r.idle = idle
+		var b strings.Builder
+		if err := r.Write(&b); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(b.String(), "not quiet"); got != want {
+			t.Errorf("busy %v: warned %v", idle, got)
+		}
+	}
+}
+
 func TestHooksAreComparedPerMode(t *testing.T) {
 	r := newReport(Config{Rounds: 1, Workloads: []Workload{UDP}})
 	for name, rate := range map[string]float64{"p-tc a": 100, "p-tc b": 200, "p-xdp a": 300, "p-xdp b": 400, "q-xdp": 1} {
