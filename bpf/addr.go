@@ -6,8 +6,9 @@ import (
 )
 
 const (
-	protoTCP = 6
-	protoUDP = 17
+	protoTCP  = 6
+	protoUDP  = 17
+	protoSCTP = 132
 )
 
 // toAddr maps IPv4 into the 128 bit form of the tables. The zero Addr becomes all zero.
@@ -49,6 +50,9 @@ const (
 	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
 	flagPeer    = uint8(pontoonFlowFlagFLOW_F_PEER_FIN | pontoonFlowFlagFLOW_F_PEER_RST)
 )
+
+// oneHalf tells whether the connection has a forward half only, because its replies pass elsewhere.
+func (f *pontoonFlow) oneHalf() bool { return Mode(f.Mode) >= ModeDSR }
 
 func (f *pontoonFlow) reply() bool     { return f.Flags&flagReply != 0 }
 func (f *pontoonFlow) replica() bool   { return f.Flags&flagReplica != 0 }

@@ -209,12 +209,12 @@ func BenchmarkPassed(b *testing.B) {
 func report(b *testing.B, bench *bench, r *replayer, repeat int, want uint32) {
 	b.Helper()
 	empty := mustProgram(b, asm.Instructions{asm.Mov.Imm(asm.R0, int32(want)), asm.Return()})
-	r.measure(b, bench, bench.program, repeat, want) // warms up
+	r.measure(b, bench, bench.programs.entry, repeat, want) // warms up
 	var floor, path []time.Duration
 	for b.Loop() {
 		for range rounds {
 			floor = append(floor, r.measure(b, bench, empty, repeat, want))
-			path = append(path, r.measure(b, bench, bench.program, repeat, want))
+			path = append(path, r.measure(b, bench, bench.programs.entry, repeat, want))
 		}
 	}
 	reportRatio(b, median(floor), median(path))
@@ -245,9 +245,9 @@ func BenchmarkNewFlow(b *testing.B) {
 	for b.Loop() {
 		for range rounds {
 			floor = append(floor, syn.measure(b, bench, empty, flows, actRedirect))
-			first = append(first, syn.measure(b, bench, bench.program, flows, actRedirect))
+			first = append(first, syn.measure(b, bench, bench.programs.entry, flows, actRedirect))
 			bench.markAccepted()
-			complete = append(complete, ack.measure(b, bench, bench.program, flows, actRedirect))
+			complete = append(complete, ack.measure(b, bench, bench.programs.entry, flows, actRedirect))
 			if _, err := bench.Flush(context.Background(), 7); err != nil {
 				b.Fatal(err)
 			}

@@ -145,3 +145,11 @@ func (i instant) duration(ticks uint64) time.Duration {
 func (i instant) ticks(d time.Duration) uint64 {
 	return uint64(max(d, 0)) / uint64(time.Second/time.Duration(i.hz))
 }
+
+// units turns a time into the units in which flows note their birth; at least one.
+func (c *clock) units(d time.Duration) uint32 {
+	if d <= 0 {
+		return 0
+	}
+	return uint32(max(uint64(d)/uint64(time.Second/time.Duration(c.hz))>>createdShift, 1))
+}

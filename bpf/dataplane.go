@@ -16,13 +16,14 @@ import (
 
 // Dataplane is the loaded data plane of this node. All methods may be called concurrently.
 type Dataplane struct {
-	log     *slog.Logger
-	opts    Options
-	maps    pontoonMaps
-	program *ebpf.Program
-	clock   *clock
-	hooks   *hooks
-	adopted bool
+	log      *slog.Logger
+	opts     Options
+	maps     pontoonMaps
+	byName   map[string]*ebpf.Map // the same ones
+	programs programs
+	clock    *clock
+	hooks    *hooks
+	adopted  bool
 
 	events chan []byte
 	lost   chan struct{}
@@ -71,33 +72,55 @@ func (d *Dataplane) open() error {
 	if d.clock, err = newClock(spec); err != nil {
 		return err
 	}
-	if err := configure(spec, d.opts, d.clock.hz); err != nil {
-		return err
-	}
+	sizes(spec, d.opts)
 	if d.adopted, err = adoptSizes(spec, d.mapDir(), d.log); err != nil {
 		return err
 	}
-	var objects struct {
-		pontoonMaps
-		Program *ebpf.Program `ebpf:"pontoon_ingress"`
+	if err := configure(spec, d.opts, d.clock.hz); err != nil {
+		return err
 	}
-	options := &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.mapDir()}}
-	if err := spec.LoadAndAssign(&objects, options); err != nil {
-		return fmt.Errorf("load programs and maps: %w", err)
+	if err := d.openMaps(spec); err != nil {
+		return err
 	}
-	d.maps, d.program = objects.pontoonMaps, objects.Program
 	if err := d.tables.load(&d.maps); err != nil {
 		return fmt.Errorf("read what is installed: %w", err)
 	}
-	if d.hooks, err = newHooks(d.opts, d.program, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
+	if d.programs, err = loadPrograms(spec, d.byName, d.programDir()); err != nil {
+		return err
+	}
+	if d.hooks, err = newHooks(d.opts, d.programs.entry, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
 		return err
 	}
 	d.hooks.ensure()
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
 	}
+	return d.programs.removeOthers(d.programDir())
+}
+
+// openMaps opens what is pinned and makes and pins what is not.
+func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
+	only := &ebpf.CollectionSpec{Maps: map[string]*ebpf.MapSpec{}, Types: spec.Types, ByteOrder: spec.ByteOrder}
+	for name, m := range spec.Maps {
+		if m.Pinning == ebpf.PinByName {
+			only.Maps[name] = m.Copy()
+		}
+	}
+	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.mapDir()}}
+	collection, err := ebpf.NewCollectionWithOptions(only, options)
+	if err != nil {
+		return fmt.Errorf("open maps: %w", err)
+	}
+	defer collection.Close()
+	d.byName = map[string]*ebpf.Map{}
+	for name := range only.Maps {
+		d.byName[name] = collection.DetachMap(name)
+	}
+	d.maps.take(d.byName)
 	return nil
 }
+
+func (d *Dataplane) programDir() string { return filepath.Join(d.opts.PinDir, programFolder) }
 
 func (d *Dataplane) mapDir() string { return filepath.Join(d.opts.PinDir, mapFolder) }
 
@@ -173,11 +196,9 @@ func (d *Dataplane) Close() error {
 	if d.clock != nil {
 		d.clock.close()
 	}
-	if d.program != nil {
-		errs = append(errs, d.program.Close())
-	}
-	if d.maps.Flows != nil {
-		errs = append(errs, d.maps.Close())
+	errs = append(errs, d.programs.close())
+	for _, m := range d.byName {
+		errs = append(errs, m.Close())
 	}
 	return errors.Join(errs...)
 }

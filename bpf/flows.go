@@ -123,7 +123,7 @@ func (c *connection) flow(now instant) Flow {
 		VIP:       addrPort(c.key.Daddr, c.key.Dport),
 		SNAT:      addrPort(f.NewSaddr, f.NewSport),
 		Endpoint:  addrPort(f.NewDaddr, f.NewDport),
-		Service:   f.Service,
+		Service:   uint32(f.Service),
 		State:     FlowState(f.State),
 		Owner:     !f.replica(),
 		OwnerSlot: f.OwnerSlot,
@@ -175,7 +175,7 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 			if err != nil {
 				return removed, fmt.Errorf("flush service %d: %w", service, err)
 			}
-			if c.forward.Service != service {
+			if uint32(c.forward.Service) != service {
 				continue
 			}
 			removed++

@@ -70,7 +70,7 @@ func (v *victim) check(tb testing.TB, frame []byte) {
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(v.in.Index)}}
 	var action uint32
 	var err error
-	v.ns.With(tb).Do(func() { action, err = v.program.Run(options) })
+	v.ns.With(tb).Do(func() { action, err = v.programs.entry.Run(options) })
 	if err != nil {
 		return // refused before it reached the program
 	}

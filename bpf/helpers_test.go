@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -107,7 +108,7 @@ func (b *bench) run(from bpftest.Iface, frame []byte) (uint32, []byte) {
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(from.Index)}}
 	var action uint32
 	var err error
-	b.ns.Do(func() { action, err = b.program.Run(options) })
+	b.ns.Do(func() { action, err = b.programs.entry.Run(options) })
 	if err != nil {
 		b.tb.Fatalf("run program: %v", err)
 	}
@@ -127,9 +128,21 @@ func (b *bench) fromEndpoint(p bpftest.Packet) (uint32, []byte) {
 	return b.run(b.out, p.Bytes(b.tb))
 }
 
+// numbered gives the endpoints of all services ids of their own.
+func numbered(services ...Service) []Service {
+	out := slices.Clone(services)
+	for i := range out {
+		out[i].Endpoints = slices.Clone(out[i].Endpoints)
+		for j := range out[i].Endpoints {
+			out[i].Endpoints[j].ID = out[i].ID<<8 + uint32(j) + 1
+		}
+	}
+	return out
+}
+
 func (b *bench) sync(services ...Service) {
 	b.tb.Helper()
-	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: services}); err != nil {
+	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: numbered(services...)}); err != nil {
 		b.tb.Fatal(err)
 	}
 }

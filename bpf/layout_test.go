@@ -30,6 +30,7 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"flow.new_daddr":         {unsafe.Offsetof(flow.NewDaddr), 16},
 		"flow.new_sport":         {unsafe.Offsetof(flow.NewSport), 32},
 		"flow.service":           {unsafe.Offsetof(flow.Service), 36},
+		"flow.endpoint":          {unsafe.Offsetof(flow.Endpoint), 38},
 		"flow.last_seen":         {unsafe.Offsetof(flow.LastSeen), 40},
 		"flow.created":           {unsafe.Offsetof(flow.Created), 44},
 		"flow.state":             {unsafe.Offsetof(flow.State), 48},
@@ -39,12 +40,13 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"flow.bytes_lo":          {unsafe.Offsetof(flow.BytesLo), 52},
 		"flow.packets_hi":        {unsafe.Offsetof(flow.PacketsHi), 62},
 		"service_key":            {unsafe.Sizeof(svc), 24},
-		"service":                {unsafe.Sizeof(service), 20},
-		"endpoint":               {unsafe.Sizeof(endpoint), 40},
+		"service":                {unsafe.Sizeof(service), 28},
+		"endpoint":               {unsafe.Sizeof(endpoint), 32},
 		"next_hop":               {unsafe.Sizeof(hop), 24},
 		"flow_record":            {unsafe.Sizeof(r), RecordSize},
 		"flow_record.port":       {unsafe.Offsetof(r.ClientPort), 64},
 		"flow_record.service":    {unsafe.Offsetof(r.Service), 72},
+		"flow_record.endpoint":   {unsafe.Offsetof(r.EndpointId), 74},
 		"flow_record.op":         {unsafe.Offsetof(r.Op), recordOp},
 		"flow_record.owner_slot": {unsafe.Offsetof(r.OwnerSlot), 80},
 		"flow_record.reason":     {unsafe.Offsetof(r.Reason), recordReason},
@@ -76,8 +78,8 @@ func TestObjectAgreesWithGeneratedTypes(t *testing.T) {
 		}
 	}
 	sizes := map[string][2]uint32{
-		pontoonMapFlows: {40, 64}, pontoonMapHalfOpen: {40, 64}, pontoonMapServices: {24, 20},
-		pontoonMapEndpoints: {4, 40}, pontoonMapVips: {16, 4}, pontoonMapNextHops: {16, 24},
+		pontoonMapFlows: {40, 64}, pontoonMapHalfOpen: {40, 64}, pontoonMapServices: {24, 28},
+		pontoonMapEndpoints: {4, 32}, pontoonMapVips: {16, 4}, pontoonMapNextHops: {16, 24},
 	}
 	for name, want := range sizes {
 		if m := spec.Maps[name]; m.KeySize != want[0] || m.ValueSize != want[1] {

@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	mapFolder  = "maps"
-	linkFolder = "links"
+	mapFolder     = "maps"
+	linkFolder    = "links"
+	programFolder = "programs"
 )
 
 // preparePinDir makes the folders for pins, and explains what is missing.
@@ -29,7 +30,7 @@ func preparePinDir(dir string) error {
 	if int64(stat.Type) != unix.BPF_FS_MAGIC {
 		return fmt.Errorf("%s is not a BPF file system; mount one: mount -t bpf bpf %s", parent, parent)
 	}
-	for _, folder := range []string{mapFolder, linkFolder} {
+	for _, folder := range []string{mapFolder, linkFolder, programFolder} {
 		if err := os.MkdirAll(filepath.Join(dir, folder), 0o700); err != nil {
 			return fmt.Errorf("make pin folder: %w", err)
 		}
@@ -44,20 +45,27 @@ func raiseMemlock() {
 	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited)
 }
 
-// configure writes sizes and settings into spec and asks for pinning by name.
-func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
-	delete(spec.Programs, pontoonProgPontoonClock)
+// sizes writes the wanted sizes of maps into spec and asks for pinning by name.
+func sizes(spec *ebpf.CollectionSpec, opts Options) {
 	spec.Maps[pontoonMapFlows].MaxEntries = 2 * opts.MaxFlows
 	spec.Maps[pontoonMapHalfOpen].MaxEntries = 2 * opts.MaxHalfOpen
 	spec.Maps[pontoonMapEvents].MaxEntries = opts.EventsBytes
 	for name, m := range spec.Maps {
-		if name != pontoonMapClocks && !strings.HasPrefix(name, ".") {
+		if name != pontoonMapClocks && name != pontoonMapTails && name != pontoonMapScratch && !strings.HasPrefix(name, ".") {
 			m.Pinning = ebpf.PinByName
 		}
 	}
+}
+
+// configure writes settings into spec and leaves in it what is to be loaded. The sizes are those
+// of the maps as they are.
+func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
+	delete(spec.Programs, pontoonProgPontoonClock)
+	delete(spec.Maps, pontoonMapClocks)
 	settings := map[string]any{
 		pontoonVarCfgSlot:       opts.Slot,
 		pontoonVarCfgHz:         uint32(hz),
+		pontoonVarCfgMaxFlows:   spec.Maps[pontoonMapFlows].MaxEntries / 2,
 		pontoonVarCfgNextHopTtl: uint32(hz * nextHopSeconds),
 	}
 	for name, value := range settings {

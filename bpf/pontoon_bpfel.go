@@ -18,11 +18,26 @@ type pontoonAddr struct {
 	B [16]uint8
 }
 
+type pontoonAffinity struct {
+	_        structs.HostLayout
+	Endpoint uint16
+	Pad      [2]uint8
+	Used     uint32
+}
+
+type pontoonAffinityKey struct {
+	_       structs.HostLayout
+	Client  pontoonAddr
+	Service uint16
+	Pad     [6]uint8
+}
+
 type pontoonAlgorithm uint32
 
 const (
 	pontoonAlgorithmALGORITHM_RR     pontoonAlgorithm = 1
 	pontoonAlgorithmALGORITHM_MAGLEV pontoonAlgorithm = 2
+	pontoonAlgorithmALGORITHM_LC     pontoonAlgorithm = 3
 )
 
 type pontoonClock struct {
@@ -56,27 +71,61 @@ const (
 	pontoonCounterDROP_FRAG_NEEDED       pontoonCounter = 13
 	pontoonCounterDROP_REWRITE           pontoonCounter = 14
 	pontoonCounterDROP_SNAT_CONFLICT     pontoonCounter = 15
-	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 16
-	pontoonCounterCOUNTER_CREATED        pontoonCounter = 17
-	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 18
-	pontoonCounterCOUNTER_ADOPTED        pontoonCounter = 19
-	pontoonCounterCOUNTER_TAKEN_OVER     pontoonCounter = 20
-	pontoonCounterCOUNTER_REPLACED       pontoonCounter = 21
-	pontoonCounterCOUNTER_REVIVED        pontoonCounter = 22
-	pontoonCounterCOUNTER_RING_LOST      pontoonCounter = 23
-	pontoonCounterCOUNTER_INSERT_FAILED  pontoonCounter = 24
-	pontoonCounterCOUNTER_NEXT_HOP_MISS  pontoonCounter = 25
-	pontoonCounterCOUNTER_NEIGHBOUR_MISS pontoonCounter = 26
-	pontoonCounterCOUNTER_ECHO           pontoonCounter = 27
-	pontoonCounterCOUNTER_MAX            pontoonCounter = 32
+	pontoonCounterDROP_FLOOD             pontoonCounter = 16
+	pontoonCounterDROP_MALFORMED         pontoonCounter = 17
+	pontoonCounterDROP_ICMP_UNKNOWN      pontoonCounter = 18
+	pontoonCounterDROP_TRANSLATE         pontoonCounter = 19
+	pontoonCounterDROP_DOOMED            pontoonCounter = 20
+	pontoonCounterDROP_LAND              pontoonCounter = 21
+	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 32
+	pontoonCounterCOUNTER_CREATED        pontoonCounter = 33
+	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 34
+	pontoonCounterCOUNTER_ADOPTED        pontoonCounter = 35
+	pontoonCounterCOUNTER_TAKEN_OVER     pontoonCounter = 36
+	pontoonCounterCOUNTER_REPLACED       pontoonCounter = 37
+	pontoonCounterCOUNTER_REVIVED        pontoonCounter = 38
+	pontoonCounterCOUNTER_RING_LOST      pontoonCounter = 39
+	pontoonCounterCOUNTER_INSERT_FAILED  pontoonCounter = 40
+	pontoonCounterCOUNTER_NEXT_HOP_MISS  pontoonCounter = 41
+	pontoonCounterCOUNTER_NEIGHBOUR_MISS pontoonCounter = 42
+	pontoonCounterCOUNTER_ECHO           pontoonCounter = 43
+	pontoonCounterCOUNTER_FLOOD_REPEATED pontoonCounter = 44
+	pontoonCounterCOUNTER_ICMP_ERROR     pontoonCounter = 45
+	pontoonCounterCOUNTER_FRAGMENT       pontoonCounter = 46
+	pontoonCounterCOUNTER_TRANSLATED     pontoonCounter = 47
+	pontoonCounterCOUNTER_ENCAPSULATED   pontoonCounter = 48
+	pontoonCounterCOUNTER_TOO_BIG        pontoonCounter = 49
+	pontoonCounterCOUNTER_AFFINITY       pontoonCounter = 50
+	pontoonCounterCOUNTER_XDP_FORWARD    pontoonCounter = 51
+	pontoonCounterCOUNTER_XDP_PASS       pontoonCounter = 52
+	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
 type pontoonEndpoint struct {
-	_      structs.HostLayout
-	Addr   pontoonAddr
-	Source pontoonAddr
-	Port   uint16
-	Pad    [6]uint8
+	_          structs.HostLayout
+	Addr       pontoonAddr
+	Port       uint16
+	Service    uint16
+	SourceBase uint16
+	SourceLen  uint16
+	Weight     uint16
+	Flags      uint8
+	Pad        [5]uint8
+}
+
+type pontoonEndpointFlag uint32
+
+const (
+	pontoonEndpointFlagENDPOINT_F_NEW pontoonEndpointFlag = 1
+)
+
+type pontoonEndpointStats struct {
+	_              structs.HostLayout
+	ForwardPackets uint64
+	ForwardBytes   uint64
+	ReplyPackets   uint64
+	ReplyBytes     uint64
+	NewFlows       uint64
 }
 
 type pontoonFlow struct {
@@ -85,7 +134,8 @@ type pontoonFlow struct {
 	NewDaddr  pontoonAddr
 	NewSport  uint16
 	NewDport  uint16
-	Service   uint32
+	Service   uint16
+	Endpoint  uint16
 	LastSeen  uint32
 	Created   uint32
 	State     uint8
@@ -107,6 +157,7 @@ const (
 	pontoonFlowFlagFLOW_F_PEER_FIN pontoonFlowFlag = 8
 	pontoonFlowFlagFLOW_F_OWN_RST  pontoonFlowFlag = 16
 	pontoonFlowFlagFLOW_F_PEER_RST pontoonFlowFlag = 32
+	pontoonFlowFlagFLOW_F_DOOMED   pontoonFlowFlag = 64
 )
 
 type pontoonFlowKey struct {
@@ -129,7 +180,8 @@ type pontoonFlowRecord struct {
 	VipPort        uint16
 	SnatPort       uint16
 	EndpointPort   uint16
-	Service        uint32
+	Service        uint16
+	EndpointId     uint16
 	Proto          uint8
 	Mode           uint8
 	State          uint8
@@ -159,12 +211,35 @@ const (
 	pontoonFlowStateFLOW_CLOSED      pontoonFlowState = 6
 )
 
+type pontoonFragment struct {
+	_     structs.HostLayout
+	Sport uint16
+	Dport uint16
+	Seen  uint32
+}
+
+type pontoonFragmentKey struct {
+	_     structs.HostLayout
+	Saddr pontoonAddr
+	Daddr pontoonAddr
+	Id    uint32
+	Proto uint8
+	Pad   [3]uint8
+}
+
+type pontoonMarks struct {
+	_    structs.HostLayout
+	Mark [16]uint32
+}
+
 type pontoonNatMode uint32
 
 const (
-	pontoonNatModeMODE_FULLNAT pontoonNatMode = 1
-	pontoonNatModeMODE_ONEARM  pontoonNatMode = 2
-	pontoonNatModeMODE_DNAT    pontoonNatMode = 3
+	pontoonNatModeMODE_FULLNAT    pontoonNatMode = 1
+	pontoonNatModeMODE_ONEARM     pontoonNatMode = 2
+	pontoonNatModeMODE_DNAT       pontoonNatMode = 3
+	pontoonNatModeMODE_DSR        pontoonNatMode = 4
+	pontoonNatModeMODE_DSR_TUNNEL pontoonNatMode = 5
 )
 
 type pontoonNextHop struct {
@@ -174,6 +249,41 @@ type pontoonNextHop struct {
 	Dmac       [6]uint8
 	Learned    uint32
 	Generation uint32
+}
+
+type pontoonPacket struct {
+	_        structs.HostLayout
+	Key      pontoonFlowKey
+	Bytes    uint32
+	Payload  uint32
+	Segments uint32
+	Now      uint32
+	Created  uint32
+	FragId   uint32
+	L3Off    uint16
+	L4Off    uint16
+	TcpFlags uint8
+	Ttl      uint8
+	Kind     uint8
+	IcmpType uint8
+	Flags    uint8
+	Pad      [3]uint8
+	_        [4]byte
+}
+
+type pontoonRange struct {
+	_         structs.HostLayout
+	FirstPort uint16
+	Pad       [2]uint8
+}
+
+type pontoonRangeKey struct {
+	_         structs.HostLayout
+	PrefixLen uint32
+	Vip       [4]uint32
+	Proto     uint8
+	Pad       uint8
+	Port      uint16
 }
 
 type pontoonRecordOp uint32
@@ -196,16 +306,31 @@ const (
 	pontoonRecordReasonRECORD_ORPHAN   pontoonRecordReason = 8
 )
 
+type pontoonReferences struct {
+	_   structs.HostLayout
+	Ref [4]uint16
+}
+
 type pontoonService struct {
 	_         structs.HostLayout
-	Id        uint32
 	TableBase uint32
 	TableLen  uint32
 	Seed      uint32
+	Rate      uint32
+	Affinity  uint32
+	Id        uint16
+	FirstPort uint16
 	Mode      uint8
 	Algorithm uint8
-	Pad       [2]uint8
+	Flags     uint8
+	Pad       uint8
 }
+
+type pontoonServiceFlag uint32
+
+const (
+	pontoonServiceFlagSERVICE_F_FULL_RESET pontoonServiceFlag = 1
+)
 
 type pontoonServiceKey struct {
 	_     structs.HostLayout
@@ -215,17 +340,47 @@ type pontoonServiceKey struct {
 	Pad   [5]uint8
 }
 
+type pontoonServiceWork struct {
+	_        structs.HostLayout
+	Position uint32
+	Window   uint32
+	Count    uint32
+	Pad      uint32
+}
+
+type pontoonTail uint32
+
+const (
+	pontoonTailTAIL_SLOW   pontoonTail = 0
+	pontoonTailTAIL_ICMP   pontoonTail = 1
+	pontoonTailTAIL_XLAT   pontoonTail = 2
+	pontoonTailTAIL_TUNNEL pontoonTail = 3
+	pontoonTailTAIL_ANSWER pontoonTail = 4
+	pontoonTailTAIL_PARSE  pontoonTail = 5
+	pontoonTailTAIL_MAX    pontoonTail = 8
+)
+
+type pontoonVipFlag uint32
+
+const (
+	pontoonVipFlagVIP_F_RANGES pontoonVipFlag = 1
+)
+
 type pontoonVocabulary struct {
-	_         structs.HostLayout
-	State     uint32
-	Flag      uint32
-	Mode      uint32
-	Algorithm uint32
-	Op        uint32
-	Reason    uint32
-	Counter   uint32
-	_         [4]byte
-	Record    struct {
+	_            structs.HostLayout
+	State        uint32
+	Flag         uint32
+	Mode         uint32
+	Algorithm    uint32
+	Op           uint32
+	Reason       uint32
+	Counter      uint32
+	ServiceFlag  uint32
+	VipFlag      uint32
+	EndpointFlag uint32
+	Tail         uint32
+	_            [4]byte
+	Record       struct {
 		_      structs.HostLayout
 		Client struct {
 			_ structs.HostLayout
@@ -247,7 +402,8 @@ type pontoonVocabulary struct {
 		VipPort        uint16
 		SnatPort       uint16
 		EndpointPort   uint16
-		Service        uint32
+		Service        uint16
+		EndpointId     uint16
 		Proto          uint8
 		Mode           uint8
 		State          uint8
@@ -270,21 +426,34 @@ type pontoonVocabulary struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	pontoonMapActive          = "active"
+	pontoonMapAffinities      = "affinities"
 	pontoonMapClocks          = "clocks"
 	pontoonMapControl         = "control"
 	pontoonMapCounters        = "counters"
 	pontoonMapEndpoints       = "endpoints"
 	pontoonMapEvents          = "events"
 	pontoonMapFlows           = "flows"
+	pontoonMapFragments       = "fragments"
 	pontoonMapHalfOpen        = "half_open"
 	pontoonMapNextHops        = "next_hops"
-	pontoonMapRr              = "rr"
+	pontoonMapRanges          = "ranges"
+	pontoonMapScratch         = "scratch"
 	pontoonMapSelection       = "selection"
 	pontoonMapServices        = "services"
+	pontoonMapSources         = "sources"
+	pontoonMapSynMarks        = "syn_marks"
+	pontoonMapTails           = "tails"
+	pontoonMapTraffic         = "traffic"
 	pontoonMapVips            = "vips"
+	pontoonMapWork            = "work"
+	pontoonProgPontoonAnswer  = "pontoon_answer"
 	pontoonProgPontoonClock   = "pontoon_clock"
 	pontoonProgPontoonIngress = "pontoon_ingress"
+	pontoonProgPontoonParse   = "pontoon_parse"
+	pontoonProgPontoonSlow    = "pontoon_slow"
 	pontoonVarCfgHz           = "cfg_hz"
+	pontoonVarCfgMaxFlows     = "cfg_max_flows"
 	pontoonVarCfgNextHopTtl   = "cfg_next_hop_ttl"
 	pontoonVarCfgSlot         = "cfg_slot"
 	pontoonVarVocabulary      = "vocabulary"
@@ -332,26 +501,38 @@ type pontoonSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonProgramSpecs struct {
+	PontoonAnswer  *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonClock   *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonIngress *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
+	PontoonParse   *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
+	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
 }
 
 // pontoonMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonMapSpecs struct {
-	Clocks    *ebpf.MapSpec `ebpf:"clocks"`
-	Control   *ebpf.MapSpec `ebpf:"control"`
-	Counters  *ebpf.MapSpec `ebpf:"counters"`
-	Endpoints *ebpf.MapSpec `ebpf:"endpoints"`
-	Events    *ebpf.MapSpec `ebpf:"events"`
-	Flows     *ebpf.MapSpec `ebpf:"flows"`
-	HalfOpen  *ebpf.MapSpec `ebpf:"half_open"`
-	NextHops  *ebpf.MapSpec `ebpf:"next_hops"`
-	Rr        *ebpf.MapSpec `ebpf:"rr"`
-	Selection *ebpf.MapSpec `ebpf:"selection"`
-	Services  *ebpf.MapSpec `ebpf:"services"`
-	Vips      *ebpf.MapSpec `ebpf:"vips"`
+	Active     *ebpf.MapSpec `ebpf:"active"`
+	Affinities *ebpf.MapSpec `ebpf:"affinities"`
+	Clocks     *ebpf.MapSpec `ebpf:"clocks"`
+	Control    *ebpf.MapSpec `ebpf:"control"`
+	Counters   *ebpf.MapSpec `ebpf:"counters"`
+	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
+	Events     *ebpf.MapSpec `ebpf:"events"`
+	Flows      *ebpf.MapSpec `ebpf:"flows"`
+	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
+	HalfOpen   *ebpf.MapSpec `ebpf:"half_open"`
+	NextHops   *ebpf.MapSpec `ebpf:"next_hops"`
+	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
+	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
+	Selection  *ebpf.MapSpec `ebpf:"selection"`
+	Services   *ebpf.MapSpec `ebpf:"services"`
+	Sources    *ebpf.MapSpec `ebpf:"sources"`
+	SynMarks   *ebpf.MapSpec `ebpf:"syn_marks"`
+	Tails      *ebpf.MapSpec `ebpf:"tails"`
+	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
+	Vips       *ebpf.MapSpec `ebpf:"vips"`
+	Work       *ebpf.MapSpec `ebpf:"work"`
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
@@ -359,6 +540,7 @@ type pontoonMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonVariableSpecs struct {
 	CfgHz         *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgMaxFlows   *ebpf.VariableSpec `ebpf:"cfg_max_flows"`
 	CfgNextHopTtl *ebpf.VariableSpec `ebpf:"cfg_next_hop_ttl"`
 	CfgSlot       *ebpf.VariableSpec `ebpf:"cfg_slot"`
 	Vocabulary    *ebpf.VariableSpec `ebpf:"vocabulary"`
@@ -384,34 +566,52 @@ func (o *pontoonObjects) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonMaps struct {
-	Clocks    *ebpf.Map `ebpf:"clocks"`
-	Control   *ebpf.Map `ebpf:"control"`
-	Counters  *ebpf.Map `ebpf:"counters"`
-	Endpoints *ebpf.Map `ebpf:"endpoints"`
-	Events    *ebpf.Map `ebpf:"events"`
-	Flows     *ebpf.Map `ebpf:"flows"`
-	HalfOpen  *ebpf.Map `ebpf:"half_open"`
-	NextHops  *ebpf.Map `ebpf:"next_hops"`
-	Rr        *ebpf.Map `ebpf:"rr"`
-	Selection *ebpf.Map `ebpf:"selection"`
-	Services  *ebpf.Map `ebpf:"services"`
-	Vips      *ebpf.Map `ebpf:"vips"`
+	Active     *ebpf.Map `ebpf:"active"`
+	Affinities *ebpf.Map `ebpf:"affinities"`
+	Clocks     *ebpf.Map `ebpf:"clocks"`
+	Control    *ebpf.Map `ebpf:"control"`
+	Counters   *ebpf.Map `ebpf:"counters"`
+	Endpoints  *ebpf.Map `ebpf:"endpoints"`
+	Events     *ebpf.Map `ebpf:"events"`
+	Flows      *ebpf.Map `ebpf:"flows"`
+	Fragments  *ebpf.Map `ebpf:"fragments"`
+	HalfOpen   *ebpf.Map `ebpf:"half_open"`
+	NextHops   *ebpf.Map `ebpf:"next_hops"`
+	Ranges     *ebpf.Map `ebpf:"ranges"`
+	Scratch    *ebpf.Map `ebpf:"scratch"`
+	Selection  *ebpf.Map `ebpf:"selection"`
+	Services   *ebpf.Map `ebpf:"services"`
+	Sources    *ebpf.Map `ebpf:"sources"`
+	SynMarks   *ebpf.Map `ebpf:"syn_marks"`
+	Tails      *ebpf.Map `ebpf:"tails"`
+	Traffic    *ebpf.Map `ebpf:"traffic"`
+	Vips       *ebpf.Map `ebpf:"vips"`
+	Work       *ebpf.Map `ebpf:"work"`
 }
 
 func (m *pontoonMaps) Close() error {
 	return _PontoonClose(
+		m.Active,
+		m.Affinities,
 		m.Clocks,
 		m.Control,
 		m.Counters,
 		m.Endpoints,
 		m.Events,
 		m.Flows,
+		m.Fragments,
 		m.HalfOpen,
 		m.NextHops,
-		m.Rr,
+		m.Ranges,
+		m.Scratch,
 		m.Selection,
 		m.Services,
+		m.Sources,
+		m.SynMarks,
+		m.Tails,
+		m.Traffic,
 		m.Vips,
+		m.Work,
 	)
 }
 
@@ -420,6 +620,7 @@ func (m *pontoonMaps) Close() error {
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonVariables struct {
 	CfgHz         *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgMaxFlows   *ebpf.Variable `ebpf:"cfg_max_flows"`
 	CfgNextHopTtl *ebpf.Variable `ebpf:"cfg_next_hop_ttl"`
 	CfgSlot       *ebpf.Variable `ebpf:"cfg_slot"`
 	Vocabulary    *ebpf.Variable `ebpf:"vocabulary"`
@@ -429,14 +630,20 @@ type pontoonVariables struct {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonPrograms struct {
+	PontoonAnswer  *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonClock   *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonIngress *ebpf.Program `ebpf:"pontoon_ingress"`
+	PontoonParse   *ebpf.Program `ebpf:"pontoon_parse"`
+	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
 }
 
 func (p *pontoonPrograms) Close() error {
 	return _PontoonClose(
+		p.PontoonAnswer,
 		p.PontoonClock,
 		p.PontoonIngress,
+		p.PontoonParse,
+		p.PontoonSlow,
 	)
 }
 

@@ -32,7 +32,7 @@ func (c *connection) appendRecord(to []byte, now instant, op, reason uint8) []by
 	r := pontoonFlowRecord{
 		Client: c.key.Saddr, Vip: c.key.Daddr, Snat: f.NewSaddr, Endpoint: f.NewDaddr,
 		ClientPort: c.key.Sport, VipPort: c.key.Dport, SnatPort: f.NewSport, EndpointPort: f.NewDport,
-		Service: f.Service, Proto: c.key.Proto, Mode: f.Mode, State: f.State, Op: op,
+		Service: f.Service, EndpointId: f.Endpoint, Proto: c.key.Proto, Mode: f.Mode, State: f.State, Op: op,
 		OwnerSlot: f.OwnerSlot, Reason: reason, Flags: f.Flags & (flagOwn | flagPeer),
 		IdleMs: milliseconds(c.idle(now)), AgeMs: milliseconds(now.age(f.Created)),
 		ForwardPackets: f.packets(), ForwardBytes: f.bytes(),
@@ -55,11 +55,11 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 	switch {
 	case r.Op != opUpdate && r.Op != opDelete:
 		return r, fmt.Errorf("%w: operation %d", ErrRecord, r.Op)
-	case r.Proto != protoTCP && r.Proto != protoUDP:
+	case r.Proto != protoTCP && r.Proto != protoUDP && r.Proto != protoSCTP:
 		return r, fmt.Errorf("%w: protocol %d", ErrRecord, r.Proto)
 	case FlowState(r.State) < StateEstablished || FlowState(r.State) > StateClosed:
 		return r, fmt.Errorf("%w: state %d", ErrRecord, r.State)
-	case Mode(r.Mode) < ModeFullNAT || Mode(r.Mode) > ModeDNAT:
+	case Mode(r.Mode) < ModeFullNAT || r.Mode > uint8(pontoonNatModeMODE_DSR_TUNNEL):
 		return r, fmt.Errorf("%w: mode %d", ErrRecord, r.Mode)
 	case r.OwnerSlot > nobody:
 		return r, fmt.Errorf("%w: owner slot %d", ErrRecord, r.OwnerSlot)
@@ -67,7 +67,7 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		return r, fmt.Errorf("%w: flags %#x", ErrRecord, r.Flags)
 	}
 	for _, a := range []pontoonAddr{r.Client, r.Vip, r.Snat, r.Endpoint} {
-		if !fromAddr(a).Is4() {
+		if !fromAddr(a).IsValid() {
 			return r, fmt.Errorf("%w: address %s", ErrRecord, fromAddr(a))
 		}
 	}
@@ -77,7 +77,7 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 // recordConnection turns a record into both halves, as replicas of the record's owner.
 func recordConnection(r *pontoonFlowRecord, now instant) connection {
 	half := pontoonFlow{
-		Service: r.Service, State: r.State, OwnerSlot: r.OwnerSlot, Mode: r.Mode,
+		Service: r.Service, Endpoint: r.EndpointId, State: r.State, OwnerSlot: r.OwnerSlot, Mode: r.Mode,
 		LastSeen: now.stamp(time.Duration(r.IdleMs) * time.Millisecond),
 		Created:  now.created(time.Duration(r.AgeMs) * time.Millisecond),
 	}

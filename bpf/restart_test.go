@@ -91,8 +91,8 @@ func TestReopenedDataplaneKnowsItsTables(t *testing.T) {
 	b.sync(s)
 	before := b.tables
 	again := openTest(t, b.ns, b.opts)
-	if len(again.tables.services) != 1 || len(again.tables.index) != 2 {
-		t.Fatalf("found %d services, %d endpoints", len(again.tables.services), len(again.tables.index))
+	if len(again.tables.services) != 1 || len(again.tables.endpoints) != 2 {
+		t.Fatalf("found %d services, %d endpoints", len(again.tables.services), len(again.tables.endpoints))
 	}
 	for key, entry := range before.services {
 		if again.tables.services[key].value != entry.value {
@@ -246,16 +246,16 @@ func TestRemoveLeavesNothing(t *testing.T) {
 
 func TestDesiredReportsAllErrorsAtOnce(t *testing.T) {
 	err := Desired{
-		VIPs: []netip.Addr{netip.MustParseAddr("2001:db8::1")},
+		VIPs: []netip.Addr{{}},
 		Services: []Service{
-			{ID: 1, VIP: vipPort, Protocol: 132, Mode: ModeFullNAT, Algorithm: AlgorithmRR},
+			{ID: 1, VIP: vipPort, Protocol: 99, Mode: ModeFullNAT, Algorithm: AlgorithmRR},
 			{ID: 1, VIP: vipPort, Protocol: 6, Mode: 9, Algorithm: 9, Endpoints: []Endpoint{{}}},
 		},
 	}.Validate()
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, part := range []string{"2001:db8::1", "protocol 132", "id 1 is there twice", "mode 9", "algorithm 9", "endpoint"} {
+	for _, part := range []string{"vip is no address", "protocol 99", "id 1 is there twice", "mode 9", "algorithm 9", "endpoint"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("nothing about %q in %v", part, err)
 		}

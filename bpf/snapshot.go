@@ -12,6 +12,9 @@ import (
 // errTableFull is what the kernel answers when a hash takes no more.
 const errTableFull = unix.E2BIG
 
+// errNoSpace is what the kernel answers when a trie takes no more.
+const errNoSpace = unix.ENOSPC
+
 // snapshots remembers, per owner whose snapshot is being received, which connections it named:
 // hashes of their keys, as eight bytes each are enough. (Two that collide would keep one stale
 // replica alive until it is idle, no more.)

@@ -64,6 +64,21 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterDROP_FRAG_NEEDED:       "drop/fragmentation_needed",
 	pontoonCounterDROP_REWRITE:           "drop/rewrite",
 	pontoonCounterDROP_SNAT_CONFLICT:     "drop/snat_conflict",
+	pontoonCounterDROP_FLOOD:             "drop/flood",
+	pontoonCounterDROP_MALFORMED:         "drop/malformed",
+	pontoonCounterDROP_ICMP_UNKNOWN:      "drop/icmp_unknown",
+	pontoonCounterDROP_TRANSLATE:         "drop/translate",
+	pontoonCounterDROP_DOOMED:            "drop/doomed",
+	pontoonCounterDROP_LAND:              "drop/land",
+	pontoonCounterCOUNTER_FLOOD_REPEATED: "flood_repeated",
+	pontoonCounterCOUNTER_ICMP_ERROR:     "icmp_error",
+	pontoonCounterCOUNTER_FRAGMENT:       "fragment",
+	pontoonCounterCOUNTER_TRANSLATED:     "translated",
+	pontoonCounterCOUNTER_ENCAPSULATED:   "encapsulated",
+	pontoonCounterCOUNTER_TOO_BIG:        "too_big",
+	pontoonCounterCOUNTER_AFFINITY:       "affinity",
+	pontoonCounterCOUNTER_XDP_FORWARD:    "xdp_forward",
+	pontoonCounterCOUNTER_XDP_PASS:       "xdp_pass",
 	pontoonCounterCOUNTER_REFUSED:        "refused",
 	pontoonCounterCOUNTER_CREATED:        "created",
 	pontoonCounterCOUNTER_PROMOTED:       "promoted",
@@ -138,7 +153,7 @@ func (t *totals) observe(record []byte) {
 	if err != nil {
 		return
 	}
-	at := place{r.Service, addrPort(r.Endpoint, r.EndpointPort)}
+	at := place{uint32(r.Service), addrPort(r.Endpoint, r.EndpointPort)}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended == nil {
@@ -212,7 +227,7 @@ func (t *tally) count(key *pontoonFlowKey, f *pontoonFlow) {
 	if f.replica() {
 		return
 	}
-	at := place{f.Service, addrPort(f.NewDaddr, f.NewDport)}
+	at := place{uint32(f.Service), addrPort(f.NewDaddr, f.NewDport)}
 	figure := EndpointStats{Packets: f.packets(), Bytes: f.bytes()}
 	if f.reply() {
 		at.endpoint = addrPort(key.Saddr, key.Sport)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -23,14 +24,19 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	var errs []error
 	changed := 0
 	wanted := make(map[pontoonServiceKey]bool, len(want.Services))
-	errs = append(errs, d.addVIPs(want))
+	endpoints := map[uint16]bool{}
+	errs = append(errs, d.setVIPs(want))
 	for i := range want.Services {
 		if err := ctx.Err(); err != nil {
 			return errors.Join(append(errs, fmt.Errorf("sync data plane: %w", err))...)
 		}
-		key := serviceKey(want.Services[i])
+		s := &want.Services[i]
+		key := serviceKey(*s)
 		wanted[key] = true
-		did, err := d.syncService(key, want.Services[i], now)
+		for _, e := range s.Endpoints {
+			endpoints[uint16(e.ID)] = true
+		}
+		did, err := d.syncService(key, s, now)
 		if did {
 			changed++
 		}
@@ -42,8 +48,7 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 			errs = append(errs, d.tables.remove(key, now))
 		}
 	}
-	errs = append(errs, d.removePositions(want), d.removeVIPs(want))
-	d.tables.collect(now)
+	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
 	if changed > 0 {
 		d.log.Info("data plane synced", "gen", want.Gen, "services", len(want.Services), "changed", changed)
@@ -59,52 +64,47 @@ func serviceKey(s Service) pontoonServiceKey {
 }
 
 // syncService reports whether it had to change anything.
-func (d *Dataplane) syncService(key pontoonServiceKey, s Service, now time.Time) (bool, error) {
-	indexes := make([]uint32, len(s.Endpoints))
-	for i, e := range s.Endpoints {
-		if !e.takesNew() {
-			continue
+func (d *Dataplane) syncService(key pontoonServiceKey, s *Service, now time.Time) (bool, error) {
+	for i := range s.Endpoints {
+		if err := d.tables.endpoint(s, &s.Endpoints[i], now); err != nil {
+			return false, fmt.Errorf("service %d: endpoint %s: %w", s.ID, s.Endpoints[i].Addr, err)
 		}
-		ep := pontoonEndpoint{Addr: vipKey(e.Addr.Addr()), Port: swap16(e.Addr.Port())}
-		if s.Mode != ModeDNAT {
-			ep.Source = vipKey(e.source())
-		}
-		index, err := d.tables.endpoint(ep, now)
-		if err != nil {
-			return false, fmt.Errorf("service %d: endpoint %s: %w", s.ID, e.Addr, err)
-		}
-		indexes[i] = index
 	}
 	positions := selectionTable(s.Algorithm, s.Seed, s.Endpoints)
-	table := make([]uint32, len(positions))
+	table := make([]uint16, len(positions))
 	for i, at := range positions {
-		table[i] = indexes[at]
+		table[i] = uint16(s.Endpoints[at].ID)
 	}
-	if err := d.maps.Rr.Update(s.ID, uint32(0), ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-		return false, fmt.Errorf("service %d: %w", s.ID, roomFor("service", d.maps.Rr, err))
-	}
-	value := pontoonService{Id: s.ID, Seed: s.Seed, Mode: uint8(s.Mode), Algorithm: uint8(s.Algorithm)}
-	did, err := d.tables.install(key, value, table, now)
+	did, err := d.tables.install(key, d.serviceValue(s), table, now)
 	if err != nil {
 		return false, fmt.Errorf("service %d: %w", s.ID, err)
 	}
 	return did, nil
 }
 
-// removePositions forgets the round-robin positions of services that are gone.
-func (d *Dataplane) removePositions(want Desired) error {
-	keep := make(map[uint32]bool, len(want.Services))
-	for _, s := range want.Services {
-		keep[s.ID] = true
+// serviceValue is the entry of s, but for the place of its table.
+func (d *Dataplane) serviceValue(s *Service) pontoonService {
+	value := pontoonService{
+		Id: uint16(s.ID), Seed: s.Seed, Mode: s.mode(), Algorithm: uint8(s.Algorithm),
+		Rate: s.NewFlowRate, FirstPort: s.VIP.Port(), Affinity: d.clock.units(s.Affinity),
 	}
-	return removeKeys(d.maps.Rr, keep)
+	if s.OnFull == PolicyReset {
+		value.Flags |= uint8(pontoonServiceFlagSERVICE_F_FULL_RESET)
+	}
+	return value
 }
 
-func (d *Dataplane) addVIPs(want Desired) error {
+// setVIPs adds the VIPs that are missing and notes which have services of several ports.
+func (d *Dataplane) setVIPs(want Desired) error {
+	flags := make(map[netip.Addr]uint32, len(want.VIPs))
+	for _, s := range want.Services {
+		if s.ranged() {
+			flags[s.VIP.Addr().Unmap()] |= uint32(pontoonVipFlagVIP_F_RANGES)
+		}
+	}
 	var errs []error
 	for _, vip := range want.VIPs {
-		err := d.maps.Vips.Update(vipKey(vip), uint32(0), ebpf.UpdateNoExist)
-		if err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+		if err := d.maps.Vips.Put(vipKey(vip), flags[vip.Unmap()]); err != nil {
 			errs = append(errs, fmt.Errorf("add vip %s: %w", vip, roomFor("vip", d.maps.Vips, err)))
 		}
 	}

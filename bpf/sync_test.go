@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"pontoon/bpf/bpftest"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 func TestSyncIsIdempotent(t *testing.T) {
@@ -36,12 +34,14 @@ func TestReplacedTablesAndEndpointsAreUsedAgain(t *testing.T) {
 	}
 	later := time.Now().Add(2 * blockGrace)
 	b.tables.blocks.reclaim(later)
-	b.tables.slots.reclaim(later)
 	if n := len(b.tables.blocks.used); n != 1 {
 		t.Errorf("%d blocks in use for one service", n)
 	}
-	if n := len(b.tables.slots.used); n != 2 || len(b.tables.index) != 2 {
+	if n := len(b.tables.endpoints); n != 2 {
 		t.Errorf("%d endpoint entries in use for two endpoints", n)
+	}
+	if n := len(b.tables.sources.lists); n != 1 {
+		t.Errorf("%d lists of sources in use for one", n)
 	}
 }
 
@@ -51,17 +51,11 @@ func TestSyncRemovesWhatIsNotWanted(t *testing.T) {
 	two.ID, two.VIP = 8, netip.AddrPortFrom(vip, 81)
 	b.sync(one, two)
 	snat, _ := b.talk(clientPort, two.VIP)
-	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: []Service{one}}); err != nil {
+	if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: numbered(one)}); err != nil {
 		t.Fatal(err)
 	}
-	var key uint32
-	var position uint32
-	var ids []uint32
-	for entries := b.maps.Rr.Iterate(); entries.Next(&key, &position); {
-		ids = append(ids, key)
-	}
-	if diff := cmp.Diff([]uint32{7}, ids); diff != "" {
-		t.Error(diff)
+	if n := len(b.tables.endpoints); n != 1 {
+		t.Errorf("%d endpoint entries in use for one endpoint", n)
 	}
 	// The connection goes on; a new one is refused.
 	if action, _ := b.fromEndpoint(bpftest.Packet{Src: endpoint2, Dst: snat, Flags: bpftest.ACK}); action != actRedirect {
@@ -85,7 +79,7 @@ func TestSyncRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	b.sync(service(ModeFullNAT, endpoint1))
 	bad := service(ModeFullNAT, endpoint1)
 	bad.Protocol = 132
-	if err := b.Sync(context.Background(), Desired{Services: []Service{bad}}); err == nil {
+	if err := b.Sync(context.Background(), Desired{Services: numbered(bad)}); err == nil {
 		t.Error("accepted")
 	}
 	b.talk(clientPort, vipPort)
@@ -105,7 +99,7 @@ func TestNoPacketSeesAHalfBuiltTable(t *testing.T) {
 			change := s
 			change.Seed = uint32(i)
 			change.Endpoints = service(ModeFullNAT, endpoint1, endpoint2).Endpoints[:1+i%2]
-			if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: []Service{change}}); err != nil {
+			if err := b.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: numbered(change)}); err != nil {
 				done <- err
 				return
 			}

@@ -3,38 +3,40 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
 )
 
+// refsPerEntry is how many endpoint ids one entry of the selection map holds.
+const refsPerEntry = len(pontoonReferences{}.Ref)
+
 // installed is a service entry and the table it points at.
 type installed struct {
 	value pontoonService
-	table []uint32 // endpoint indexes
+	table []uint16 // endpoint ids
 }
 
-// endpointValue is what identifies an entry of the endpoints map.
-type endpointValue = pontoonEndpoint
-
-// tables is the book of what stands in the services, selection and endpoints maps. It is read
-// from the maps when they are opened, so nothing about it needs to be kept elsewhere.
+// tables is the book of what stands in the maps that Sync writes. It is read from the maps when
+// they are opened, so nothing about it needs to be kept elsewhere.
 type tables struct {
-	maps     *pontoonMaps
-	services map[pontoonServiceKey]installed
-	blocks   blocks // of the selection map
-	slots    blocks // of the endpoints map
-	index    map[endpointValue]uint32
+	maps      *pontoonMaps
+	services  map[pontoonServiceKey]installed
+	endpoints map[uint16]pontoonEndpoint
+	ranges    map[pontoonRangeKey]pontoonRange
+	blocks    blocks // of the selection map, in entries
+	sources   sourceLists
 }
 
 // load reads the maps.
 func (t *tables) load(m *pontoonMaps) error {
 	t.maps = m
 	t.services = map[pontoonServiceKey]installed{}
-	t.index = map[endpointValue]uint32{}
+	t.endpoints = map[uint16]pontoonEndpoint{}
 	t.blocks = blocks{size: m.Selection.MaxEntries()}
-	t.slots = blocks{size: m.Endpoints.MaxEntries()}
+	t.sources = sourceLists{m: m.Sources, blocks: blocks{size: m.Sources.MaxEntries()}}
 	var key pontoonServiceKey
 	var value pontoonService
 	entries := m.Services.Iterate()
@@ -46,44 +48,70 @@ func (t *tables) load(m *pontoonMaps) error {
 	if err := entries.Err(); err != nil {
 		return fmt.Errorf("read services: %w", err)
 	}
+	if err := t.loadEndpoints(); err != nil {
+		return err
+	}
+	ranges, err := readMap[pontoonRangeKey, pontoonRange](m.Ranges)
+	if err != nil {
+		return fmt.Errorf("read port ranges: %w", err)
+	}
+	t.ranges = ranges
 	return nil
 }
 
 func (t *tables) loadService(key pontoonServiceKey, value pontoonService) error {
 	entry := installed{value: value}
 	if value.TableLen > 0 {
-		if !t.blocks.claim(span{value.TableBase, value.TableLen}) {
+		block := blockOf(value)
+		if !t.blocks.claim(block) {
 			return fmt.Errorf("service %d: selection block overlaps another", value.Id)
 		}
-		entry.table = make([]uint32, value.TableLen)
-	}
-	for i := range entry.table {
-		if err := t.maps.Selection.Lookup(value.TableBase+uint32(i), &entry.table[i]); err != nil {
-			return fmt.Errorf("read selection table of service %d: %w", value.Id, err)
+		entries := make([]pontoonReferences, block.length)
+		for i := range entries {
+			if err := t.maps.Selection.Lookup(block.base+uint32(i), &entries[i]); err != nil {
+				return fmt.Errorf("read selection table of service %d: %w", value.Id, err)
+			}
+			entry.table = append(entry.table, entries[i].Ref[:]...)
 		}
-	}
-	for _, index := range distinct(entry.table) {
-		var ep pontoonEndpoint
-		if err := t.maps.Endpoints.Lookup(index, &ep); err != nil {
-			return fmt.Errorf("read endpoint %d: %w", index, err)
-		}
-		if t.slots.claim(span{index, 1}) {
-			t.index[ep] = index
-		}
+		entry.table = entry.table[:value.TableLen]
 	}
 	t.services[key] = entry
 	return nil
 }
 
-func distinct(table []uint32) []uint32 {
-	out := slices.Clone(table)
-	slices.Sort(out)
-	return slices.Compact(out)
+// loadEndpoints reads the whole array: which ids are in use is written nowhere else.
+func (t *tables) loadEndpoints() error {
+	all := make([]pontoonEndpoint, t.maps.Endpoints.MaxEntries())
+	keys := make([]uint32, len(all))
+	var cursor ebpf.MapBatchCursor
+	n, err := t.maps.Endpoints.BatchLookup(&cursor, keys, all, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read endpoints: %w", err)
+	}
+	for i, ep := range all[:n] {
+		if ep.Service == 0 {
+			continue
+		}
+		t.endpoints[uint16(keys[i])] = ep
+		if err := t.sources.adopt(span{uint32(ep.SourceBase), uint32(ep.SourceLen)}); err != nil {
+			return fmt.Errorf("endpoint %d: %w", keys[i], err)
+		}
+	}
+	return nil
+}
+
+// blockOf is the run of selection entries that a service's table takes.
+func blockOf(v pontoonService) span {
+	return span{v.TableBase / uint32(refsPerEntry), entriesFor(v.TableLen)}
+}
+
+func entriesFor(references uint32) uint32 {
+	return (references + uint32(refsPerEntry) - 1) / uint32(refsPerEntry)
 }
 
 // install makes key lead to the wanted value and table. The table goes into a block that no
 // packet looks at, then one update of the service entry switches over.
-func (t *tables) install(key pontoonServiceKey, value pontoonService, table []uint32, now time.Time) (bool, error) {
+func (t *tables) install(key pontoonServiceKey, value pontoonService, table []uint16, now time.Time) (bool, error) {
 	old, exists := t.services[key]
 	value.TableBase, value.TableLen = old.value.TableBase, uint32(len(table))
 	same := exists && slices.Equal(old.table, table)
@@ -91,11 +119,11 @@ func (t *tables) install(key pontoonServiceKey, value pontoonService, table []ui
 		return false, nil
 	}
 	if !same && len(table) > 0 {
-		block, ok := t.blocks.allocate(uint32(len(table)), now)
+		block, ok := t.blocks.allocate(entriesFor(value.TableLen), now)
 		if !ok {
-			return false, fmt.Errorf("the selection table is full: no room for %d of %d entries", len(table), t.blocks.size)
+			return false, fmt.Errorf("the selection table is full: no room for %d of %d entries", len(table), t.blocks.size*uint32(refsPerEntry))
 		}
-		value.TableBase = block.base
+		value.TableBase = block.base * uint32(refsPerEntry)
 		if err := t.writeBlock(block.base, table); err != nil {
 			t.blocks.release(block, now)
 			return false, err
@@ -106,12 +134,12 @@ func (t *tables) install(key pontoonServiceKey, value pontoonService, table []ui
 	}
 	if err := t.maps.Services.Put(key, value); err != nil {
 		if !same && len(table) > 0 {
-			t.blocks.release(span{value.TableBase, value.TableLen}, now)
+			t.blocks.release(blockOf(value), now)
 		}
 		return false, fmt.Errorf("write service %d: %w", value.Id, roomFor("service", t.maps.Services, err))
 	}
 	if !same && old.value.TableLen > 0 {
-		t.blocks.release(span{old.value.TableBase, old.value.TableLen}, now)
+		t.blocks.release(blockOf(old.value), now)
 	}
 	t.services[key] = installed{value: value, table: table}
 	return true, nil
@@ -119,16 +147,20 @@ func (t *tables) install(key pontoonServiceKey, value pontoonService, table []ui
 
 // roomFor says in words that a map takes no more of something.
 func roomFor(what string, m *ebpf.Map, err error) error {
-	if errors.Is(err, errTableFull) {
+	if errors.Is(err, errTableFull) || errors.Is(err, errNoSpace) {
 		return fmt.Errorf("the %s table is full, it takes %d", what, m.MaxEntries())
 	}
 	return err
 }
 
-func (t *tables) writeBlock(base uint32, table []uint32) error {
+func (t *tables) writeBlock(base uint32, table []uint16) error {
 	const chunk = 4096
-	for at := 0; at < len(table); at += chunk {
-		part := table[at:min(at+chunk, len(table))]
+	entries := make([]pontoonReferences, entriesFor(uint32(len(table))))
+	for i, id := range table {
+		entries[i/refsPerEntry].Ref[i%refsPerEntry] = id
+	}
+	for at := 0; at < len(entries); at += chunk {
+		part := entries[at:min(at+chunk, len(entries))]
 		keys := make([]uint32, len(part))
 		for i := range keys {
 			keys[i] = base + uint32(at+i)
@@ -147,41 +179,151 @@ func (t *tables) remove(key pontoonServiceKey, now time.Time) error {
 	}
 	old := t.services[key].value
 	if old.TableLen > 0 {
-		t.blocks.release(span{old.TableBase, old.TableLen}, now)
+		t.blocks.release(blockOf(old), now)
 	}
 	delete(t.services, key)
 	return nil
 }
 
-// endpoint returns the index of an entry that says ep, writing one if there is none.
-func (t *tables) endpoint(ep pontoonEndpoint, now time.Time) (uint32, error) {
-	if index, ok := t.index[ep]; ok {
-		return index, nil
+// endpoint makes the entry under the id say what e says.
+func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
+	id := uint16(e.ID)
+	run, err := t.sources.find(e.Sources, now)
+	if err != nil {
+		return err
 	}
-	slot, ok := t.slots.allocate(1, now)
-	if !ok {
-		return 0, fmt.Errorf("the endpoint table is full, it takes %d", t.slots.size)
+	value := pontoonEndpoint{
+		Addr: vipKey(e.Addr.Addr()), Port: swap16(e.Addr.Port()), Service: uint16(s.ID),
+		SourceBase: uint16(run.base), SourceLen: uint16(run.length), Weight: e.Weight,
 	}
-	if err := t.maps.Endpoints.Put(slot.base, ep); err != nil {
-		t.slots.release(slot, now)
-		return 0, fmt.Errorf("write endpoint: %w", err)
+	if e.takesNew() {
+		value.Flags = uint8(pontoonEndpointFlagENDPOINT_F_NEW)
 	}
-	t.index[ep] = slot.base
-	return slot.base, nil
+	old, ok := t.endpoints[id]
+	if ok && old == value {
+		return nil
+	}
+	if !ok || old.Addr != value.Addr || old.Port != value.Port || old.Service != value.Service {
+		if err := t.forget(id); err != nil {
+			return err
+		}
+	}
+	if err := t.maps.Endpoints.Put(uint32(id), value); err != nil {
+		return fmt.Errorf("write endpoint: %w", err)
+	}
+	t.endpoints[id] = value
+	return nil
 }
 
-// collect releases endpoint entries that no table names any more.
-func (t *tables) collect(now time.Time) {
+// forget clears what was counted under an id that another endpoint gets now.
+func (t *tables) forget(id uint16) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count processors: %w", err)
+	}
+	if err := t.maps.Traffic.Put(uint32(id), make([]pontoonEndpointStats, cpus)); err != nil {
+		return fmt.Errorf("clear endpoint figures: %w", err)
+	}
+	return nil
+}
+
+// removeEndpoints takes out the entries whose id is not wanted, after no table names them.
+func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
+	var errs []error
+	for id := range t.endpoints {
+		if wanted[id] {
+			continue
+		}
+		if err := t.maps.Endpoints.Put(uint32(id), pontoonEndpoint{}); err != nil {
+			errs = append(errs, fmt.Errorf("remove endpoint %d: %w", id, err))
+			continue
+		}
+		delete(t.endpoints, id)
+	}
+	t.sources.collect(t.endpoints, now)
+	return errors.Join(errs...)
+}
+
+// sourceLists hands out runs of the sources map: equal lists share one.
+type sourceLists struct {
+	m      *ebpf.Map
+	blocks blocks
+	lists  []sourceList
+}
+
+type sourceList struct {
+	addrs []pontoonAddr
+	run   span
+}
+
+// adopt takes over a run that an endpoint found in the maps names.
+func (l *sourceLists) adopt(run span) error {
+	if run.length == 0 || !l.blocks.claim(run) {
+		return nil // none, or named by another endpoint already
+	}
+	list := sourceList{addrs: make([]pontoonAddr, run.length), run: run}
+	for i := range list.addrs {
+		if err := l.m.Lookup(run.base+uint32(i), &list.addrs[i]); err != nil {
+			return fmt.Errorf("read SNAT sources: %w", err)
+		}
+	}
+	l.lists = append(l.lists, list)
+	return nil
+}
+
+// find returns a run that holds exactly these addresses, writing one if there is none.
+func (l *sourceLists) find(addrs []netip.Addr, now time.Time) (span, error) {
+	if len(addrs) == 0 {
+		return span{}, nil
+	}
+	keys := make([]pontoonAddr, len(addrs))
+	for i, a := range addrs {
+		keys[i] = vipKey(a)
+	}
+	for _, list := range l.lists {
+		if slices.Equal(list.addrs, keys) {
+			return list.run, nil
+		}
+	}
+	run, ok := l.blocks.allocate(uint32(len(keys)), now)
+	if !ok {
+		return span{}, fmt.Errorf("the table of SNAT sources is full, it takes %d", l.blocks.size)
+	}
+	for i := range keys {
+		if err := l.m.Put(run.base+uint32(i), keys[i]); err != nil {
+			l.blocks.release(run, now)
+			return span{}, fmt.Errorf("write SNAT source: %w", err)
+		}
+	}
+	l.lists = append(l.lists, sourceList{addrs: keys, run: run})
+	return run, nil
+}
+
+// collect releases the runs that no endpoint names any more.
+func (l *sourceLists) collect(endpoints map[uint16]pontoonEndpoint, now time.Time) {
 	named := map[uint32]bool{}
-	for _, entry := range t.services {
-		for _, index := range entry.table {
-			named[index] = true
+	for _, ep := range endpoints {
+		if ep.SourceLen > 0 {
+			named[uint32(ep.SourceBase)] = true
 		}
 	}
-	for ep, index := range t.index {
-		if !named[index] {
-			delete(t.index, ep)
-			t.slots.release(span{index, 1}, now)
+	l.lists = slices.DeleteFunc(l.lists, func(list sourceList) bool {
+		if named[list.run.base] {
+			return false
 		}
+		l.blocks.release(list.run, now)
+		return true
+	})
+}
+
+// readMap returns all that is in a small map.
+func readMap[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
+	var key K
+	var value V
+	all := map[K]V{}
+	entries := m.Iterate()
+	for entries.Next(&key, &value) {
+		all[key] = value
 	}
+	return all, entries.Err()
 }

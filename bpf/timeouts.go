@@ -51,12 +51,12 @@ func (t *idleTimes) limit(proto uint8, f *pontoonFlow) (time.Duration, bool) {
 	case StateRefused:
 		return t.fixed.refused, true
 	case StateEstablished:
-		return t.established(proto, f.Service)
+		return t.established(proto, uint32(f.Service))
 	}
-	if proto == protoTCP {
-		return t.fixed.halfOpen, true
+	if proto == protoUDP {
+		return t.fixed.oneWay, true
 	}
-	return t.fixed.oneWay, true
+	return t.fixed.halfOpen, true
 }
 
 func (t *idleTimes) established(proto uint8, service uint32) (time.Duration, bool) {

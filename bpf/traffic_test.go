@@ -16,7 +16,7 @@ func (l *lab) sync(d *Dataplane, mode Mode, protocol uint8) {
 	l.tb.Helper()
 	s := service(mode, l.endpointAddrs(8080)...)
 	s.Protocol = protocol
-	if err := d.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: []Service{s}}); err != nil {
+	if err := d.Sync(context.Background(), Desired{VIPs: []netip.Addr{vip}, Services: numbered(s)}); err != nil {
 		l.tb.Fatal(err)
 	}
 }

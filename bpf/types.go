@@ -21,7 +21,7 @@ const (
 	ModeDNAT Mode = Mode(pontoonNatModeMODE_DNAT)
 	// ModeDSR changes no address of the client's packet; the endpoint holds the VIP itself and
 	// answers the client directly.
-	ModeDSR Mode = 4
+	ModeDSR Mode = Mode(pontoonNatModeMODE_DSR)
 )
 
 // String returns the name that the configuration uses.
@@ -49,7 +49,7 @@ const (
 	// the same one on every node.
 	AlgorithmMaglev Algorithm = Algorithm(pontoonAlgorithmALGORITHM_MAGLEV)
 	// AlgorithmLC takes the endpoint with the fewest established connections for its weight.
-	AlgorithmLC Algorithm = 3
+	AlgorithmLC Algorithm = Algorithm(pontoonAlgorithmALGORITHM_LC)
 )
 
 // String returns the name that the configuration uses.
@@ -261,80 +261,15 @@ type Endpoint struct {
 	Sources []netip.Addr
 }
 
-// Validate reports everything that is wrong, joined.
-func (w Desired) Validate() error {
-	var errs []error
-	type place struct {
-		vip   netip.AddrPort
-		proto uint8
-	}
-	places, ids := map[place]bool{}, map[uint32]bool{}
-	for _, vip := range w.VIPs {
-		if !vip.Unmap().Is4() {
-			errs = append(errs, fmt.Errorf("vip %s is not an IPv4 address", vip))
-		}
-	}
-	for _, s := range w.Services {
-		p := place{s.VIP, s.Protocol}
-		if places[p] {
-			errs = append(errs, fmt.Errorf("service %d: %s protocol %d is there twice", s.ID, s.VIP, s.Protocol))
-		}
-		if ids[s.ID] {
-			errs = append(errs, fmt.Errorf("service id %d is there twice", s.ID))
-		}
-		places[p], ids[s.ID] = true, true
-		if err := s.validate(); err != nil {
-			errs = append(errs, fmt.Errorf("service %d: %w", s.ID, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (s Service) validate() error {
-	var errs []error
-	if !s.VIP.Addr().Unmap().Is4() || s.VIP.Port() == 0 {
-		errs = append(errs, fmt.Errorf("vip %s is not an IPv4 address and port", s.VIP))
-	}
-	if s.Protocol != protoTCP && s.Protocol != protoUDP {
-		errs = append(errs, fmt.Errorf("protocol %d is neither TCP nor UDP", s.Protocol))
-	}
-	if s.Mode < ModeFullNAT || s.Mode > ModeDNAT {
-		errs = append(errs, fmt.Errorf("unknown %s", s.Mode))
-	}
-	if s.Algorithm != AlgorithmRR && s.Algorithm != AlgorithmMaglev {
-		errs = append(errs, fmt.Errorf("unknown %s", s.Algorithm))
-	}
-	if s.IdleTimeout < 0 || s.IdleTimeout > maxIdleTimeout {
-		errs = append(errs, fmt.Errorf("idle timeout %s is not between 0 and %s", s.IdleTimeout, maxIdleTimeout))
-	}
-	for _, e := range s.Endpoints {
-		if !e.Addr.Addr().Unmap().Is4() || e.Addr.Port() == 0 {
-			errs = append(errs, fmt.Errorf("endpoint %s is not an IPv4 address and port", e.Addr))
-		}
-		if s.Mode != ModeDNAT && !e.source().Unmap().Is4() {
-			errs = append(errs, fmt.Errorf("endpoint %s: %s needs an IPv4 source address", e.Addr, s.Mode))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // idle is the time after which an established flow of s is taken out.
 func (s Service) idle() time.Duration {
 	if s.IdleTimeout > 0 {
 		return s.IdleTimeout
 	}
-	if s.Protocol == protoTCP {
-		return defaultTCPIdle
+	if s.Protocol == protoUDP {
+		return defaultUDPIdle
 	}
-	return defaultUDPIdle
-}
-
-// source is the first SNAT address; invalid when there is none.
-func (e Endpoint) source() netip.Addr {
-	if len(e.Sources) == 0 {
-		return netip.Addr{}
-	}
-	return e.Sources[0]
+	return defaultTCPIdle
 }
 
 // takesNew tells whether the endpoint is chosen for new flows.

@@ -8,6 +8,7 @@
 #include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
@@ -19,8 +20,13 @@
 /* The UAPI headers of a C library drag in 32 bit stubs on a bpf target, so the few
  * constants that live outside them are written out. */
 #define AF_INET 2
+#define AF_INET6 10
 #define EEXIST 17
 #define ICMP_ECHO_REQUEST 8
+#define ICMP6_ECHO_REQUEST 128
+#define ICMP6_NDP_FIRST 133 /* router solicitation */
+#define ICMP6_NDP_LAST 137  /* redirect */
+#define VLAN_HLEN 4
 
 /* An address on 128 bits; IPv4 is mapped (::ffff:a.b.c.d). */
 struct addr {
@@ -59,6 +65,7 @@ enum flow_flag {
 	FLOW_F_PEER_FIN = 8, /* FIN seen in the other direction */
 	FLOW_F_OWN_RST = 16, /* RST seen in this half's direction */
 	FLOW_F_PEER_RST = 32,
+	FLOW_F_DOOMED = 64, /* its endpoint is gone: whoever still sends is told so */
 };
 
 #define FLOW_F_OWN (FLOW_F_OWN_FIN | FLOW_F_OWN_RST)
@@ -73,7 +80,8 @@ struct flow {
 	struct addr new_daddr;
 	__be16 new_sport;
 	__be16 new_dport;
-	__u32 service;
+	__u16 service;  /* replicated id */
+	__u16 endpoint; /* replicated id */
 	__u32 last_seen;
 	__u32 created;
 	__u8 state;
@@ -92,11 +100,26 @@ enum nat_mode {
 	MODE_FULLNAT = 1,
 	MODE_ONEARM = 2,
 	MODE_DNAT = 3,
+	MODE_DSR = 4,        /* only the MAC address changes */
+	MODE_DSR_TUNNEL = 5, /* IP in IP */
 };
 
 enum algorithm {
 	ALGORITHM_RR = 1,
 	ALGORITHM_MAGLEV = 2,
+	ALGORITHM_LC = 3, /* the table names each endpoint once */
+};
+
+enum service_flag {
+	SERVICE_F_FULL_RESET = 1, /* a full flow table is answered, not silent */
+};
+
+enum vip_flag {
+	VIP_F_RANGES = 1, /* a service on it has more than one port */
+};
+
+enum endpoint_flag {
+	ENDPOINT_F_NEW = 1, /* takes new flows */
 };
 
 struct service_key {
@@ -107,20 +130,102 @@ struct service_key {
 };
 
 struct service {
-	__u32 id;
-	__u32 table_base;
-	__u32 table_len; /* 0: no endpoint takes new flows */
+	__u32 table_base; /* into selection, counted in references */
+	__u32 table_len;  /* 0: no endpoint takes new flows */
 	__u32 seed;
+	__u32 rate;     /* new flows a second; 0: no limit */
+	__u32 affinity; /* in units of created; 0: none */
+	__u16 id;
+	__u16 first_port; /* host order */
 	__u8 mode;
 	__u8 algorithm;
+	__u8 flags;
+	__u8 pad;
+};
+
+/* Services of more than one port: the longest prefix of {vip, proto, port} names the first
+ * port, under which the service stands in services. */
+struct range_key {
+	__u32 prefix_len;
+	__be32 vip[4];
+	__u8 proto;
+	__u8 pad;
+	__be16 port;
+};
+
+struct range {
+	__be16 first_port;
 	__u8 pad[2];
 };
 
+/* Selection tables hold replicated endpoint ids, four to an entry because an array rounds
+ * each entry up to eight bytes. */
+#define REFS_PER_ENTRY 4
+
+struct references {
+	__u16 ref[REFS_PER_ENTRY];
+};
+
+/* By replicated id. */
 struct endpoint {
 	struct addr addr;
-	struct addr source; /* SNAT source; all zero for dnat */
 	__be16 port;
+	__u16 service;
+	__u16 source_base; /* into sources */
+	__u16 source_len;  /* 0: dnat, dsr by L2 */
+	__u16 weight;
+	__u8 flags;
+	__u8 pad[5];
+};
+
+/* What a service's new flows need to remember, by service id; shared by all CPUs. */
+struct service_work {
+	__u32 position; /* round robin */
+	__u32 window;   /* in which count counts */
+	__u32 count;
+	__u32 pad;
+};
+
+struct affinity_key {
+	struct addr client;
+	__u16 service;
 	__u8 pad[6];
+};
+
+struct affinity {
+	__u16 endpoint;
+	__u8 pad[2];
+	__u32 used; /* in units of created */
+};
+
+struct endpoint_stats {
+	__u64 forward_packets;
+	__u64 forward_bytes;
+	__u64 reply_packets;
+	__u64 reply_bytes;
+	__u64 new_flows;
+};
+
+/* The fragments of a datagram, by what RFC 791 and RFC 8200 know it by. */
+struct fragment_key {
+	struct addr saddr;
+	struct addr daddr;
+	__u32 id;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+struct fragment {
+	__be16 sport;
+	__be16 dport;
+	__u32 seen; /* low half of jiffies */
+};
+
+/* SYNs that came while a service was flooded: a mark per tuple hash, 16 in an entry. */
+#define MARKS_PER_ENTRY 16
+
+struct marks {
+	__u32 mark[MARKS_PER_ENTRY];
 };
 
 struct next_hop {
@@ -169,7 +274,8 @@ struct flow_record {
 	__be16 vip_port;
 	__be16 snat_port;
 	__be16 endpoint_port;
-	__u32 service;
+	__u16 service;
+	__u16 endpoint_id;
 	__u8 proto;
 	__u8 mode;
 	__u8 state;
@@ -187,14 +293,14 @@ struct flow_record {
 	__u64 reply_bytes;
 };
 
-/* Index into counters. Below COUNTER_REFUSED: reasons for which a packet was dropped. */
+/* Index into counters. Below COUNTER_REFUSED (32): reasons for which a packet was dropped. */
 enum counter {
 	DROP_NO_FLOW = 0,        /* TCP segment of an unknown connection */
 	DROP_NO_SERVICE = 1,     /* to a VIP, no such service */
 	DROP_NO_ENDPOINT = 2,    /* the service has no endpoint for new flows */
 	DROP_PROTOCOL = 3,       /* to a VIP, neither TCP, UDP nor ICMP */
 	DROP_ICMP = 4,           /* to a VIP, ICMP other than echo request */
-	DROP_FRAGMENT = 5,       /* to a VIP, fragmented */
+	DROP_FRAGMENT = 5,       /* to a VIP, a fragment whose first one is not known */
 	DROP_TTL = 6,            /* would live no longer */
 	DROP_SNAT_EXHAUSTED = 7, /* no free source port towards the endpoint */
 	DROP_DNAT_COLLISION = 8, /* the reply tuple belongs to another connection */
@@ -205,19 +311,34 @@ enum counter {
 	DROP_FRAG_NEEDED = 13,   /* larger than the way out takes */
 	DROP_REWRITE = 14,       /* the kernel refused to change the packet */
 	DROP_SNAT_CONFLICT = 15, /* the tuple was given to another connection meanwhile */
-	COUNTER_REFUSED = 16,    /* SYN answered with RST */
-	COUNTER_CREATED = 17,    /* half-open flows created */
-	COUNTER_PROMOTED = 18,   /* flows established */
-	COUNTER_ADOPTED = 19,    /* replicas that saw a packet here */
-	COUNTER_TAKEN_OVER = 20, /* closed flows whose tuple was given away */
-	COUNTER_REPLACED = 21,   /* closed flows replaced by a new SYN */
-	COUNTER_REVIVED = 22,    /* flows that lived on after a reset */
-	COUNTER_RING_LOST = 23,  /* records that found no room */
-	COUNTER_INSERT_FAILED = 24,
-	COUNTER_NEXT_HOP_MISS = 25, /* FIB lookups */
-	COUNTER_NEIGHBOUR_MISS = 26, /* packets left to the kernel's resolution */
-	COUNTER_ECHO = 27,       /* echo requests handed to the host */
-	COUNTER_MAX = 32,
+	DROP_FLOOD = 16,         /* more new flows a second than the service allows */
+	DROP_MALFORMED = 17,     /* to a VIP, lengths that contradict each other */
+	DROP_ICMP_UNKNOWN = 18,  /* an ICMP error about no flow of ours */
+	DROP_TRANSLATE = 19,     /* what the other IP family cannot say */
+	DROP_DOOMED = 20,        /* of a connection whose endpoint is gone */
+	DROP_LAND = 21,          /* source and destination are the same */
+	COUNTER_REFUSED = 32,           /* answered with a reset, an abort or an unreachable */
+	COUNTER_CREATED = 33,           /* half-open flows created */
+	COUNTER_PROMOTED = 34,          /* flows established */
+	COUNTER_ADOPTED = 35,           /* replicas that saw a packet here */
+	COUNTER_TAKEN_OVER = 36,        /* closed flows whose tuple was given away */
+	COUNTER_REPLACED = 37,          /* closed flows replaced by a new SYN */
+	COUNTER_REVIVED = 38,           /* flows that lived on after a reset */
+	COUNTER_RING_LOST = 39,         /* records that found no room */
+	COUNTER_INSERT_FAILED = 40,
+	COUNTER_NEXT_HOP_MISS = 41,     /* FIB lookups */
+	COUNTER_NEIGHBOUR_MISS = 42,    /* packets left to the kernel's resolution */
+	COUNTER_ECHO = 43,              /* echo requests handed to the host */
+	COUNTER_FLOOD_REPEATED = 44,    /* SYNs admitted in a flood because they were repeated */
+	COUNTER_ICMP_ERROR = 45,        /* ICMP errors translated and passed on */
+	COUNTER_FRAGMENT = 46,          /* later fragments that followed their first */
+	COUNTER_TRANSLATED = 47,        /* packets carried into the other IP family */
+	COUNTER_ENCAPSULATED = 48,      /* packets sent through a tunnel */
+	COUNTER_TOO_BIG = 49,           /* "too big" answers sent */
+	COUNTER_AFFINITY = 50,          /* new flows that went where the client was before */
+	COUNTER_XDP_FORWARD = 51,       /* packets the XDP hook sent by itself */
+	COUNTER_XDP_PASS = 52,          /* packets of ours the XDP hook left to TC */
+	COUNTER_MAX = 64,
 };
 
 /* What a step of the packet path decided. Negative: go on. */
@@ -225,19 +346,44 @@ enum verdict {
 	V_CONTINUE = -1,
 	V_PASS = 0,    /* not ours: leave the packet as it is */
 	V_DROP = 1,
-	V_FORWARD = 2, /* rewrite by the flow entry of the packet's key */
-	V_REFUSE = 3,  /* answer with a reset */
+	V_FORWARD = 2, /* by the flow entry of the packet's key */
+	V_REFUSE = 3,  /* tell the sender that nobody is there */
 	V_MISS = 4,    /* treat as a packet without a flow */
 	V_RETRY = 5,   /* try another endpoint */
+	V_ICMP = 6,    /* to a VIP or about a flow: the ICMP program decides */
+};
+
+/* Programs that the entry program of a hook jumps to: what the verifier would otherwise have
+ * to follow in one piece, and the stack, end at the jump. */
+enum tail {
+	TAIL_SLOW = 0,   /* everything but one more packet of an established connection */
+	TAIL_ICMP = 1,   /* ICMP errors */
+	TAIL_XLAT = 2,   /* NAT64, NAT46 */
+	TAIL_TUNNEL = 3, /* IP in IP */
+	TAIL_ANSWER = 4, /* resets, aborts, unreachables, "too big" */
+	TAIL_PARSE = 5,  /* options, extension headers, fragments, ICMP, SCTP */
+	TAIL_MAX = 8,
 };
 
 enum packet_kind {
-	KIND_FLOW = 0, /* TCP or UDP with ports */
-	KIND_FRAGMENT = 1,
-	KIND_ICMP = 2,
-	KIND_OTHER = 3,
+	KIND_FLOW = 0, /* TCP, UDP or SCTP with ports */
+	KIND_ICMP = 1,
+	KIND_OTHER = 2,
 };
 
+enum packet_flag {
+	PACKET_F_V6 = 1,
+	PACKET_F_FIRST = 2,        /* first fragment of several */
+	PACKET_F_LATER = 4,        /* fragment without an L4 header; its ports are not known yet */
+	PACKET_F_OPTIONS = 8,      /* IP options or extension headers */
+	PACKET_F_FRAG_HEADER = 16, /* IPv6 fragment header, also of an atomic fragment */
+	PACKET_F_BODY = 32,        /* fragment without an L4 header; the ports are those of its first */
+	PACKET_F_MALFORMED = 64,   /* lengths or checksums that contradict each other */
+};
+
+#define PACKET_F_FRAGMENT (PACKET_F_FIRST | PACKET_F_LATER)
+
+/* TCP flags; what SCTP chunks mean is said in the same terms (see sctp.h). */
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -246,17 +392,20 @@ enum packet_kind {
 /* A parsed packet. */
 struct packet {
 	struct flow_key key;
-	__u32 bytes;    /* from the IP header on */
+	__u32 bytes;    /* from the IP header on, as the frame has them */
+	__u32 payload;  /* after the IP header(s), as the IP header says */
 	__u32 segments; /* on the wire */
 	__u32 now;      /* low half of jiffies */
 	__u32 created;  /* jiffies >> CREATED_SHIFT */
-	__be32 saddr4;
-	__be32 daddr4;
-	__u32 l4_off;
+	__u32 frag_id;  /* network order */
+	__u16 l3_off;
+	__u16 l4_off;
 	__u8 tcp_flags;
-	__u8 ttl;
+	__u8 ttl; /* or hop limit */
 	__u8 kind;
 	__u8 icmp_type;
+	__u8 flags;
+	__u8 pad[3];
 };
 
 _Static_assert(sizeof(struct addr) == 16, "addr");
@@ -267,8 +416,18 @@ _Static_assert(offsetof(struct flow, last_seen) == 40, "flow.last_seen");
 _Static_assert(offsetof(struct flow, state) == 48, "flow.state");
 _Static_assert(offsetof(struct flow, bytes_lo) == 52, "flow.bytes_lo");
 _Static_assert(sizeof(struct service_key) == 24, "service_key");
-_Static_assert(sizeof(struct service) == 20, "service");
-_Static_assert(sizeof(struct endpoint) == 40, "endpoint");
+_Static_assert(sizeof(struct service) == 28, "service");
+_Static_assert(sizeof(struct range_key) == 24, "range_key");
+_Static_assert(sizeof(struct references) == 8, "references");
+_Static_assert(sizeof(struct endpoint) == 32, "endpoint");
+_Static_assert(sizeof(struct service_work) == 16, "service_work");
+_Static_assert(sizeof(struct affinity_key) == 24, "affinity_key");
+_Static_assert(sizeof(struct affinity) == 8, "affinity");
+_Static_assert(sizeof(struct endpoint_stats) == 40, "endpoint_stats");
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+_Static_assert(sizeof(struct fragment) == 8, "fragment");
+_Static_assert(sizeof(struct marks) == 64, "marks");
+_Static_assert(COUNTER_REFUSED == 32, "drop reasons end where the other counters begin");
 _Static_assert(sizeof(struct next_hop) == 24, "next_hop");
 _Static_assert(sizeof(struct flow_record) == 128, "flow_record");
 _Static_assert(offsetof(struct flow_record, service) == 72, "flow_record.service");

@@ -2,7 +2,7 @@
 /* Records for user space: what replication and the counters are fed from. */
 #pragma once
 
-#include "maps.h"
+#include "account.h"
 
 static __always_inline __u32 jiffies_to_ms(__u64 j)
 {
@@ -100,6 +100,7 @@ static __noinline int emit(const struct packet *p, const struct flow_key *key,
 	fill_tuple(r, key, f);
 	fill_counters(r, f, other);
 	r->service = f->service;
+	r->endpoint_id = f->endpoint;
 	r->proto = key->proto;
 	r->mode = f->mode;
 	r->state = f->state;

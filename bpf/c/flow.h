@@ -4,39 +4,41 @@
 
 #include "event.h"
 
-static __always_inline void touch(struct flow *f, const struct packet *p)
+/* In DSR the endpoint answers past us: such a connection has a forward half only. */
+static __always_inline int one_half(const struct flow *f)
 {
-	__u32 bytes = f->bytes_lo + p->bytes;
-	__u32 packets = f->packets_lo + p->segments;
-
-	f->last_seen = p->now;
-	if (bytes < p->bytes)
-		f->bytes_hi++;
-	if (packets < p->segments)
-		f->packets_hi++;
-	f->bytes_lo = bytes;
-	f->packets_lo = packets;
+	return f->mode >= MODE_DSR;
 }
 
 /* A packet that is more than "one more packet" of an established flow. */
 static __always_inline int needs_care(const struct packet *p, const struct flow *f)
 {
 	return (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) ||
-	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST));
+	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_DOOMED));
 }
 
-/* remove_flow takes both halves out of flows and says so. */
+/* remove_flow takes both halves out of flows and says so. Whoever takes out the forward half
+ * counts the connection off. */
 static __noinline int remove_flow(const struct packet *p, const struct flow_key *key,
 				  const struct flow *f)
 {
 	struct flow_key okey;
 	struct flow *other;
+	int reply = f->flags & FLOW_F_REPLY, open = f->state != FLOW_CLOSED;
+	__u32 endpoint = f->endpoint;
+	long mine, theirs = 0;
 
 	other_key(&okey, key, f);
-	other = bpf_map_lookup_elem(&flows, &okey);
+	other = one_half(f) ? NULL : bpf_map_lookup_elem(&flows, &okey);
 	emit(p, key, f, other, EVENT(RECORD_DELETE, RECORD_CLOSE));
-	bpf_map_delete_elem(&flows, &okey);
-	bpf_map_delete_elem(&flows, key);
+	if (other)
+		theirs = bpf_map_delete_elem(&flows, &okey);
+	mine = bpf_map_delete_elem(&flows, key);
+	if (reply ? (!other || theirs) : mine)
+		return 0;
+	add_active(0, -1);
+	if (open && endpoint)
+		add_active(endpoint, -1);
 	return 0;
 }
 
@@ -51,11 +53,48 @@ static __always_inline __u8 closing_state(__u8 flags)
 	return FLOW_ESTABLISHED;
 }
 
+/* The four bytes from state on, changed at once: that a connection closes or lives on is
+ * counted by the CPU that changed the forward half. */
+struct flow_word {
+	__u8 state;
+	__u8 flags;
+	__u8 owner_slot;
+	__u8 mode;
+};
+
+_Static_assert(offsetof(struct flow, mode) == offsetof(struct flow, state) + 3, "flow_word");
+
+/* set_closing sets and clears flags of one half, and the state that follows from them. */
+static __noinline int set_closing(struct flow *f, __u32 set, __u32 clear)
+{
+	union {
+		struct flow_word w;
+		__u32 u;
+	} old, new;
+	__u32 *word = (__u32 *)&f->state;
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		old.u = *(volatile __u32 *)word;
+		new = old;
+		new.w.flags = (old.w.flags | set) & ~clear;
+		new.w.state = closing_state(new.w.flags);
+		if (__sync_val_compare_and_swap(word, old.u, new.u) != old.u)
+			continue;
+		if (new.w.flags & FLOW_F_REPLY || (old.w.state == FLOW_CLOSED) == (new.w.state == FLOW_CLOSED))
+			return 0;
+		if (f->endpoint)
+			add_active(f->endpoint, new.w.state == FLOW_CLOSED ? -1 : 1);
+		return 0;
+	}
+	return 0;
+}
+
 /* tcp_step sets the closing bits that this packet brings, on both halves. A plain segment
  * in the direction of an earlier RST shows that the peers did not believe the RST. */
 static __always_inline void tcp_step(const struct packet *p, struct flow *f, struct flow *other)
 {
-	__u8 own = 0, peer = 0;
+	__u32 own = 0, peer = 0;
 
 	if (p->tcp_flags & TCP_RST) {
 		own = FLOW_F_OWN_RST;
@@ -64,17 +103,17 @@ static __always_inline void tcp_step(const struct packet *p, struct flow *f, str
 		own = FLOW_F_OWN_FIN;
 		peer = FLOW_F_PEER_FIN;
 	} else if (!(p->tcp_flags & TCP_SYN) && (f->flags & FLOW_F_OWN_RST)) {
-		f->flags &= ~FLOW_F_OWN_RST;
+		set_closing(f, 0, FLOW_F_OWN_RST);
 		if (other)
-			other->flags &= ~FLOW_F_PEER_RST;
+			set_closing(other, 0, FLOW_F_PEER_RST);
 		count(COUNTER_REVIVED);
+		return;
 	}
-	f->flags |= own;
-	f->state = closing_state(f->flags);
-	if (other) {
-		other->flags |= peer;
-		other->state = f->state;
-	}
+	if (!own)
+		return;
+	set_closing(f, own, 0);
+	if (other)
+		set_closing(other, peer, 0);
 }
 
 static __always_inline void adopt(struct flow *f)
@@ -84,7 +123,8 @@ static __always_inline void adopt(struct flow *f)
 }
 
 /* flow_care handles the rare packets of a flow in the flow table.
- * V_FORWARD: go on with this flow. V_MISS: the flow is gone, start anew. */
+ * V_FORWARD: go on with this flow. V_MISS: the flow is gone, start anew. V_REFUSE: its
+ * endpoint is gone. */
 static __noinline int flow_care(const struct packet *p, struct flow *f)
 {
 	struct flow_key okey;
@@ -92,14 +132,16 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	__u8 before = f->state;
 	__u32 reason = 0;
 
-	if (p->key.proto == IPPROTO_TCP && before == FLOW_CLOSED &&
+	if (f->flags & FLOW_F_DOOMED)
+		return V_REFUSE;
+	if (p->key.proto != IPPROTO_UDP && before == FLOW_CLOSED &&
 	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !(f->flags & FLOW_F_REPLY)) {
 		remove_flow(p, &p->key, f);
 		count(COUNTER_REPLACED);
 		return V_MISS;
 	}
 	other_key(&okey, &p->key, f);
-	other = bpf_map_lookup_elem(&flows, &okey);
+	other = one_half(f) ? NULL : bpf_map_lookup_elem(&flows, &okey);
 	if (f->flags & FLOW_F_REPLICA) {
 		adopt(f);
 		if (other)
@@ -107,7 +149,7 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 		count(COUNTER_ADOPTED);
 		reason = RECORD_ADOPT;
 	}
-	if (p->key.proto == IPPROTO_TCP)
+	if (p->key.proto != IPPROTO_UDP)
 		tcp_step(p, f, other);
 	if (!reason && f->state != before)
 		reason = f->state == FLOW_CLOSED ? RECORD_CLOSE : RECORD_STATE;
@@ -138,6 +180,29 @@ static __always_inline void turn(struct flow *v, const struct flow_key *key)
 	v->bytes_hi = 0;
 	v->packets_lo = 0;
 	v->packets_hi = 0;
+}
+
+/* promote_one is promote for a connection with a forward half only. */
+static __noinline int promote_one(const struct packet *p, struct flow *h)
+{
+	struct flow v = *h;
+	long err;
+
+	v.state = FLOW_ESTABLISHED;
+	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
+	if (err == -EEXIST)
+		return V_FORWARD;
+	if (err) {
+		count(COUNTER_INSERT_FAILED);
+		return drop(DROP_TABLE_FULL);
+	}
+	add_active(0, 1);
+	opened(&v);
+	count(COUNTER_PROMOTED);
+	h->state = FLOW_ESTABLISHED;
+	emit(p, &p->key, h, NULL, EVENT(RECORD_UPDATE, RECORD_NEW));
+	bpf_map_delete_elem(&half_open, &p->key);
+	return V_FORWARD;
 }
 
 /* promote moves a connection from half_open to flows. The other half is built anew when the
@@ -176,6 +241,8 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 		bpf_map_delete_elem(&flows, &p->key);
 		return drop(err == -EEXIST ? DROP_SNAT_CONFLICT : DROP_TABLE_FULL);
 	}
+	add_active(0, 1);
+	opened(&v);
 	count(COUNTER_PROMOTED);
 	h->state = FLOW_ESTABLISHED; /* what the record is to say; deleted below */
 	emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
@@ -221,13 +288,30 @@ static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 	return drop(DROP_SNAT_CONFLICT);
 }
 
+/* half_open_one is half_open_step for a connection with a forward half only: what the
+ * endpoint answers is not seen, so the client's next step must do. */
+static __always_inline int half_open_one(const struct packet *p, struct flow *h)
+{
+	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
+
+	if (p->key.proto == IPPROTO_UDP || flags == TCP_ACK)
+		return promote_one(p, h);
+	if (flags & TCP_RST)
+		h->state = FLOW_REFUSED;
+	else if (flags == TCP_SYN)
+		h->state = FLOW_SYN;
+	return V_FORWARD;
+}
+
 /* half_open_step handles a packet that matches a half-open entry. */
 static __always_inline int half_open_step(const struct packet *p, struct flow *h)
 {
 	int reply = h->flags & FLOW_F_REPLY;
 	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
 
-	if (p->key.proto != IPPROTO_TCP)
+	if (one_half(h))
+		return half_open_one(p, h);
+	if (p->key.proto == IPPROTO_UDP)
 		return reply ? promote(p, h) : ensure_other(p, h);
 	if (flags & TCP_RST)
 		return mark_half_open(p, h, FLOW_REFUSED);

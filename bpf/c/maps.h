@@ -8,6 +8,7 @@
 const volatile __u8 cfg_slot = 0;
 const volatile __u32 cfg_hz = 250;
 const volatile __u32 cfg_next_hop_ttl = 1250; /* jiffies */
+const volatile __u32 cfg_max_flows = 65536;   /* connections */
 
 /* Never read: it mentions the types that no map does, so that bpf2go finds them in the BTF
  * and Go has the same constants. */
@@ -19,6 +20,10 @@ const volatile struct vocabulary {
 	enum record_op op;
 	enum record_reason reason;
 	enum counter counter;
+	enum service_flag service_flag;
+	enum vip_flag vip_flag;
+	enum endpoint_flag endpoint_flag;
+	enum tail tail;
 	struct flow_record record;
 } vocabulary = {};
 
@@ -49,26 +54,82 @@ struct {
 } services SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct range_key);
+	__type(value, struct range);
+} ranges SEC(".maps");
+
+/* By replicated endpoint id. */
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 65536);
 	__type(key, __u32);
 	__type(value, struct endpoint);
 } endpoints SEC(".maps");
 
+/* SNAT addresses; an endpoint names a run of them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1048576);
-	__type(key, __u32);
-	__type(value, __u32);
-} selection SEC(".maps");
-
-/* Round-robin position by service id. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u32);
-	__type(value, __u32);
-} rr SEC(".maps");
+	__type(value, struct addr);
+} sources SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 4194304); /* the worst case of 65535 endpoints takes 13.1 M references */
+	__type(key, __u32);
+	__type(value, struct references);
+} selection SEC(".maps");
+
+/* By service id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct service_work);
+} work SEC(".maps");
+
+/* Connections in the flow table: [0] all of them, [endpoint id] those of it that are not
+ * closed, replicas included. User space changes it too, through shared memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, __u64);
+} active SEC(".maps");
+
+/* By replicated endpoint id. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct endpoint_stats);
+} traffic SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, struct marks);
+} syn_marks SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -103,6 +164,24 @@ struct {
 	__uint(max_entries, 8 << 20);
 } events SEC(".maps");
 
+/* The packet at hand, for the programs of a hook that come after its parser. What they read
+ * from here the verifier knows nothing about, so it follows their paths once and not once for
+ * every way through the parser. Packets on one CPU do not interrupt each other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct packet);
+} scratch SEC(".maps");
+
+/* The programs of one hook; each load fills an array of its own. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, TAIL_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} tails SEC(".maps");
+
 /* For the clock program only; not pinned. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -111,6 +190,14 @@ struct {
 	__type(value, struct clock);
 } clocks SEC(".maps");
 
+static __always_inline struct packet *current_packet(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+/* count adds to a counter of this CPU. */
 static __always_inline void count(__u32 index)
 {
 	__u64 *value = bpf_map_lookup_elem(&counters, &index);

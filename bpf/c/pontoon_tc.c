@@ -1,34 +1,13 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
-#include "parse.h"
+#include "tc_parse.h"
 #include "tc_reset.h"
 
-#define HEADERS_MAX (ETH_HLEN + 60 + sizeof(struct tcphdr))
-
-/* tc_parse fills p. V_PASS: not ours. */
-static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p)
+static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 {
-	void *data, *end;
-	__u64 now;
-
-	if (skb->pkt_type != PACKET_HOST || skb->protocol != bpf_htons(ETH_P_IP) ||
-	    skb->vlan_present)
-		return V_PASS;
-	data = (void *)(long)skb->data;
-	end = (void *)(long)skb->data_end;
-	if (data + HEADERS_MAX > end && end - data < skb->len) {
-		/* Headers may lie in fragments. A short packet that does not is left as it is. */
-		if (bpf_skb_pull_data(skb, skb->len < HEADERS_MAX ? skb->len : HEADERS_MAX))
-			return V_PASS;
-		data = (void *)(long)skb->data;
-		end = (void *)(long)skb->data_end;
-	}
-	now = bpf_jiffies64();
-	p->now = now;
-	p->created = now >> CREATED_SHIFT;
-	p->bytes = skb->len - ETH_HLEN;
-	p->segments = skb->gso_segs ? skb->gso_segs : 1;
-	return parse_v4(data, end, p);
+	bpf_tail_call(skb, &tails, to);
+	/* Not there: only while another set of programs is being put in place. */
+	return TC_ACT_UNSPEC;
 }
 
 /* Returns TC_ACT_UNSPEC (= TCX_NEXT) for what is not ours, so that other programs and
@@ -36,27 +15,80 @@ static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p)
 SEC("tc")
 int pontoon_ingress(struct __sk_buff *skb)
 {
-	struct packet p = {};
+	struct packet p = {}, *current;
+	struct flow *f;
+
+	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
+		return TC_ACT_UNSPEC;
+	if (!plain(&p))
+		return tc_jump(skb, TAIL_PARSE);
+	f = bpf_map_lookup_elem(&flows, &p.key);
+	if (f && !needs_care(&p, f) && p.ttl > 1 && same_family(&p, f) && f->mode != MODE_DSR_TUNNEL)
+		return tc_forward(skb, &p, f);
+	current = current_packet();
+	if (current)
+		*current = p;
+	return tc_jump(skb, TAIL_SLOW);
+}
+
+/* is_error: ICMP that speaks of another packet. */
+static __always_inline int is_error(const struct packet *p)
+{
+	__u8 t = p->icmp_type;
+
+	if (p->kind != KIND_ICMP)
+		return 0;
+	return p->flags & PACKET_F_V6 ? t < 128 : t == 3 || t == 4 || t == 5 || t == 11 || t == 12;
+}
+
+SEC("tc")
+int pontoon_parse(struct __sk_buff *skb)
+{
+	struct packet p = {}, *current = current_packet();
+
+	if (!current || tc_parse(skb, &p, HEADERS_ALL, 1) >= 0)
+		return TC_ACT_UNSPEC;
+	*current = p;
+	return tc_jump(skb, is_error(&p) ? TAIL_ICMP : TAIL_SLOW);
+}
+
+/* tc_send sends what the core has decided to forward. */
+static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, struct flow *f)
+{
+	if (p->ttl <= 1)
+		return tc_drop(DROP_TTL);
+	if (f->mode == MODE_DSR_TUNNEL)
+		return tc_jump(skb, TAIL_TUNNEL);
+	if (!same_family(p, f))
+		return tc_jump(skb, TAIL_XLAT);
+	return tc_forward(skb, p, f);
+}
+
+SEC("tc")
+int pontoon_slow(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
 	struct flow *f;
 	int verdict;
 
-	if (tc_parse(skb, &p) >= 0)
+	if (!p)
+		return TC_ACT_SHOT;
+	f = find_slow(p, &verdict);
+	if (f)
+		return tc_send(skb, p, f);
+	if (verdict == V_PASS)
 		return TC_ACT_UNSPEC;
-	f = find_flow(&p, &verdict);
-	if (f) {
-		if (p.ttl <= 1) {
-			count(DROP_TTL);
-			return TC_ACT_SHOT;
-		}
-		return tc_forward(skb, &p, f);
-	}
-	switch (verdict) {
-	case V_PASS:
-		return TC_ACT_UNSPEC;
-	case V_REFUSE:
-		return tc_refuse(skb, &p);
-	}
+	if (verdict == V_REFUSE)
+		return tc_jump(skb, TAIL_ANSWER);
 	return TC_ACT_SHOT;
+}
+
+SEC("tc")
+int pontoon_answer(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+
+	return p ? tc_refuse(skb, p) : TC_ACT_SHOT;
 }
 
 /* Run by user space to learn the clock in which flows are stamped. */

@@ -2,7 +2,7 @@
 /* The answer to a SYN that nobody wants: a reset, built in the place of the SYN. */
 #pragma once
 
-#include "tc_rewrite.h"
+#include "tc_forward.h"
 
 struct reset_headers {
 	struct iphdr ip;
@@ -10,18 +10,6 @@ struct reset_headers {
 };
 
 _Static_assert(sizeof(struct reset_headers) == 40, "reset_headers");
-
-static __always_inline __u32 sum_words(const void *from, int words)
-{
-	const __u16 *w = from;
-	__u32 sum = 0;
-	int i;
-
-#pragma unroll
-	for (i = 0; i < words; i++)
-		sum += w[i];
-	return sum;
-}
 
 /* is_partial tells whether the checksum field holds the pseudo header's sum only, to be
  * completed on transmission. The packet does not say so, but the checksum helper leaves the
@@ -57,7 +45,7 @@ static __noinline int tc_refuse(struct __sk_buff *skb, const struct packet *p)
 	int payload;
 
 	/* With IP options the headers do not lie where a partial checksum expects them. */
-	if (p->l4_off != ETH_HLEN + sizeof(in.ip) ||
+	if (p->flags & PACKET_F_V6 || p->key.proto != IPPROTO_TCP || p->l4_off != ETH_HLEN + sizeof(in.ip) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, &in, sizeof(in)) ||
 	    bpf_skb_load_bytes(skb, 0, mac, sizeof(mac)))
 		goto bad;

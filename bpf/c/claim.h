@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Reply tuples: unique in the cluster at all times, because ports are partitioned by node. */
+#pragma once
+
+#include "flow.h"
+
+/* A reply tuple is claimed by its entry in half_open; only then are the established flows
+ * looked at. In this order a promotion on another CPU cannot slip between. Returns NULL and
+ * *err 0: claimed; NULL and *err: taken or failed; else the closed flow that holds it. */
+static __always_inline struct flow *claim(const struct flow_key *rkey, const struct flow *rev,
+					  long *err)
+{
+	struct flow *held;
+
+	*err = bpf_map_update_elem(&half_open, rkey, rev, BPF_NOEXIST);
+	if (*err)
+		return NULL;
+	held = bpf_map_lookup_elem(&flows, rkey);
+	if (!held)
+		return NULL;
+	bpf_map_delete_elem(&half_open, rkey);
+	*err = -EEXIST;
+	return held->state == FLOW_CLOSED ? held : NULL;
+}
+
+/* take_over gives the tuple of a closed flow to rev. */
+static __noinline int take_over(const struct packet *p, const struct flow_key *rkey,
+				const struct flow *rev)
+{
+	struct flow *held = bpf_map_lookup_elem(&flows, rkey);
+
+	if (held) {
+		if (held->state != FLOW_CLOSED)
+			return -EEXIST;
+		remove_flow(p, rkey, held);
+		count(COUNTER_TAKEN_OVER);
+	}
+	return bpf_map_update_elem(&half_open, rkey, rev, BPF_NOEXIST);
+}
+
+/* claim_snat finds a source port of this node's range that is free towards the endpoint.
+ * A closed flow's port is taken only when no free one was found, so that a connection that
+ * is just ending can still exchange its last segments. */
+static __noinline int claim_snat(const struct packet *p, struct flow_key *rkey,
+				 const struct flow *rev, __u32 hash)
+{
+	__u32 base = SNAT_PORT_MIN + (cfg_slot & 7) * SNAT_PORTS_PER_SLOT;
+	__be16 closed = 0;
+	struct flow *held;
+	long err;
+	__u32 i;
+
+	for (i = 0; i < SNAT_PROBES; i++) {
+		rkey->dport = bpf_htons(base + (hash + i) % SNAT_PORTS_PER_SLOT);
+		held = claim(rkey, rev, &err);
+		if (!err)
+			return 0;
+		if (held && !closed)
+			closed = rkey->dport;
+	}
+	if (!closed)
+		return -EEXIST;
+	rkey->dport = closed;
+	return take_over(p, rkey, rev);
+}
+
+/* claim_dnat needs the one tuple {endpoint, client}. */
+static __noinline int claim_dnat(const struct packet *p, const struct flow_key *rkey,
+				 const struct flow *rev)
+{
+	struct flow *held;
+	long err;
+
+	held = claim(rkey, rev, &err);
+	if (!err)
+		return 0;
+	return held ? take_over(p, rkey, rev) : -EEXIST;
+}

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* Sending from the TC hook: by the cached next hop, else by the kernel's tables. */
+#pragma once
+
+#include "tc_rewrite.h"
+
+/* tc_neighbour hands the packet to the kernel's neighbour resolution. */
+static __always_inline int tc_neighbour(const struct bpf_fib_lookup *fib)
+{
+	struct bpf_redir_neigh neigh = {};
+
+	neigh.nh_family = fib->family;
+	__builtin_memcpy(neigh.ipv6_nh, fib->ipv6_dst, sizeof(neigh.ipv6_nh));
+	return bpf_redirect_neigh(fib->ifindex, &neigh, sizeof(neigh), 0);
+}
+
+/* fib_question asks how a packet from saddr to daddr leaves. */
+static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struct addr *saddr,
+					 const struct addr *daddr, __u32 proto, __u32 ifindex)
+{
+	if (is_v4(daddr)) {
+		fib->family = AF_INET;
+		fib->ipv4_src = saddr->w[3];
+		fib->ipv4_dst = daddr->w[3];
+	} else {
+		fib->family = AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, saddr, sizeof(*saddr));
+		__builtin_memcpy(fib->ipv6_dst, daddr, sizeof(*daddr));
+	}
+	fib->l4_protocol = proto;
+	fib->ifindex = ifindex;
+}
+
+static __always_inline int tc_drop(__u32 reason)
+{
+	count(reason);
+	return TC_ACT_SHOT;
+}
+
+/* tc_resolve sends an already rewritten packet by the FIB. When the neighbour is known the
+ * answer is kept, but this packet still goes the kernel's way, so that the kernel goes on
+ * confirming its neighbour entry while the cached packets bypass it. */
+static __noinline int tc_resolve(struct __sk_buff *skb, const struct packet *p,
+				 const struct addr *saddr, const struct addr *daddr,
+				 __u32 generation)
+{
+	struct bpf_fib_lookup fib = {};
+	struct next_hop hop = {};
+	long rc;
+
+	count(COUNTER_NEXT_HOP_MISS);
+	fib_question(&fib, saddr, daddr, p->key.proto, skb->ifindex);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	switch (rc) {
+	case BPF_FIB_LKUP_RET_SUCCESS:
+		hop.ifindex = fib.ifindex;
+		__builtin_memcpy(hop.smac, fib.smac, ETH_ALEN);
+		__builtin_memcpy(hop.dmac, fib.dmac, ETH_ALEN);
+		hop.learned = p->now;
+		hop.generation = generation;
+		bpf_map_update_elem(&next_hops, daddr, &hop, BPF_ANY);
+		return tc_neighbour(&fib);
+	case BPF_FIB_LKUP_RET_NO_NEIGH:
+		count(COUNTER_NEIGHBOUR_MISS);
+		return tc_neighbour(&fib);
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+		return tc_drop(DROP_FWD_DISABLED);
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return tc_drop(DROP_FRAG_NEEDED);
+	}
+	return tc_drop(DROP_NO_ROUTE);
+}
+
+/* next_hop_of returns the cached next hop to daddr while it is fresh, and its generation. */
+static __always_inline struct next_hop *next_hop_of(const struct packet *p,
+						    const struct addr *daddr, __u32 *generation)
+{
+	struct next_hop *hop = bpf_map_lookup_elem(&next_hops, daddr);
+	struct control_block *ctl;
+	__u32 zero = 0;
+
+	ctl = bpf_map_lookup_elem(&control, &zero);
+	*generation = ctl ? ctl->generation : 0;
+	if (hop && hop->generation == *generation && p->now - hop->learned < cfg_next_hop_ttl)
+		return hop;
+	return NULL;
+}
+
+/* tc_forward rewrites by f and sends, both ends being of one family. */
+static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet *p,
+				      struct flow *f)
+{
+	__u32 generation, ifindex = 0;
+	struct next_hop *hop = next_hop_of(p, &f->new_daddr, &generation);
+
+	if (hop)
+		ifindex = hop->ifindex;
+	if (f->mode == MODE_DSR) {
+		if (tc_pass_on(skb, p, hop))
+			return tc_drop(DROP_REWRITE);
+	} else if (tc_rewrite(skb, p, f, hop)) {
+		return tc_drop(DROP_REWRITE);
+	}
+	touch(f, p);
+	if (hop)
+		return bpf_redirect(ifindex, 0);
+	return tc_resolve(skb, p, &f->new_saddr, &f->new_daddr, generation);
+}

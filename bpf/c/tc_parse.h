@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* From an skb to struct packet. */
+#pragma once
+
+#include "parse.h"
+
+/* What the entry program wants to see: the headers of the common packet. The others look
+ * further, for extension headers and the packet inside an ICMP error. */
+#define HEADERS_COMMON (ETH_HLEN + 60 + sizeof(struct tcphdr))
+#define HEADERS_ALL 512
+
+/* tc_parse fills p, looking at no more than the first want bytes. V_PASS: not ours. */
+static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u32 want, int deep)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethhdr *eth;
+	__be16 type;
+	__u64 now;
+
+	if (skb->pkt_type != PACKET_HOST)
+		return V_PASS;
+	if (data + want > end && end - data < skb->len) {
+		/* Headers may lie in fragments. A short packet that does not is left as it is. */
+		if (bpf_skb_pull_data(skb, skb->len < want ? skb->len : want))
+			return V_PASS;
+		data = (void *)(long)skb->data;
+		end = (void *)(long)skb->data_end;
+	}
+	eth = data;
+	if ((void *)(eth + 1) > end)
+		return V_PASS;
+	type = eth->h_proto;
+	p->l3_off = ETH_HLEN;
+	/* The outermost tag has been taken out by the kernel and travels beside the packet. */
+	if (type == bpf_htons(ETH_P_8021Q)) {
+		if ((void *)(eth + 1) + VLAN_HLEN > end)
+			return V_PASS;
+		type = *(__be16 *)((void *)(eth + 1) + 2);
+		p->l3_off = ETH_HLEN + VLAN_HLEN;
+	}
+	now = bpf_jiffies64();
+	p->now = now;
+	p->created = now >> CREATED_SHIFT;
+	p->bytes = skb->len - p->l3_off;
+	p->segments = skb->gso_segs ? skb->gso_segs : 1;
+	return parse_l3(data, end, type, p, deep);
+}
