@@ -78,7 +78,7 @@ func TestSyncRefusesWhatIsWrongAndChangesNothing(t *testing.T) {
 	b := newBench(t, nil)
 	b.sync(service(ModeFullNAT, endpoint1))
 	bad := service(ModeFullNAT, endpoint1)
-	bad.Protocol = 132
+	bad.Protocol = 99
 	if err := b.Sync(context.Background(), Desired{Services: numbered(bad)}); err == nil {
 		t.Error("accepted")
 	}

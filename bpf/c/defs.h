@@ -365,6 +365,13 @@ enum tail {
 	TAIL_MAX = 8,
 };
 
+/* What TAIL_ANSWER is to say; in skb->cb[0], with a number in cb[1]. */
+enum answer {
+	ANSWER_REFUSE = 1,   /* nobody is there: reset, abort or port unreachable */
+	ANSWER_TOO_BIG = 2,  /* number: the MTU */
+	ANSWER_EXPIRED = 3,  /* TTL or hop limit */
+};
+
 enum packet_kind {
 	KIND_FLOW = 0, /* TCP, UDP or SCTP with ports */
 	KIND_ICMP = 1,

@@ -10,6 +10,14 @@ static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 	return TC_ACT_UNSPEC;
 }
 
+/* tc_say has the sender told something. */
+static __always_inline int tc_say(struct __sk_buff *skb, __u32 answer, __u32 number)
+{
+	skb->cb[0] = answer;
+	skb->cb[1] = number;
+	return tc_jump(skb, TAIL_ANSWER);
+}
+
 /* Returns TC_ACT_UNSPEC (= TCX_NEXT) for what is not ours, so that other programs and
  * filters on the interface still see it. */
 SEC("tc")
@@ -79,7 +87,7 @@ int pontoon_slow(struct __sk_buff *skb)
 	if (verdict == V_PASS)
 		return TC_ACT_UNSPEC;
 	if (verdict == V_REFUSE)
-		return tc_jump(skb, TAIL_ANSWER);
+		return tc_say(skb, ANSWER_REFUSE, 0);
 	return TC_ACT_SHOT;
 }
 
