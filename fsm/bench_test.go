@@ -26,10 +26,10 @@ func bigState(b *testing.B, n, endpoints int) *State {
 }
 
 func BenchmarkApplyPutService(b *testing.B) {
-	for _, endpoints := range []int{4, 256} {
-		b.Run(fmt.Sprintf("services=10000/endpoints=%d", endpoints), func(b *testing.B) {
-			s := bigState(b, 10000, endpoints)
-			svc, _ := s.Service("service-05000")
+	for _, size := range []struct{ services, endpoints int }{{10000, 4}, {200, 256}} { // MaxID bounds the product
+		b.Run(fmt.Sprintf("services=%d/endpoints=%d", size.services, size.endpoints), func(b *testing.B) {
+			s := bigState(b, size.services, size.endpoints)
+			svc, _ := s.Service("service-00100")
 			b.ReportAllocs()
 			for b.Loop() {
 				s = do(b, s, PutService{Service: svc})

@@ -116,11 +116,17 @@ func genService(t *rapid.T) Service {
 	for range dice(t, "endpoints", 3) {
 		at := netip.AddrFrom4([4]byte{10, 0, 0, byte(3 + dice(t, "host", 10))})
 		weight := uint16(pick(t, "weight", []int{0, 1, 1, 2, 100, 100, 100, 101}))
-		endpoints = append(endpoints, Endpoint{Address: netip.AddrPortFrom(at, 80), Weight: weight})
+		e := Endpoint{Address: netip.AddrPortFrom(at, 80), Weight: weight, Admin: pick(t, "admin", []AdminState{"", "", AdminDrain, AdminDown})}
+		if e.Admin == AdminDrain {
+			e.DrainUntil = pick(t, "until", []time.Time{{}, epoch0, epoch0.Add(time.Nanosecond)})
+		}
+		endpoints = append(endpoints, e)
 	}
 	return Service{
 		Name: pick(t, "service", propServices), VIP: addr(pick(t, "vip", append(propAddrs, propAddrs[:2]...))),
-		Port: pick(t, "port", []uint16{0, 1, 1, 2, 2, 3}), Protocol: pick(t, "protocol", []Protocol{"", "", TCP, UDP, UDP, "x"}),
+		Port: pick(t, "port", []uint16{0, 1, 1, 2, 2, 3}), PortEnd: pick(t, "port end", []uint16{0, 0, 0, 1, 2, 3, 4}),
+		Protocol:  pick(t, "protocol", []Protocol{"", "", TCP, UDP, UDP, SCTP, "x"}),
+		Affinity:  pick(t, "affinity", []Affinity{"", "", "", AffinityClientIP}),
 		Endpoints: endpoints,
 	}
 }
@@ -129,7 +135,7 @@ func genConfig(t *rapid.T) Command {
 	at, name := addr(pick(t, "vip", propAddrs)), pick(t, "service", propServices)
 	switch dice(t, "config", 7) {
 	case 0, 1:
-		return PutVIP{VIP: VIP{Address: at, Instance: pick(t, "instance", propInstances), Kind: pick(t, "kind", []VIPKind{"", "", "", "", VIPGateway})}}
+		return PutVIP{VIP: VIP{Address: at, Instance: pick(t, "instance", propInstances), Kind: pick(t, "kind", []VIPKind{"", "", "", "", VIPGateway, VIPSNAT})}}
 	case 2:
 		return DeleteVIP{Address: at}
 	case 3, 4:
@@ -137,7 +143,10 @@ func genConfig(t *rapid.T) Command {
 	case 5:
 		return DeleteService{Name: name}
 	}
-	return SetEndpointAdmin{Service: name, Endpoint: addrPort("10.0.0.5:80"), Admin: pick(t, "admin", []AdminState{AdminUp, AdminDrain, "x"})}
+	return SetEndpointAdmin{
+		Service: name, Endpoint: addrPort("10.0.0.5:80"), Admin: pick(t, "admin", []AdminState{AdminUp, AdminDrain, AdminDrain, "x"}),
+		Until: pick(t, "until", []time.Time{{}, {}, epoch0}),
+	}
 }
 
 func genSingle(t *rapid.T) Command {
@@ -363,12 +372,18 @@ func TestServiceInvariants(t *testing.T) {
 				known[svc.Name] = svc.ID
 			}
 			s, _ = s.Apply(s.Index()+1, c)
-			fronts := map[frontend]string{}
-			for _, svc := range s.Services() {
-				if other, taken := fronts[frontendOf(svc)]; taken {
-					t.Fatalf("services %s and %s share a frontend", svc.Name, other)
+			fronts, services := map[frontend]string{}, s.Services()
+			for _, svc := range services {
+				for port := int(svc.Port); port <= int(svc.LastPort()); port++ {
+					f := frontend{svc.VIP, svc.Protocol, uint16(port)}
+					if other, taken := fronts[f]; taken {
+						t.Fatalf("services %s and %s share %v", svc.Name, other, f)
+					}
+					fronts[f] = svc.Name
 				}
-				fronts[frontendOf(svc)] = svc.Name
+				if l := s.frontends.get(frontendOf(svc)); l == nil || *l != listenerOf(svc) {
+					t.Fatalf("the index has %+v for %+v", l, svc)
+				}
 				if v, ok := s.VIP(svc.VIP); !ok || v.Kind != VIPService {
 					t.Fatalf("service %+v is on vip %+v", svc, v)
 				}
@@ -383,8 +398,8 @@ func TestServiceInvariants(t *testing.T) {
 					t.Fatalf("service %s has id %d again, the highest was %d", svc.Name, svc.ID, highest)
 				}
 			}
-			if len(fronts) != s.frontends.len() {
-				t.Fatalf("index has %d frontends, services have %d", s.frontends.len(), len(fronts))
+			if len(services) != s.frontends.len() {
+				t.Fatalf("index has %d frontends, there are %d services", s.frontends.len(), len(services))
 			}
 			checkPlaces(t, s)
 		}
