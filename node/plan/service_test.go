@@ -14,7 +14,7 @@ import (
 	"pontoon/fsm"
 )
 
-var sameAddrs = cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})
+var sameAddrs = cmp.Options{cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()}
 
 // both is a node with both families on both legs.
 func both() Self {
@@ -34,6 +34,14 @@ func addrs(list ...string) []netip.Addr {
 
 func vip(a string, kind fsm.VIPKind) fsm.Command {
 	return fsm.PutVIP{VIP: fsm.VIP{Address: addr(a), Kind: kind}}
+}
+
+// accepted holds that the data plane takes what was planned.
+func accepted(t *testing.T, p Plan) {
+	t.Helper()
+	if err := p.Dataplane.Validate(); err != nil {
+		t.Errorf("the data plane refuses it: %v", err)
+	}
 }
 
 func TestSourcesOfEachMode(t *testing.T) {
@@ -77,6 +85,7 @@ func TestSourcesOfEachMode(t *testing.T) {
 				s.Tunnel = fsm.TunnelIPIP
 			}
 			p := Compile(build(t, append(append(cmds, tc.extra...), fsm.PutService{Service: s})...), both())
+			accepted(t, p)
 			e := p.Dataplane.Services[0].Endpoints[0]
 			if !slices.Equal(e.Sources, tc.want) || e.State != bpf.EndpointUp || len(p.Problems) > 0 {
 				t.Errorf("endpoint %+v, want sources %v; problems %q", e, tc.want, p.Problems)
@@ -134,6 +143,7 @@ func TestUnreachableEndpointIsDrainedAndSaidSo(t *testing.T) {
 			tc.service.Name, tc.service.VIP, tc.service.Port = "web", addr("192.168.80.200"), 80
 			s := build(t, cluster(fsm.PutVIP{VIP: fsm.VIP{Address: tc.service.VIP, Interface: "eth1"}}, fsm.PutService{Service: tc.service})...)
 			p := Compile(s, Self{Node: "lb1", Links: tc.links})
+			accepted(t, p)
 			e := p.Dataplane.Services[0].Endpoints
 			if len(e) != 1 || e[0].State != bpf.EndpointDrain || len(e[0].Sources) > 0 {
 				t.Errorf("endpoints %+v", e)
@@ -196,9 +206,11 @@ func TestEverySettingReachesTheDataPlane(t *testing.T) {
 			OnRemove: bpf.PolicyDrop, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 3,
 		},
 	}
-	if d := cmp.Diff(want, Compile(s, both()).Dataplane.Services, sameAddrs); d != "" {
+	p := Compile(s, both())
+	if d := cmp.Diff(want, p.Dataplane.Services, sameAddrs); d != "" {
 		t.Error(d)
 	}
+	accepted(t, p)
 }
 
 func TestIPv6VIPIsHeldOnTheLinkOfItsSubnet(t *testing.T) {
