@@ -2,7 +2,9 @@ package bpf
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -16,8 +18,9 @@ import (
 
 // Run with GODEBUG=asyncpreemptoff=1: Go's preemption signal breaks long test runs.
 
-// frameSize is one size for all frames of the benchmarks: headers and ten bytes.
-const frameSize = 64
+// frameSize is one size for all frames of the benchmarks, so that copying them costs the same: IPv6
+// and TCP headers and six bytes.
+const frameSize = 80
 
 // rounds of floor and path are interleaved, and the median of each is reported, so that a busy
 // moment of the machine hits both or neither.
@@ -128,54 +131,130 @@ func benchClient(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 16 + byte(i>>16), byte(i >> 8), byte(i)}), 5000)
 }
 
-// establish writes n established flows and returns their keys.
-func (b *bench) establish(n int, mode Mode) []connection {
+// benchPath is one way to carry a connection.
+type benchPath struct {
+	name   string
+	mode   uint8
+	vip    netip.Addr
+	client func(i int) netip.AddrPort
+	ends   []netip.AddrPort // at least as many as 60 000 source ports do not suffice for
+	source netip.Addr
+}
+
+func benchPaths() []benchPath {
+	vip6, source6 := netip.MustParseAddr("2001:db8:9::100"), netip.MustParseAddr("2001:db8:8::1")
+	ends4, ends6 := benchEnds(netip.MustParseAddr("10.8.0.21")), benchEnds(netip.MustParseAddr("2001:db8:8::21"))
+	return []benchPath{
+		{"fullnat/ipv4", uint8(ModeFullNAT), vip, benchClient, ends4, vip},
+		{"fullnat/ipv6", uint8(ModeFullNAT), vip6, benchClient6, ends6, vip6},
+		{"onearm/ipv4", uint8(ModeOneArm), vip, benchClient, ends4, lbAddress},
+		{"onearm/ipv6", uint8(ModeOneArm), vip6, benchClient6, ends6, source6},
+		{"dnat/ipv4", uint8(ModeDNAT), vip, benchClient, ends4, netip.Addr{}},
+		{"dnat/ipv6", uint8(ModeDNAT), vip6, benchClient6, ends6, netip.Addr{}},
+		{"dsr/ipv4", uint8(ModeDSR), vip, benchClient, ends4, netip.Addr{}},
+		{"dsr/ipv6", uint8(ModeDSR), vip6, benchClient6, ends6, netip.Addr{}},
+	}
+}
+
+// benchEnds are 20 endpoints: enough for a million flows at 60 000 source ports each.
+func benchEnds(first netip.Addr) []netip.AddrPort {
+	var ends []netip.AddrPort
+	for a := first; len(ends) < 20; a = a.Next() {
+		ends = append(ends, netip.AddrPortFrom(a, 8080))
+	}
+	return ends
+}
+
+// benchClient6 is the i-th client over IPv6.
+func benchClient6(i int) netip.AddrPort {
+	a := netip.MustParseAddr("2001:db8:5::").As16()
+	binary.BigEndian.PutUint32(a[12:], uint32(i))
+	return netip.AddrPortFrom(netip.AddrFrom16(a), 5000)
+}
+
+// establish writes n established flows.
+func (b *bench) establish(n int, path benchPath) {
 	b.tb.Helper()
 	now, err := b.clock.now()
 	if err != nil {
 		b.tb.Fatal(err)
 	}
-	all := make([]connection, n)
-	keys, values := make([]pontoonFlowKey, 0, 2*n), make([]pontoonFlow, 0, 2*n)
-	for i := range all {
-		c, endpoint := benchClient(i), endpoint1
-		if i >= 60000 {
-			endpoint = endpoint2
-		}
-		snat := netip.AddrPortFrom(sourceOf(mode), uint16(1024+i%60000))
-		if mode == ModeDNAT {
-			snat = c
+	const batch = 16384
+	var keys []pontoonFlowKey
+	var values []pontoonFlow
+	for i := range n {
+		c, endpoint := path.client(i), path.ends[i/60000]
+		snat := c
+		if path.source.IsValid() {
+			snat = netip.AddrPortFrom(path.source, uint16(1024+i%60000))
 		}
 		record := pontoonFlowRecord{
-			Client: toAddr(c.Addr()), ClientPort: swap16(c.Port()), Vip: toAddr(vip), VipPort: swap16(80),
+			Client: toAddr(c.Addr()), ClientPort: swap16(c.Port()), Vip: toAddr(path.vip), VipPort: swap16(80),
 			Snat: toAddr(snat.Addr()), SnatPort: swap16(snat.Port()),
 			Endpoint: toAddr(endpoint.Addr()), EndpointPort: swap16(endpoint.Port()),
-			Service: 7, Proto: protoTCP, Mode: uint8(mode), State: uint8(StateEstablished), OwnerSlot: b.opts.Slot,
+			Service: 7, EndpointId: uint16(1 + i/60000), Proto: protoTCP, Mode: path.mode, State: uint8(StateEstablished), OwnerSlot: b.opts.Slot,
 		}
-		all[i] = recordConnection(&record, now)
-		all[i].forward.Flags &^= flagReplica
-		all[i].reply.Flags &^= flagReplica
-		keys = append(keys, all[i].key, otherKey(&all[i].key, &all[i].forward))
-		values = append(values, all[i].forward, all[i].reply)
+		c2 := recordConnection(&record, now)
+		c2.forward.Flags &^= flagReplica
+		c2.reply.Flags &^= flagReplica
+		keys, values = append(keys, c2.key), append(values, c2.forward)
+		if !c2.forward.oneHalf() {
+			keys, values = append(keys, otherKey(&c2.key, &c2.forward)), append(values, c2.reply)
+		}
+		if len(keys) < batch && i < n-1 {
+			continue
+		}
+		if _, err := b.maps.Flows.BatchUpdate(keys, values, nil); err != nil {
+			b.tb.Fatal(err)
+		}
+		keys, values = keys[:0], values[:0]
 	}
-	if _, err := b.maps.Flows.BatchUpdate(keys, values, nil); err != nil {
-		b.tb.Fatal(err)
-	}
-	return all
 }
 
-// loopFrame builds a frame for the loopback device, which test runs without a context come from.
-func loopFrame(b *testing.B, src, dst netip.AddrPort, flags uint8) []byte {
-	b.Helper()
-	zero := make([]byte, 6)
-	frame := bpftest.Packet{SrcMAC: zero, DstMAC: zero, Src: src, Dst: dst, Flags: flags, Payload: make([]byte, 10)}.Bytes(b)
-	return frame[:frameSize]
+// loopFrame builds a frame for the loopback device, which test runs without a context come from. Its
+// TCP checksum is nothing: nobody on the path looks at it.
+func loopFrame(src, dst netip.AddrPort, flags uint8) []byte {
+	frame := make([]byte, frameSize)
+	l3 := frame[14:]
+	l4 := l3[20:]
+	if src.Addr().Is4() {
+		binary.BigEndian.PutUint16(frame[12:], 0x0800)
+		l3[0], l3[8], l3[9] = 0x45, 64, protoTCP
+		binary.BigEndian.PutUint16(l3[2:], frameSize-14)
+		copy(l3[12:], src.Addr().AsSlice())
+		copy(l3[16:], dst.Addr().AsSlice())
+		binary.BigEndian.PutUint16(l3[10:], headerSum(l3[:20]))
+	} else {
+		binary.BigEndian.PutUint16(frame[12:], 0x86dd)
+		l4 = l3[40:]
+		l3[0], l3[6], l3[7] = 0x60, protoTCP, 64
+		binary.BigEndian.PutUint16(l3[4:], frameSize-14-40)
+		copy(l3[8:], src.Addr().AsSlice())
+		copy(l3[24:], dst.Addr().AsSlice())
+	}
+	binary.BigEndian.PutUint16(l4, src.Port())
+	binary.BigEndian.PutUint16(l4[2:], dst.Port())
+	l4[12], l4[13] = 5<<4, flags
+	return frame
 }
 
-func benchDataplane(b *testing.B) *bench {
+func benchDataplane(b *testing.B, maxFlows uint32) *bench {
 	b.Helper()
-	bench := newBench(b, func(o *Options) { o.MaxFlows, o.MaxHalfOpen = 1<<17, 1<<17 })
-	bench.ns.Do(func() { bench.ns.Sysctl("net/ipv4/conf/lo/forwarding", "1") })
+	bench := newBench(b, func(o *Options) { o.MaxFlows, o.MaxHalfOpen = maxFlows, 1<<17 })
+	bench.ns.Do(func() {
+		bench.ns.Sysctl("net/ipv4/conf/lo/forwarding", "1")
+		for _, name := range []string{"lo", "eth2"} {
+			bench.ns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0")
+			bench.ns.Sysctl("net/ipv6/conf/"+name+"/accept_dad", "0")
+		}
+		bench.ns.Sysctl("net/ipv6/conf/all/forwarding", "1")
+	})
+	bench.out.Address("2001:db8:8::1/64")
+	for _, path := range benchPaths()[:2] {
+		for _, end := range path.ends {
+			bench.out.Neighbour(end.Addr().String(), bench.end.MAC)
+		}
+	}
 	s := service(ModeFullNAT, endpoint1, endpoint2)
 	s.Endpoints[0].Sources, s.Endpoints[1].Sources = []netip.Addr{vip}, []netip.Addr{vip}
 	bench.sync(s)
@@ -183,16 +262,20 @@ func benchDataplane(b *testing.B) *bench {
 }
 
 // BenchmarkEstablished is the path of one more packet of an established connection, client to
-// endpoint, beside an empty program in the same frame.
+// endpoint, the flows taken uniformly at random, beside two floors in the same frame: an empty
+// program, and one that only looks the packet's key up in the same map.
 func BenchmarkEstablished(b *testing.B) {
-	for _, mode := range []Mode{ModeFullNAT, ModeOneArm, ModeDNAT} {
-		for _, flows := range []int{1, 65536} {
-			b.Run(fmt.Sprintf("%s/flows=%d", mode, flows), func(b *testing.B) {
-				bench := benchDataplane(b)
+	for _, path := range benchPaths() {
+		for _, flows := range []int{1, 1 << 16, 1 << 20} {
+			b.Run(fmt.Sprintf("%s/flows=%d", path.name, flows), func(b *testing.B) {
+				bench := benchDataplane(b, uint32(max(flows, 1<<17)))
+				bench.establish(flows, path)
 				frames := make([][]byte, flows)
-				for i := range bench.establish(flows, mode) {
-					frames[i] = loopFrame(b, benchClient(i), vipPort, bpftest.ACK)
+				for i := range frames {
+					frames[i] = loopFrame(path.client(i), netip.AddrPortFrom(path.vip, 80), bpftest.ACK)
 				}
+				random := rand.New(rand.NewPCG(1, 2))
+				random.Shuffle(flows, func(i, j int) { frames[i], frames[j] = frames[j], frames[i] })
 				report(b, bench, newReplayer(b, frames), max(flows, 200_000), actRedirect)
 			})
 		}
@@ -201,8 +284,8 @@ func BenchmarkEstablished(b *testing.B) {
 
 // BenchmarkPassed is what a packet costs that is none of ours.
 func BenchmarkPassed(b *testing.B) {
-	bench := benchDataplane(b)
-	frame := loopFrame(b, clientPort, netip.MustParseAddrPort("192.0.2.1:443"), bpftest.ACK)
+	bench := benchDataplane(b, 1<<17)
+	frame := loopFrame(clientPort, netip.MustParseAddrPort("192.0.2.1:443"), bpftest.ACK)
 	report(b, bench, newReplayer(b, [][]byte{frame}), 200_000, actPass)
 }
 
@@ -210,14 +293,49 @@ func report(b *testing.B, bench *bench, r *replayer, repeat int, want uint32) {
 	b.Helper()
 	empty := mustProgram(b, asm.Instructions{asm.Mov.Imm(asm.R0, int32(want)), asm.Return()})
 	r.measure(b, bench, bench.programs.entry, repeat, want) // warms up
-	var floor, path []time.Duration
+	lookup := lookupProgram(b, bench.maps.Flows, want)
+	var floor, once, path []time.Duration
 	for b.Loop() {
 		for range rounds {
 			floor = append(floor, r.measure(b, bench, empty, repeat, want))
+			once = append(once, r.measure(b, bench, lookup, repeat, want))
 			path = append(path, r.measure(b, bench, bench.programs.entry, repeat, want))
 		}
 	}
 	reportRatio(b, median(floor), median(path))
+	b.ReportMetric(median(once), "lookup-ns/packet")
+	b.ReportMetric(median(path)/median(once), "x-lookup")
+}
+
+// lookupProgram does nothing but the one lookup that every such path needs: the key is put
+// together from the packet as it lies there.
+func lookupProgram(b *testing.B, flows *ebpf.Map, want uint32) *ebpf.Program {
+	b.Helper()
+	const key, at = -40, -48 // on the stack: the key; four bytes of the packet
+	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1), asm.Mov.Imm(asm.R2, 0)}
+	for off := int16(key); off < 0; off += 8 {
+		code = append(code, asm.StoreMem(asm.RFP, off, asm.R2, asm.DWord))
+	}
+	load := func(from int32, to int16, size int32) {
+		code = append(code, asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, from),
+			asm.Mov.Reg(asm.R3, asm.RFP), asm.Add.Imm(asm.R3, int32(to)), asm.Mov.Imm(asm.R4, size), asm.FnSkbLoadBytes.Call())
+	}
+	code = append(code, asm.StoreMem(asm.RFP, at, asm.R2, asm.DWord))
+	load(12, at, 2)
+	code = append(code, asm.LoadMem(asm.R7, asm.RFP, at, asm.Half), asm.JNE.Imm(asm.R7, 0x0008, "v6"))
+	load(26, key+12, 4)
+	load(30, key+28, 4)
+	load(34, key+32, 4)
+	code = append(code, asm.StoreImm(asm.RFP, key+10, -1, asm.Half), asm.StoreImm(asm.RFP, key+26, -1, asm.Half),
+		asm.Ja.Label("look"))
+	v6 := len(code)
+	load(22, key, 32)
+	code[v6] = code[v6].WithSymbol("v6")
+	load(54, key+32, 4)
+	code = append(code, asm.StoreImm(asm.RFP, key+36, protoTCP, asm.Byte).WithSymbol("look"),
+		asm.LoadMapPtr(asm.R1, flows.FD()), asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, key), asm.FnMapLookupElem.Call(),
+		asm.Mov.Imm(asm.R0, int32(want)), asm.Return())
+	return mustProgram(b, code)
 }
 
 func reportRatio(b *testing.B, floor, path float64) {
@@ -233,11 +351,11 @@ func reportRatio(b *testing.B, floor, path float64) {
 // half-open entries), and the ACK that completes it (two entries moved to the flow table).
 func BenchmarkNewFlow(b *testing.B) {
 	const flows = 8192
-	bench := benchDataplane(b)
+	bench := benchDataplane(b, 1<<17)
 	syns, acks := make([][]byte, flows), make([][]byte, flows)
 	for i := range syns {
-		syns[i] = loopFrame(b, benchClient(i), vipPort, bpftest.SYN)
-		acks[i] = loopFrame(b, benchClient(i), vipPort, bpftest.ACK)
+		syns[i] = loopFrame(benchClient(i), vipPort, bpftest.SYN)
+		acks[i] = loopFrame(benchClient(i), vipPort, bpftest.ACK)
 	}
 	syn, ack := newReplayer(b, syns), newReplayer(b, acks)
 	empty := mustProgram(b, asm.Instructions{asm.Mov.Imm(asm.R0, actRedirect), asm.Return()})
@@ -278,8 +396,8 @@ func (b *bench) markAccepted() {
 // BenchmarkImport is what a snapshot costs at its receiver.
 func BenchmarkImport(b *testing.B) {
 	const flows = 65536
-	bench := benchDataplane(b)
-	bench.establish(flows, ModeFullNAT)
+	bench := benchDataplane(b, 1<<17)
+	bench.establish(flows, benchPaths()[0])
 	all := records(b, bench.Dataplane)
 	for at := 0; at < len(all); at += RecordSize {
 		all[at+80], all[at+recordReason] = 1, byte(reasonNew) // told by another node, its owner
@@ -298,8 +416,8 @@ func BenchmarkImport(b *testing.B) {
 // BenchmarkSweep is what expiry costs.
 func BenchmarkSweep(b *testing.B) {
 	const flows = 65536
-	bench := benchDataplane(b)
-	bench.establish(flows, ModeFullNAT)
+	bench := benchDataplane(b, 1<<17)
+	bench.establish(flows, benchPaths()[0])
 	for b.Loop() {
 		bench.mustSweep()
 	}
