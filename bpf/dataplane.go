@@ -35,6 +35,8 @@ type Dataplane struct {
 	snaps  snapshots
 	idle   idleTimes
 	totals totals
+
+	accounts accounts
 }
 
 // Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
@@ -91,6 +93,9 @@ func (d *Dataplane) open() error {
 	if d.hooks, err = newHooks(d.opts, d.programs.entry, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
 		return err
 	}
+	if err := d.openAccounts(); err != nil {
+		return err
+	}
 	d.hooks.ensure()
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
@@ -118,6 +123,17 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 	}
 	d.maps.take(d.byName)
 	return nil
+}
+
+func (d *Dataplane) openAccounts() error {
+	if err := d.accounts.open(d.maps.Active, d.log); err != nil {
+		return err
+	}
+	if !d.adopted {
+		return nil
+	}
+	_, err := d.accounts.recount(context.Background(), d.maps.Flows)
+	return err
 }
 
 func (d *Dataplane) programDir() string { return filepath.Join(d.opts.PinDir, programFolder) }
@@ -196,7 +212,7 @@ func (d *Dataplane) Close() error {
 	if d.clock != nil {
 		d.clock.close()
 	}
-	errs = append(errs, d.programs.close())
+	errs = append(errs, d.accounts.close(), d.programs.close())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

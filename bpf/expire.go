@@ -30,7 +30,8 @@ func (d *Dataplane) sweepLoop(ctx context.Context) error {
 // sweep looks at every entry once, counts, and removes connections of which both halves have been
 // idle for too long.
 func (d *Dataplane) sweep(ctx context.Context) error {
-	figures := tally{places: map[place]EndpointStats{}}
+	figures := tally{places: map[place]EndpointStats{}, census: make(census, len(d.accounts.counts))}
+	before := d.accounts.read(nil)
 	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
 		now, err := d.clock.now()
 		if err != nil {
@@ -45,6 +46,7 @@ func (d *Dataplane) sweep(ctx context.Context) error {
 			}
 		}
 	}
+	d.accounts.audit(before, figures.census)
 	d.totals.swept(figures, d.idle.knows)
 	return nil
 }
@@ -89,7 +91,7 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instant, stays func(int)) error {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
-	var keys []pontoonFlowKey
+	var gone removal
 	var records []byte
 	for _, i := range candidates {
 		c := candidate{key: part.keys[i], seen: part.values[i]}
@@ -99,10 +101,11 @@ func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instan
 		if c.stays {
 			stays(i)
 		}
-		keys = append(keys, c.remove...)
+		gone.forwards = append(gone.forwards, c.gone.forwards...)
+		gone.replies = append(gone.replies, c.gone.replies...)
 		records = append(records, c.record...)
 	}
-	if err := deleteKeys(m, keys); err != nil {
+	if err := d.remove(m, gone); err != nil {
 		return err
 	}
 	d.emit(records)
@@ -115,18 +118,16 @@ type candidate struct {
 	key    pontoonFlowKey
 	seen   pontoonFlow
 	stays  bool
-	remove []pontoonFlowKey
+	gone   removal
 	record []byte // that the connection is gone, if it was ours
 }
 
 func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
-	okey := otherKey(&c.key, &c.seen)
 	var current, other pontoonFlow
-	paired, err := lookup(m, okey, &other)
+	paired, err := partner(m, &c.key, &c.seen, &other)
 	if err != nil {
 		return err
 	}
-	paired = paired && otherKey(&okey, &other) == c.key
 	if paired && !d.expired(c.key.Proto, &other, now) {
 		c.stays = true
 		return nil
@@ -138,17 +139,21 @@ func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
 	if err != nil || !found {
 		return err
 	}
-	if current.LastSeen != c.seen.LastSeen || current.State != c.seen.State || otherKey(&c.key, &current) != okey {
+	if current.LastSeen != c.seen.LastSeen || current.State != c.seen.State || otherKey(&c.key, &current) != otherKey(&c.key, &c.seen) {
 		c.stays = true
 		return nil
 	}
-	c.remove = []pontoonFlowKey{c.key}
+	if current.reply() { // what is left of a connection whose forward half is gone
+		c.gone.replies = []pontoonFlowKey{c.key}
+		return nil
+	}
+	c.gone.forwards = []pontoonFlowKey{c.key}
 	whole := connection{key: c.key, forward: current, reply: pontoonFlow{LastSeen: current.LastSeen}}
 	if paired {
-		c.remove = append(c.remove, okey)
+		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, &current)}
 		whole.reply = other
 	}
-	if m == d.maps.Flows && !current.reply() && d.answersFor(&current) {
+	if m == d.maps.Flows && d.answersFor(&current) {
 		c.record = whole.appendRecord(nil, now, opDelete, reasonExpire)
 	}
 	return nil

@@ -87,7 +87,7 @@ func (part chunk) connections(m *ebpf.Map) iter.Seq2[connection, error] {
 			if c.forward.reply() {
 				continue
 			}
-			found, err := lookup(m, otherKey(&c.key, &c.forward), &c.reply)
+			found, err := partner(m, &c.key, &c.forward, &c.reply)
 			if err != nil {
 				yield(c, err)
 				return
@@ -169,7 +169,7 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 		if err != nil {
 			return removed, fmt.Errorf("flush service %d: %w", service, err)
 		}
-		var keys []pontoonFlowKey
+		var gone removal
 		var records []byte
 		for c, err := range connections(ctx, m) {
 			if err != nil {
@@ -179,31 +179,15 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 				continue
 			}
 			removed++
-			keys = append(keys, c.key, otherKey(&c.key, &c.forward))
+			gone.add(c.key, &c.forward)
 			if m == d.maps.Flows {
 				records = c.appendRecord(records, now, opDelete, reasonClose)
 			}
 		}
-		if err := deleteKeys(m, keys); err != nil {
+		if err := d.remove(m, gone); err != nil {
 			return removed, fmt.Errorf("flush service %d: %w", service, err)
 		}
 		d.emit(records)
 	}
 	return removed, nil
-}
-
-// deleteKeys deletes in batches; keys that are gone already are no error.
-func deleteKeys(m *ebpf.Map, keys []pontoonFlowKey) error {
-	for len(keys) > 0 {
-		part := keys[:min(len(keys), dumpChunk)]
-		n, err := m.BatchDelete(part, nil)
-		switch {
-		case errors.Is(err, ebpf.ErrKeyNotExist):
-			n++ // the batch stops at a key that is gone
-		case err != nil:
-			return fmt.Errorf("delete flows: %w", err)
-		}
-		keys = keys[min(n, len(keys)):]
-	}
-	return nil
 }

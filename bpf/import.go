@@ -89,7 +89,7 @@ func (d *Dataplane) Import(ctx context.Context, records []byte) (ImportResult, e
 	}
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
-	in := importer{d: d, now: now, result: &result}
+	in := importer{d: d, now: now, result: &result, waiting: map[pontoonFlowKey]bool{}}
 	for at := 0; at < len(records); at += RecordSize {
 		r, err := parseRecord(records[at : at+RecordSize])
 		if err != nil {
@@ -113,11 +113,22 @@ func (d *Dataplane) Import(ctx context.Context, records []byte) (ImportResult, e
 
 // importer gathers writes so that they go to the kernel in batches.
 type importer struct {
-	d      *Dataplane
-	now    instant
-	result *ImportResult
-	keys   []pontoonFlowKey
-	values []pontoonFlow
+	d       *Dataplane
+	now     instant
+	result  *ImportResult
+	writes  []write
+	keys    []pontoonFlowKey
+	values  []pontoonFlow
+	waiting map[pontoonFlowKey]bool // keys that are in keys
+}
+
+// write is one connection that waits to be written, and what it is written over.
+type write struct {
+	key     pontoonFlowKey
+	forward pontoonFlow
+	was     pontoonFlow
+	existed bool
+	halves  int
 }
 
 // record handles one record.
@@ -130,26 +141,56 @@ func (in *importer) record(r *pontoonFlowRecord) error {
 		in.result.Kept++
 		return nil
 	}
-	okey := otherKey(&c.key, &c.forward)
-	var local pontoonFlow
-	found, err := lookup(in.d.maps.Flows, c.key, &local)
-	if err != nil {
+	if err := in.settled(&c); err != nil {
 		return err
 	}
-	if found {
-		if keep, err := in.replace(&c, &local, okey, r.Reason); keep || err != nil {
+	w := write{key: c.key}
+	var err error
+	if w.existed, err = lookup(in.d.maps.Flows, c.key, &w.was); err != nil {
+		return err
+	}
+	if w.existed && w.was.reply() { // the tuple is the reply tuple of another connection
+		w.existed = false
+		if keep, err := in.evict(&c, c.key); keep || err != nil {
 			return err
 		}
 	}
-	if !found || otherKey(&c.key, &local) != okey {
-		if keep, err := in.evict(&c, okey); keep || err != nil {
+	if w.existed {
+		if keep, err := in.replace(&c, &w.was, r.Reason); keep || err != nil {
+			return err
+		}
+	}
+	if !c.forward.oneHalf() && !(w.existed && samePair(&c.key, &w.was, &c.forward)) {
+		if keep, err := in.evict(&c, otherKey(&c.key, &c.forward)); keep || err != nil {
 			return err
 		}
 	}
 	in.settle(&c, r.Reason)
-	in.keys = append(in.keys, c.key, okey)
-	in.values = append(in.values, c.forward, c.reply)
+	in.add(w, &c)
 	return nil
+}
+
+// settled writes what waits when c is about the same tuples: what is decided about c is decided by
+// what the maps say.
+func (in *importer) settled(c *connection) error {
+	if in.waiting[c.key] || !c.forward.oneHalf() && in.waiting[otherKey(&c.key, &c.forward)] {
+		return in.flush()
+	}
+	return nil
+}
+
+// add queues c.
+func (in *importer) add(w write, c *connection) {
+	w.forward, w.halves = c.forward, 1
+	in.keys, in.values = append(in.keys, c.key), append(in.values, c.forward)
+	if !c.forward.oneHalf() {
+		w.halves = 2
+		in.keys, in.values = append(in.keys, otherKey(&c.key, &c.forward)), append(in.values, c.reply)
+	}
+	for _, key := range in.keys[len(in.keys)-w.halves:] {
+		in.waiting[key] = true
+	}
+	in.writes = append(in.writes, w)
 }
 
 // place decides whose c is by the standing of the record; false: it is no news.
@@ -201,45 +242,59 @@ func (in *importer) stands(l, c *connection, reason uint8) bool {
 const doubt = 100 * time.Millisecond
 
 // replace prepares for writing over the local entry of the same client tuple; true: it stays.
-func (in *importer) replace(c *connection, local *pontoonFlow, okey pontoonFlowKey, reason uint8) (bool, error) {
-	localOther := otherKey(&c.key, local)
+func (in *importer) replace(c *connection, local *pontoonFlow, reason uint8) (bool, error) {
 	l := connection{key: c.key, forward: *local}
-	found, err := lookup(in.d.maps.Flows, localOther, &l.reply)
+	paired, err := partner(in.d.maps.Flows, &c.key, local, &l.reply)
 	if err != nil {
 		return false, err
 	}
-	if !found {
+	if !paired {
 		l.reply = pontoonFlow{LastSeen: local.LastSeen}
 	}
 	if in.stands(&l, c, reason) {
 		in.result.Kept++
 		return true, nil
 	}
-	if localOther != okey {
-		return false, in.delete(localOther)
+	if !samePair(&c.key, local, &c.forward) {
+		if !paired {
+			return false, nil
+		}
+		return false, in.take(removal{replies: []pontoonFlowKey{otherKey(&c.key, local)}})
 	}
 	c.forward.setCounters(max(c.forward.packets(), local.packets()), max(c.forward.bytes(), local.bytes()))
 	c.reply.setCounters(max(c.reply.packets(), l.reply.packets()), max(c.reply.bytes(), l.reply.bytes()))
 	return false, nil
 }
 
-// evict looks whether the reply tuple belongs to another connection here. Tuples are unique in
-// the cluster, so one of the two is out of date; true: the local one stays.
-func (in *importer) evict(c *connection, okey pontoonFlowKey) (bool, error) {
+// evict looks whether a tuple of c belongs to another connection here. Tuples are unique in the
+// cluster, so one of the two is out of date; true: the local one stays.
+func (in *importer) evict(c *connection, key pontoonFlowKey) (bool, error) {
 	var held pontoonFlow
-	found, err := lookup(in.d.maps.Flows, okey, &held)
+	found, err := lookup(in.d.maps.Flows, key, &held)
 	if err != nil || !found {
 		return false, err
 	}
-	owner := otherKey(&okey, &held)
-	if owner == c.key {
+	if !held.oneHalf() && otherKey(&key, &held) == c.key {
 		return false, nil
 	}
 	if !held.replica() && FlowState(held.State) != StateClosed && in.now.idle(held.LastSeen) < c.idle(in.now) {
 		in.result.Kept++
 		return true, nil
 	}
-	return false, in.delete(owner)
+	var gone removal
+	var forward pontoonFlow
+	paired, err := partner(in.d.maps.Flows, &key, &held, &forward)
+	switch {
+	case err != nil:
+		return false, err
+	case !held.reply():
+		gone.add(key, &held)
+	case paired:
+		gone.add(otherKey(&key, &held), &forward)
+	default:
+		gone.replies = []pontoonFlowKey{key}
+	}
+	return false, in.take(gone)
 }
 
 // remove handles a DELETE record.
@@ -247,10 +302,9 @@ func (in *importer) remove(c *connection) error {
 	if err := in.flush(); err != nil {
 		return err
 	}
-	okey := otherKey(&c.key, &c.forward)
 	var local pontoonFlow
 	found, err := lookup(in.d.maps.Flows, c.key, &local)
-	if err != nil || !found || otherKey(&c.key, &local) != okey {
+	if err != nil || !found || local.reply() || !samePair(&c.key, &local, &c.forward) {
 		return err
 	}
 	// Who held the connection before another adopted it has no say in its end.
@@ -261,41 +315,59 @@ func (in *importer) remove(c *connection) error {
 		return nil
 	}
 	in.result.Deleted++
-	return deleteKeys(in.d.maps.Flows, []pontoonFlowKey{c.key, okey})
+	var gone removal
+	gone.add(c.key, &local)
+	return in.d.remove(in.d.maps.Flows, gone)
 }
 
-func (in *importer) delete(key pontoonFlowKey) error {
+// take deletes, after what waits has been written.
+func (in *importer) take(gone removal) error {
 	if err := in.flush(); err != nil {
 		return err
 	}
-	return deleteKeys(in.d.maps.Flows, []pontoonFlowKey{key})
+	return in.d.remove(in.d.maps.Flows, gone)
 }
 
 // flush writes what was gathered. What finds no room is counted, not an error: the connections
 // that did, and those that are there already, are worth having.
 func (in *importer) flush() error {
-	keys, values := in.keys, in.values
-	in.keys, in.values = keys[:0], values[:0]
+	keys, values, writes := in.keys, in.values, in.writes
+	in.keys, in.values, in.writes = keys[:0], values[:0], writes[:0]
+	clear(in.waiting)
 	for len(keys) > 0 {
 		n, err := in.d.maps.Flows.BatchUpdate(keys, values, nil)
-		if err != nil && n%2 == 1 { // half a connection is of no use
-			n--
-			if derr := deleteKeys(in.d.maps.Flows, keys[n:n+1]); derr != nil {
+		for len(writes) > 0 && n >= writes[0].halves {
+			in.written(&writes[0])
+			in.result.Written++
+			n -= writes[0].halves
+			keys, values, writes = keys[writes[0].halves:], values[writes[0].halves:], writes[1:]
+		}
+		if len(writes) == 0 {
+			return nil
+		}
+		if n > 0 { // half a connection is of no use
+			in.written(&writes[0])
+			if derr := in.d.removeForward(writes[0].key); derr != nil {
 				return derr
 			}
 		}
-		in.result.Written += n / 2
-		switch {
-		case err == nil:
-			return nil
-		case !errors.Is(err, errTableFull):
-			in.result.Failed += (len(keys) - n) / 2
+		if !errors.Is(err, errTableFull) {
+			in.result.Failed += len(writes)
 			return fmt.Errorf("write flows: %w", err)
 		}
 		in.result.Failed++
-		keys, values = keys[n+2:], values[n+2:]
+		keys, values, writes = keys[writes[0].halves:], values[writes[0].halves:], writes[1:]
 	}
 	return nil
+}
+
+// written counts a forward half that has been written.
+func (in *importer) written(w *write) {
+	if w.existed {
+		in.d.accounts.turned(&w.was, &w.forward)
+	} else {
+		in.d.accounts.came(&w.forward)
+	}
 }
 
 // lookup passes the key by reference: that spares the library's slow way of writing structs.

@@ -98,7 +98,7 @@ func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
 func (d *Dataplane) removeUnnamed(part chunk, owner uint8, now instant) (int, error) {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
-	var keys []pontoonFlowKey
+	var gone removal
 	for i := range part.keys {
 		key, f := part.keys[i], part.values[i]
 		if f.reply() || !f.replica() || f.OwnerSlot != owner || d.snaps.named(owner, &key) {
@@ -109,8 +109,8 @@ func (d *Dataplane) removeUnnamed(part chunk, owner uint8, now instant) (int, er
 			return 0, err
 		}
 		if found && f.replica() && f.OwnerSlot == owner && !d.owners.orphan(&f, now) {
-			keys = append(keys, key, otherKey(&key, &f))
+			gone.add(key, &f)
 		}
 	}
-	return len(keys) / 2, deleteKeys(d.maps.Flows, keys)
+	return len(gone.forwards), d.remove(d.maps.Flows, gone)
 }

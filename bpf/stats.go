@@ -210,10 +210,12 @@ func (t *totals) snapshot() Stats {
 type tally struct {
 	owned, replica, closed, halfOpen uint64
 	places                           map[place]EndpointStats
+	census                           census
 }
 
 // count takes one half of an entry of the flow table.
 func (t *tally) count(key *pontoonFlowKey, f *pontoonFlow) {
+	t.census.count(f)
 	if !f.reply() {
 		switch {
 		case FlowState(f.State) == StateClosed:

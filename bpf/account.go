@@ -1,0 +1,167 @@
+package bpf
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+// accounts is the map active in shared memory: under 0 the connections in the flow table, under an
+// endpoint's id those of it that are not closed. The programs add and subtract there too, so
+// whoever writes a forward half into the flow table, or takes one out, says so here. Methods may be
+// called concurrently.
+type accounts struct {
+	memory []byte
+	counts []uint64
+
+	// off are the differences the last sweep found, by index.
+	off map[int]int64
+	log *slog.Logger
+}
+
+// open maps the memory.
+func (a *accounts) open(m *ebpf.Map, log *slog.Logger) error {
+	entries := int(m.MaxEntries())
+	memory, err := unix.Mmap(m.FD(), 0, 8*entries, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map the connection counts: %w", err)
+	}
+	a.memory, a.log = memory, log
+	a.counts = unsafe.Slice((*uint64)(unsafe.Pointer(&memory[0])), entries)
+	return nil
+}
+
+func (a *accounts) close() error {
+	memory := a.memory
+	a.memory, a.counts = nil, nil
+	if memory == nil {
+		return nil
+	}
+	if err := unix.Munmap(memory); err != nil {
+		return fmt.Errorf("unmap the connection counts: %w", err)
+	}
+	return nil
+}
+
+func (a *accounts) add(index uint16, change int64) {
+	atomic.AddUint64(&a.counts[index], uint64(change))
+}
+
+func (a *accounts) get(index uint16) uint64 { return atomic.LoadUint64(&a.counts[index]) }
+
+// read copies all counts.
+func (a *accounts) read(to []uint64) []uint64 {
+	to = append(to[:0], a.counts...)
+	for i := range to {
+		to[i] = atomic.LoadUint64(&a.counts[i])
+	}
+	return to
+}
+
+// open tells whether the connection counts as one of its endpoint's.
+func (f *pontoonFlow) open() bool { return FlowState(f.State) != StateClosed && f.Endpoint != 0 }
+
+// came counts the forward half f that was not in the flow table before.
+func (a *accounts) came(f *pontoonFlow) {
+	a.add(0, 1)
+	if f.open() {
+		a.add(f.Endpoint, 1)
+	}
+}
+
+// went counts off the forward half f, as it was when it was taken out.
+func (a *accounts) went(f *pontoonFlow) {
+	a.add(0, -1)
+	if f.open() {
+		a.add(f.Endpoint, -1)
+	}
+}
+
+// turned counts that was has been written over by is.
+func (a *accounts) turned(was, is *pontoonFlow) {
+	a.went(was)
+	a.came(is)
+}
+
+// census is what the flow table itself says of the counts.
+type census []uint64
+
+func (c census) count(f *pontoonFlow) {
+	if f.reply() {
+		return
+	}
+	c[0]++
+	if f.open() {
+		c[f.Endpoint]++
+	}
+}
+
+// recount sets the counts to what is in the flow table: it was adopted, and whoever counted before
+// may have been killed between a deletion and its account, or have counted nothing at all.
+func (a *accounts) recount(ctx context.Context, m *ebpf.Map) (census, error) {
+	before, found := a.read(nil), make(census, len(a.counts))
+	for part, err := range dump(ctx, m) {
+		if err != nil {
+			return nil, fmt.Errorf("count connections: %w", err)
+		}
+		for i := range part.values {
+			found.count(&part.values[i])
+		}
+	}
+	for index, n := range found {
+		if change := int64(n - before[index]); change != 0 {
+			a.add(uint16(index), change)
+		}
+	}
+	return found, nil
+}
+
+// audit compares the counts, as they were before and after a look at the whole table, with what was
+// found there. Packets change both meanwhile, so only a difference that two sweeps in a row find is
+// mended, and of the two the smaller one.
+func (a *accounts) audit(before []uint64, found census) {
+	off := map[int]int64{}
+	for index, n := range found {
+		difference := beyond(n, before[index], a.get(uint16(index)))
+		if difference == 0 {
+			continue
+		}
+		off[index] = difference
+		if mend := smaller(difference, a.off[index]); mend != 0 {
+			a.add(uint16(index), mend)
+			delete(off, index)
+			a.log.Warn("count of connections mended", "endpoint", index, "by", mend)
+		}
+	}
+	a.off = off
+}
+
+// beyond is how far n is from what was counted when the look began and when it ended, beyond what
+// may have come and gone meanwhile.
+func beyond(n, before, after uint64) int64 {
+	low, high := int64(min(before, after)), int64(max(before, after))
+	slack := high - low
+	switch at := int64(n); {
+	case at < low-slack:
+		return at - low + slack
+	case at > high+slack:
+		return at - high - slack
+	}
+	return 0
+}
+
+// smaller returns the one of two differences that is nearer to zero; 0 when they point apart.
+func smaller(a, b int64) int64 {
+	switch {
+	case a > 0 && b > 0:
+		return min(a, b)
+	case a < 0 && b < 0:
+		return max(a, b)
+	}
+	return 0
+}
