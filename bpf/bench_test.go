@@ -423,3 +423,20 @@ func BenchmarkSweep(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*flows/b.Elapsed().Seconds(), "flows/s")
 }
+
+// BenchmarkFlowMemory is what the kernel charges for one connection of the flow table.
+func BenchmarkFlowMemory(b *testing.B) {
+	bench := benchDataplane(b, 1<<20)
+	info, err := bench.maps.Flows.Info()
+	if err != nil {
+		b.Fatal(err)
+	}
+	bytes, ok := info.Memlock()
+	if !ok {
+		b.Fatal("the kernel does not tell")
+	}
+	for b.Loop() {
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(bytes)/(1<<20), "bytes/connection")
+}
