@@ -220,17 +220,24 @@ func (d *daemon) Flows(ctx context.Context, f web.FlowFilter) ([]web.Flow, error
 	return out, nil
 }
 
-func webFlow(f bpf.Flow, service, node string) web.Flow {
-	p := fsm.TCP
-	if f.Protocol == 17 {
-		p = fsm.UDP
+// protocolName is what the configuration calls an IP protocol number.
+func protocolName(number uint8) fsm.Protocol {
+	switch number {
+	case 17:
+		return fsm.UDP
+	case 132:
+		return fsm.SCTP
 	}
+	return fsm.TCP
+}
+
+func webFlow(f bpf.Flow, service, node string) web.Flow {
 	snat := f.SNAT
 	if snat == f.Client {
 		snat = netip.AddrPort{}
 	}
 	return web.Flow{
-		Protocol: p, Client: f.Client, VIP: f.VIP, SNAT: snat, Endpoint: f.Endpoint, State: f.State.String(),
+		Protocol: protocolName(f.Protocol), Client: f.Client, VIP: f.VIP, SNAT: snat, Endpoint: f.Endpoint, State: f.State.String(),
 		Service: service, Node: fsm.NodeID(node), Owner: f.Owner, AgeS: f.Age.Seconds(), IdleS: f.Idle.Seconds(),
 		Packets: f.Packets, Bytes: f.Bytes,
 	}
