@@ -21,7 +21,7 @@ const (
 type cpioWriter struct {
 	w     io.Writer
 	inode int
-	known map[string]bool
+	known map[string]bool // names that are in the archive
 }
 
 func newCPIO(w io.Writer) *cpioWriter {
@@ -71,7 +71,6 @@ func (c *cpioWriter) file(name string, perm uint32, size int64, r io.Reader) err
 }
 
 func (c *cpioWriter) symlink(name, target string) error {
-	c.known[name] = true // folders of the tree may be reached through it
 	return c.entry(name, modeSymlink|0o777, int64(len(target)), strings.NewReader(target))
 }
 
@@ -79,6 +78,7 @@ func (c *cpioWriter) entry(name string, mode uint32, size int64, r io.Reader) er
 	if err := c.parents(name); err != nil {
 		return err
 	}
+	c.known[name] = true
 	if err := c.header(name, mode, size, 0, 0); err != nil {
 		return err
 	}

@@ -46,8 +46,8 @@ func resolve(ctx context.Context, a apt, series string) (packageSet, error) {
 	}
 	p := packageSet{kernel: kernel, release: strings.TrimPrefix(kernel, "linux-image-")}
 	// The kernel without what it depends on: nothing is to be installed on it.
-	for _, args := range [][]string{a.downloadKernel(kernel), a.downloadPrograms()} {
-		out, err := output(ctx, a.dir, "apt-get", append(args, "--print-uris")...)
+	for _, args := range [][]string{a.downloadKernel(kernel), a.downloadPrograms(a.void())} {
+		out, err := output(ctx, a.void(), "apt-get", append(args, "--print-uris")...)
 		if err != nil {
 			return p, err
 		}
@@ -79,7 +79,7 @@ func (p packageSet) fetch(ctx context.Context, a apt) error {
 		return nil
 	}
 	say("fetching %d packages for %s", len(p.lines), p.release)
-	for _, args := range [][]string{a.downloadKernel(p.kernel), a.downloadPrograms()} {
+	for _, args := range [][]string{a.downloadKernel(p.kernel), a.downloadPrograms(a.dir)} {
 		if _, err := output(ctx, a.dir, "apt-get", args...); err != nil {
 			return err
 		}
@@ -93,10 +93,16 @@ type apt struct {
 	dir string // where packages go; it also holds the empty machine's state
 }
 
+// void is a folder that stays empty. Of a package that it finds downloaded apt
+// does not print the address.
+func (a apt) void() string { return filepath.Join(a.dir, "void") }
+
 func newAPT(dir string) (apt, error) {
 	a := apt{dir: dir}
-	if err := os.MkdirAll(filepath.Join(dir, "partial"), 0o755); err != nil {
-		return a, fmt.Errorf("make package folder: %w", err)
+	for _, d := range []string{dir, a.void()} {
+		if err := os.MkdirAll(filepath.Join(d, "partial"), 0o755); err != nil {
+			return a, fmt.Errorf("make package folder: %w", err)
+		}
 	}
 	if err := os.WriteFile(a.status(), nil, 0o644); err != nil {
 		return a, fmt.Errorf("write empty package state: %w", err)
@@ -113,9 +119,9 @@ func (a apt) downloadKernel(pkg string) []string {
 	return append(slices.Clone(unsandboxed), "download", pkg)
 }
 
-func (a apt) downloadPrograms() []string {
+func (a apt) downloadPrograms(to string) []string {
 	args := append(slices.Clone(unsandboxed), "install", "-y", "--download-only", "--no-install-recommends",
-		"-o", "Dir::State::status="+a.status(), "-o", "Dir::Cache::archives="+a.dir, "-o", "Debug::NoLocking=1")
+		"-o", "Dir::State::status="+a.status(), "-o", "Dir::Cache::archives="+to, "-o", "Debug::NoLocking=1")
 	return append(args, guestPackages...)
 }
 

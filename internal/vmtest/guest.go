@@ -82,7 +82,7 @@ func mountAll() error {
 }
 
 // runGuest runs every job and reports on the second serial port.
-func runGuest() error {
+func runGuest(ctx context.Context) error {
 	port, err := os.OpenFile("/dev/ttyS1", os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
 		return fmt.Errorf("open second serial port: %w", err)
@@ -112,7 +112,7 @@ func runGuest() error {
 		return fmt.Errorf("read jobs: %w", err)
 	}
 	for _, j := range jobs {
-		if err := report.Encode(j.run(context.Background())); err != nil {
+		if err := report.Encode(j.run(ctx)); err != nil {
 			return fmt.Errorf("report: %w", err)
 		}
 	}

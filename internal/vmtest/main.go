@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -18,22 +19,29 @@ func main() {
 	if os.Getpid() == 1 {
 		powerOff(boot())
 	}
-	if len(os.Args) > 1 && os.Args[1] == guestCommand {
-		if err := runGuest(); err != nil {
-			fmt.Fprintln(os.Stderr, "vmtest:", err)
-			os.Exit(1)
-		}
-		return
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			os.Exit(2)
-		}
+	err := dispatch(ctx, os.Args[1:])
+	stop()
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "vmtest:", err)
 		os.Exit(1)
 	}
+}
+
+// dispatch tells the host's side from what runs inside the machine.
+func dispatch(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		switch args[0] {
+		case guestCommand:
+			return runGuest(ctx)
+		case programsCommand:
+			return loadPrograms(os.Stdout, args[1:])
+		}
+	}
+	return run(ctx, args)
 }
 
 // options is what the command line says.
@@ -59,7 +67,7 @@ func parse(args []string) (options, error) {
 	fs.StringVar(&o.accel, "accel", "auto", "kvm, tcg or auto: kvm where the processor has it")
 	fs.IntVar(&o.memory, "memory", 4096, "`MiB` of the machine")
 	fs.IntVar(&o.cpus, "cpus", min(runtime.NumCPU(), 4), "processors of the machine")
-	fs.DurationVar(&o.timeout, "timeout", 20*time.Minute, "how long the machine may run")
+	fs.DurationVar(&o.timeout, "timeout", 20*time.Minute, "how long a machine may run")
 	fs.StringVar(&o.cache, "cache", ".cache/vmtest", "`folder` of downloads, images and logs")
 	fs.StringVar(&o.binary, "binary", "bin/pontoon", "the product's `file`")
 	fs.BoolVar(&o.keep, "keep", false, "keep the booted image")
@@ -121,18 +129,35 @@ func run(ctx context.Context, args []string) error {
 		return fmt.Errorf("make work folder: %w", err)
 	}
 	defer os.RemoveAll(work)
-	initrd, err := assemble(ctx, o, suites, base, work)
+	say("kernel and root file system ready after %.0f s: %s", time.Since(began).Seconds(), base.release)
+	var errs []error
+	for _, paced := range []bool{false, true} {
+		if group := paceGroup(suites, paced); len(group) > 0 {
+			errs = append(errs, runMachine(ctx, o, group, base, work))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// paceGroup are the suites that share a machine, and with it a clock.
+func paceGroup(suites []suite, paced bool) []suite {
+	return slices.DeleteFunc(slices.Clone(suites), func(s suite) bool { return s.paced != paced })
+}
+
+// runMachine boots one machine for the suites, which have the same clock.
+func runMachine(ctx context.Context, o options, group []suite, base baseImage, work string) error {
+	initrd, err := assemble(ctx, o, group, base, work)
 	if err != nil {
 		return err
 	}
-	say("image ready after %.0f s: %s", time.Since(began).Seconds(), base.release)
-	m := machine{options: o, kernel: base.vmlinuz, initrd: initrd, work: work, log: filepath.Join(o.cache, base.release+".log")}
+	name := base.release + "-" + group[0].name
+	m := machine{options: o, base: base, initrd: initrd, paced: group[0].paced, work: work, log: filepath.Join(o.cache, name+".log")}
 	verdicts, ran, err := m.run(ctx)
 	if o.keep {
-		say("kept %s", keep(initrd, filepath.Join(o.cache, base.release+".initrd")))
+		say("kept %s", keep(initrd, filepath.Join(o.cache, name+".initrd")))
 	}
 	say("the machine ran %.0f s; its console is in %s", ran.Seconds(), m.log)
-	return errors.Join(err, judge(os.Stdout, suites, verdicts))
+	return errors.Join(err, judge(os.Stdout, group, verdicts))
 }
 
 // keep moves a file out of the folder that is about to go.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,10 +54,19 @@ func needRoot(t testing.TB) {
 	t.Skip("needs root")
 }
 
+// patient stretches a deadline by the factor in PONTOON_TEST_PATIENCE, for
+// machines that are emulated in software.
+func patient(d time.Duration) time.Duration {
+	if factor, err := strconv.Atoi(os.Getenv("PONTOON_TEST_PATIENCE")); err == nil && factor > 1 {
+		return time.Duration(factor) * d
+	}
+	return d
+}
+
 // within returns a context that ends the test's patience.
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
+	ctx, cancel := context.WithTimeout(t.Context(), patient(d))
 	t.Cleanup(cancel)
 	return ctx
 }

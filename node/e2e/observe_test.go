@@ -83,7 +83,9 @@ func eventually(t testing.TB, d time.Duration, what string, cond func(context.Co
 // pass lets d go by.
 func pass(t testing.TB, d time.Duration) {
 	t.Helper()
-	<-within(t, d).Done()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	defer cancel()
+	<-ctx.Done()
 }
 
 // flow is what the tests look at of one tracked connection.
