@@ -315,7 +315,8 @@ static __always_inline int half_open_step(const struct packet *p, struct flow *h
 		return reply ? promote(p, h) : ensure_other(p, h);
 	if (flags & TCP_RST)
 		return mark_half_open(p, h, FLOW_REFUSED);
-	if (reply && flags == (TCP_SYN | TCP_ACK) && h->state == FLOW_SYN)
+	/* After a reset, too: the endpoint did not believe it, or it was of an earlier connection. */
+	if (reply && flags == (TCP_SYN | TCP_ACK) && h->state != FLOW_SYNACK)
 		return mark_half_open(p, h, FLOW_SYNACK);
 	if (!reply && flags == TCP_SYN && h->state == FLOW_REFUSED)
 		return mark_half_open(p, h, FLOW_SYN);

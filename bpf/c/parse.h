@@ -81,7 +81,7 @@ static __always_inline int parse_l4(void *l4, void *end, struct packet *p, int d
 		return V_CONTINUE;
 	}
 	if (p->key.proto == IPPROTO_SCTP)
-		return deep ? parse_sctp(l4, end, p) : V_CONTINUE;
+		return !deep || parse_sctp(l4, end, p) ? V_CONTINUE : malformed(p);
 	p->kind = KIND_OTHER;
 	return V_CONTINUE;
 }

@@ -57,12 +57,10 @@ static __always_inline int tc_rewrite(struct __sk_buff *skb, const struct packet
 	struct ethhdr *eth;
 	void *data, *end;
 
-	if (ports_too && p->key.proto == IPPROTO_SCTP) {
-		if (tc_fix_sctp(skb, p, ports))
-			return -1;
-	} else if (ports_too && tc_fix_l4(skb, p, diff, port_pair(p->key.sport, p->key.dport), ports)) {
+	/* That of SCTP has been corrected by tc_fix_sctp. */
+	if (ports_too && p->key.proto != IPPROTO_SCTP &&
+	    tc_fix_l4(skb, p, diff, port_pair(p->key.sport, p->key.dport), ports))
 		return -1;
-	}
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
 	eth = data;
