@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
 .PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
-        bench-replication bench-commit bench-failover soak deps clean
+        bench-replication bench-commit bench-failover soak test-vm deps clean
 
 all: build
 
@@ -86,6 +86,15 @@ bench-commit: build
 
 bench-failover: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Failover -benchtime 1x -timeout 10m ./node/e2e
+
+# The tests on another kernel, in a virtual machine; docs/testing-vm.md. SUITES
+# picks some (programs: does the verifier take the data plane?), RUN some tests.
+KERNEL ?= 6.1
+SUITES ?=
+RUN    ?=
+test-vm: build
+	$(GO) build -o bin/vmtest ./internal/vmtest
+	bin/vmtest -kernel "$(KERNEL)" -suites "$(SUITES)" -run "$(RUN)" $(VMTEST_FLAGS)
 
 # Longer than CI has time for: the demo again and again.
 SOAK_ROUNDS ?= 10

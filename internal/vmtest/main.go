@@ -33,13 +33,11 @@ func main() {
 
 // dispatch tells the host's side from what runs inside the machine.
 func dispatch(ctx context.Context, args []string) error {
-	if len(args) > 0 {
-		switch args[0] {
-		case guestCommand:
-			return runGuest(ctx)
-		case programsCommand:
-			return loadPrograms(os.Stdout, args[1:])
-		}
+	switch {
+	case len(args) == 1 && args[0] == guestCommand:
+		return runGuest(ctx)
+	case len(args) == 2 && args[0] == programsCommand:
+		return loadPrograms(os.Stdout, args[1])
 	}
 	return run(ctx, args)
 }

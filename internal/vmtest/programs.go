@@ -6,8 +6,10 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -20,10 +22,17 @@ const programsCommand = "programs"
 // logTail is how many lines of the verifier's log tell why it refuses.
 const logTail = 60
 
-// loadPrograms loads every program of the named objects by itself and prints
-// what the verifier thought of it, in the form of Go's test output. Settings
-// are left as compiled: what they switch off is not looked at.
-func loadPrograms(w io.Writer, objects []string) error {
+// loadPrograms loads every program of the objects that match pattern by itself
+// and prints what the verifier thought of it, in the form of Go's test output.
+// Settings are left as compiled: what they switch off is not looked at.
+func loadPrograms(w io.Writer, pattern string) error {
+	objects, err := filepath.Glob(pattern)
+	if err != nil {
+		return fmt.Errorf("find objects: %w", err)
+	}
+	if len(objects) == 0 {
+		return fmt.Errorf("no object matches %s", pattern)
+	}
 	var errs []error
 	for _, file := range objects {
 		f, err := os.Open(file)
@@ -45,18 +54,20 @@ func loadPrograms(w io.Writer, objects []string) error {
 // loadOne shows one program to the verifier.
 func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string) error {
 	began := time.Now()
-	coll, err := ebpf.NewCollectionWithOptions(alone(spec, name), ebpf.CollectionOptions{
+	single := alone(spec, name)
+	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{
 		Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
 	})
 	took := time.Since(began).Seconds()
 	if err != nil {
-		printRefusal(w, err)
+		printRefusal(w, single.Programs[name], err)
 		fmt.Fprintf(w, "--- FAIL: %s (%.2fs)\n", name, took)
 		return fmt.Errorf("program %s is refused", name)
 	}
 	defer coll.Close()
 	p := coll.Programs[name]
 	fmt.Fprintf(w, "    %s: %s, %s\n", p.Type(), sizes(p), verifierEffort(p.VerifierLog))
+	printChain(w, single.Programs[name], p.VerifierLog)
 	fmt.Fprintf(w, "--- PASS: %s (%.2fs)\n", name, took)
 	return nil
 }
@@ -89,9 +100,16 @@ func verifierEffort(log string) string {
 	return "the verifier printed no statistics"
 }
 
+// printChain tells how near the program is to the limit of the stack.
+func printChain(w io.Writer, p *ebpf.ProgramSpec, log string) {
+	if chain := deepestChain(p, log); chain != "" {
+		fmt.Fprintf(w, "    %s\n", chain)
+	}
+}
+
 // printRefusal prints the error, and the end of the verifier's log if it is one
 // of the verifier's.
-func printRefusal(w io.Writer, err error) {
+func printRefusal(w io.Writer, p *ebpf.ProgramSpec, err error) {
 	fmt.Fprintf(w, "    %v\n", err)
 	var v *ebpf.VerifierError
 	if !errors.As(err, &v) {
@@ -100,6 +118,7 @@ func printRefusal(w io.Writer, err error) {
 	for _, line := range v.Log[max(0, len(v.Log)-logTail):] {
 		fmt.Fprintf(w, "    | %s\n", line)
 	}
+	printChain(w, p, strings.Join(v.Log, "\n"))
 }
 
 // smallTable is the size of the tables the programs are verified with: the

@@ -32,7 +32,7 @@ type suite struct {
 // suites are run in this order: first those that only work, then, in a machine
 // with a paced clock, those with daemons whose timers must not run out.
 var suites = []suite{
-	{name: "programs", pkg: "bpf", data: []string{"*_bpfel.o"}, args: []string{"/init", programsCommand, "pontoon_bpfel.o"}, timeout: 3 * time.Minute},
+	{name: "programs", pkg: "bpf", data: []string{"*_bpfel.o"}, args: []string{"/init", programsCommand, "*_bpfel.o"}, timeout: 3 * time.Minute},
 	{name: "bpf", pkg: "bpf", data: []string{"testdata", "c", "*.go"}, timeout: 12 * time.Minute},
 	{name: "announce", pkg: "node/announce", timeout: 2 * time.Minute},
 	{name: "host", pkg: "node/host", timeout: 2 * time.Minute},
