@@ -18,56 +18,85 @@ import (
 type machine struct {
 	options
 	base   baseImage
-	initrd string
+	suites []suite
 	paced  bool   // the guest's clock follows its instructions
-	work   string // where the second serial port's file is made
-	log    string // gets a copy of the console
+	work   string // for files that are not kept
+}
+
+// result is what came of a run. Verdicts that arrived are there also with an
+// error.
+type result struct {
+	verdicts []verdict
+	ran      time.Duration
+	err      error
 }
 
 // stopGrace is how long qemu may take to end after it was asked to.
 const stopGrace = 5 * time.Second
 
-// run boots the machine and waits until it has powered off or its time is
-// over. The verdicts that arrived are returned also with an error.
-func (m machine) run(ctx context.Context) (verdicts []verdict, ran time.Duration, err error) {
+// name tells the machine from others of the same kernel.
+func (m machine) name() string { return m.base.release + "-" + m.suites[0].name }
+
+// log is where a copy of the console goes.
+func (m machine) log() string { return filepath.Join(m.cache, m.name()+".log") }
+
+// run boots the machine and waits until it has powered off or its time is over.
+// The console goes to w.
+func (m machine) run(ctx context.Context, w io.Writer) (r result) {
+	initrd := filepath.Join(m.work, m.name()+".initrd")
+	if m.keep {
+		initrd = filepath.Join(m.cache, m.name()+".initrd")
+	}
+	if r.err = assemble(ctx, m, initrd); r.err != nil {
+		return r
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("the machine was still running after %s", m.timeout))
 	defer cancel()
-	console, err := os.Create(m.log)
+	report := filepath.Join(m.work, m.name()+".verdicts")
+	began := time.Now()
+	r.err = m.qemu(ctx, w, initrd, report)
+	r.ran = time.Since(began)
+	var err error
+	r.verdicts, err = readVerdicts(report)
+	r.err = errors.Join(r.err, err)
+	return r
+}
+
+// qemu runs the emulator until it ends.
+func (m machine) qemu(ctx context.Context, w io.Writer, initrd, report string) (err error) {
+	console, err := os.Create(m.log())
 	if err != nil {
-		return nil, 0, fmt.Errorf("make console log: %w", err)
+		return fmt.Errorf("make console log: %w", err)
 	}
 	defer func() { err = errors.Join(err, console.Close()) }()
-	report := filepath.Join(m.work, "verdicts")
-	cmd, err := command(ctx, "", "qemu-system-x86_64", m.args(report)...)
+	cmd, err := command(ctx, "", "qemu-system-x86_64", m.args(initrd, report)...)
 	if err != nil {
-		return nil, 0, err
+		return err
 	}
-	cmd.Stdout = io.MultiWriter(os.Stdout, console)
+	cmd.Stdout = io.MultiWriter(w, console)
 	cmd.Stderr = cmd.Stdout
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = stopGrace
 	say("booting %s: %s, %d MiB", m.base.release, m.clock(), m.memory)
-	began := time.Now()
 	err = cmd.Run()
-	ran = time.Since(began)
 	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	} else if err != nil {
-		err = fmt.Errorf("run qemu: %w", err)
+		return context.Cause(ctx)
 	}
-	verdicts, rerr := readVerdicts(report)
-	return verdicts, ran, errors.Join(err, rerr)
+	if err != nil {
+		return fmt.Errorf("run qemu: %w", err)
+	}
+	return nil
 }
 
 // args is qemu's command line. -nodefaults leaves nothing but what is named;
 // the kernel gives up instead of waiting when it panics, and -no-reboot makes
 // that the end of qemu.
-func (m machine) args(report string) []string {
+func (m machine) args(initrd, report string) []string {
 	return append(m.processors(), []string{
 		"-m", strconv.Itoa(m.memory),
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-serial", "stdio", "-serial", "file:" + report,
-		"-kernel", m.base.vmlinuz, "-initrd", m.initrd,
+		"-kernel", m.base.vmlinuz, "-initrd", initrd,
 		"-append", "console=ttyS0 loglevel=4 panic=-1 oops=panic net.ifnames=0",
 	}...)
 }

@@ -1,18 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 func main() {
@@ -128,13 +133,13 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer os.RemoveAll(work)
 	say("kernel and root file system ready after %.0f s: %s", time.Since(began).Seconds(), base.release)
-	var errs []error
+	var machines []machine
 	for _, paced := range []bool{false, true} {
 		if group := paceGroup(suites, paced); len(group) > 0 {
-			errs = append(errs, runMachine(ctx, o, group, base, work))
+			machines = append(machines, machine{options: o, base: base, paced: paced, suites: group, work: work})
 		}
 	}
-	return errors.Join(errs...)
+	return runAll(ctx, machines)
 }
 
 // paceGroup are the suites that share a machine, and with it a clock.
@@ -142,28 +147,55 @@ func paceGroup(suites []suite, paced bool) []suite {
 	return slices.DeleteFunc(slices.Clone(suites), func(s suite) bool { return s.paced != paced })
 }
 
-// runMachine boots one machine for the suites, which have the same clock.
-func runMachine(ctx context.Context, o options, group []suite, base baseImage, work string) error {
-	initrd, err := assemble(ctx, o, group, base, work)
-	if err != nil {
-		return err
+// runAll runs the machines at once: none of them keeps all processors busy, and
+// the paced one does not notice the other. The errors are all of theirs.
+func runAll(ctx context.Context, machines []machine) error {
+	var all errgroup.Group
+	results := make([]result, len(machines))
+	var lock sync.Mutex
+	for i, m := range machines {
+		w := &markedWriter{to: os.Stdout, lock: &lock}
+		if len(machines) > 1 {
+			w.mark = fmt.Sprintf("%-5.5s| ", m.suites[0].name)
+		}
+		all.Go(func() error {
+			results[i] = m.run(ctx, w)
+			return nil
+		})
 	}
-	name := base.release + "-" + group[0].name
-	m := machine{options: o, base: base, initrd: initrd, paced: group[0].paced, work: work, log: filepath.Join(o.cache, name+".log")}
-	verdicts, ran, err := m.run(ctx)
-	if o.keep {
-		say("kept %s", keep(initrd, filepath.Join(o.cache, name+".initrd")))
+	_ = all.Wait() // the errors are in the results
+	var errs []error
+	for i, m := range machines {
+		r := results[i]
+		fmt.Printf("\n%s: %.0f s, console in %s\n", m.clock(), r.ran.Seconds(), m.log())
+		errs = append(errs, r.err, judge(os.Stdout, m.suites, r.verdicts))
 	}
-	say("the machine ran %.0f s; its console is in %s", ran.Seconds(), m.log)
-	return errors.Join(err, judge(os.Stdout, group, verdicts))
+	return errors.Join(errs...)
 }
 
-// keep moves a file out of the folder that is about to go.
-func keep(from, to string) string {
-	if err := copyFile(to, from); err != nil {
-		return "nothing: " + err.Error()
+// markedWriter passes whole lines on, each with a mark before it.
+type markedWriter struct {
+	to   io.Writer
+	lock *sync.Mutex // of to
+	mark string
+	rest []byte
+}
+
+func (m *markedWriter) Write(p []byte) (int, error) {
+	m.rest = append(m.rest, p...)
+	end := bytes.LastIndexByte(m.rest, '\n') + 1
+	if end == 0 {
+		return len(p), nil
 	}
-	return to
+	m.lock.Lock()
+	defer m.lock.Unlock()
+	for line := range bytes.Lines(m.rest[:end]) {
+		if _, err := fmt.Fprintf(m.to, "%s%s", m.mark, line); err != nil {
+			return 0, err
+		}
+	}
+	m.rest = append(m.rest[:0], m.rest[end:]...)
+	return len(p), nil
 }
 
 // say tells the operator what happens. The tests' own output is not marked.

@@ -11,9 +11,9 @@ import (
 )
 
 // What the verifier allows a chain of calls, and to what it rounds each frame
-// (check_max_stack_depth in kernel/bpf/verifier.c). Newer kernels round compiled
-// programs to 16, and since 6.13 some programs that are
-// compiled to machine code may get a stack for each function instead.
+// (check_max_stack_depth in kernel/bpf/verifier.c). Newer kernels round to 16
+// bytes what they compile to machine code, and the newest may give each function
+// a stack of its own: what is within these bounds loads everywhere.
 const (
 	stackLimit = 512
 	stackUnit  = 32

@@ -115,33 +115,32 @@ func (s suite) binary() string {
 	return "/" + guestTests + "/" + strings.ReplaceAll(s.pkg, "/", "-") + ".test"
 }
 
-// assemble builds the tests and puts them behind the base image; the kernel
-// unpacks one archive after the other.
-func assemble(ctx context.Context, o options, chosen []suite, base baseImage, work string) (initrd string, err error) {
-	initrd = filepath.Join(work, "initrd")
-	if err := copyFile(initrd, base.archive); err != nil {
-		return "", fmt.Errorf("copy base image: %w", err)
+// assemble builds the tests of a machine's suites and puts them behind the base
+// image into a file; the kernel unpacks one archive after the other.
+func assemble(ctx context.Context, m machine, initrd string) (err error) {
+	if err := copyFile(initrd, m.base.archive); err != nil {
+		return fmt.Errorf("copy base image: %w", err)
 	}
 	f, err := os.OpenFile(initrd, os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
-		return "", fmt.Errorf("open image: %w", err)
+		return fmt.Errorf("open image: %w", err)
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriterSize(f, 1<<20)
 	c := newCPIO(w)
 	if err := addSelf(c); err != nil {
-		return "", err
+		return err
 	}
-	if err := addSuites(ctx, c, o, chosen, work); err != nil {
-		return "", err
+	if err := addSuites(ctx, c, m); err != nil {
+		return err
 	}
 	if err := c.close(); err != nil {
-		return "", err
+		return err
 	}
 	if err := w.Flush(); err != nil {
-		return "", fmt.Errorf("write image: %w", err)
+		return fmt.Errorf("write image: %w", err)
 	}
-	return initrd, nil
+	return nil
 }
 
 // addSelf makes this program the guest's first process. It must not need
@@ -163,9 +162,9 @@ func addSelf(c *cpioWriter) error {
 }
 
 // addSuites puts what the suites need and the list of them into the image.
-func addSuites(ctx context.Context, c *cpioWriter, o options, chosen []suite, work string) error {
+func addSuites(ctx context.Context, c *cpioWriter, m machine) error {
 	var jobs []job
-	for _, s := range chosen {
+	for _, s := range m.suites {
 		jobs = append(jobs, s.job())
 		if err := s.addData(ctx, c); err != nil {
 			return err
@@ -173,13 +172,13 @@ func addSuites(ctx context.Context, c *cpioWriter, o options, chosen []suite, wo
 		if s.args != nil {
 			continue
 		}
-		if err := s.addBinary(ctx, c, work); err != nil {
+		if err := s.addBinary(ctx, c, m.work); err != nil {
 			return err
 		}
 		if !s.product || c.known[guestProduct] {
 			continue
 		}
-		if err := addFile(c, guestProduct, o.binary); err != nil {
+		if err := addFile(c, guestProduct, m.binary); err != nil {
 			return fmt.Errorf("%w (build it first: make build)", err)
 		}
 	}
