@@ -60,6 +60,15 @@ func (h *hooks) close() error {
 	return nil
 }
 
+// use puts another program in the place of the present one, on each interface in one step.
+func (h *hooks) use(program *ebpf.Program) {
+	h.mu.Lock()
+	h.program = program
+	clear(h.index)
+	h.mu.Unlock()
+	h.ensure()
+}
+
 func (h *hooks) report() map[string]string {
 	h.mu.Lock()
 	defer h.mu.Unlock()

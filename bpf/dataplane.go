@@ -21,6 +21,7 @@ type Dataplane struct {
 	maps     pontoonMaps
 	byName   map[string]*ebpf.Map // the same ones
 	programs programs
+	spec     *ebpf.CollectionSpec // that they were loaded from
 	clock    *clock
 	hooks    *hooks
 	adopted  bool
@@ -37,6 +38,8 @@ type Dataplane struct {
 	totals totals
 
 	accounts accounts
+
+	tracing sync.Mutex // held by the one session of Trace
 }
 
 // Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
@@ -87,7 +90,8 @@ func (d *Dataplane) open() error {
 	if err := d.tables.load(&d.maps); err != nil {
 		return fmt.Errorf("read what is installed: %w", err)
 	}
-	if d.programs, err = loadPrograms(spec, d.byName, d.programDir()); err != nil {
+	d.spec = spec
+	if d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress); err != nil {
 		return err
 	}
 	if d.hooks, err = newHooks(d.opts, d.programs.entry, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
@@ -203,7 +207,7 @@ func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) {
 }
 
 // Close lets go of the kernel objects and leaves all pinned: packets go on flowing.
-// End Run before.
+// End Run and Trace before.
 func (d *Dataplane) Close() error {
 	var errs []error
 	if d.hooks != nil {

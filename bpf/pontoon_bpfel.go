@@ -40,6 +40,20 @@ const (
 	pontoonAlgorithmALGORITHM_LC     pontoonAlgorithm = 3
 )
 
+type pontoonAnswer uint32
+
+const (
+	pontoonAnswerANSWER_REFUSE  pontoonAnswer = 1
+	pontoonAnswerANSWER_TOO_BIG pontoonAnswer = 2
+	pontoonAnswerANSWER_EXPIRED pontoonAnswer = 3
+)
+
+type pontoonBinding struct {
+	_    structs.HostLayout
+	Rkey pontoonFlowKey
+	V    pontoonFlow
+}
+
 type pontoonClock struct {
 	_       structs.HostLayout
 	Jiffies uint64
@@ -271,6 +285,18 @@ type pontoonPacket struct {
 	_        [4]byte
 }
 
+type pontoonPacketFlag uint32
+
+const (
+	pontoonPacketFlagPACKET_F_V6          pontoonPacketFlag = 1
+	pontoonPacketFlagPACKET_F_FIRST       pontoonPacketFlag = 2
+	pontoonPacketFlagPACKET_F_LATER       pontoonPacketFlag = 4
+	pontoonPacketFlagPACKET_F_OPTIONS     pontoonPacketFlag = 8
+	pontoonPacketFlagPACKET_F_FRAG_HEADER pontoonPacketFlag = 16
+	pontoonPacketFlagPACKET_F_BODY        pontoonPacketFlag = 32
+	pontoonPacketFlagPACKET_F_MALFORMED   pontoonPacketFlag = 64
+)
+
 type pontoonRange struct {
 	_         structs.HostLayout
 	FirstPort uint16
@@ -360,6 +386,56 @@ const (
 	pontoonTailTAIL_MAX    pontoonTail = 8
 )
 
+type pontoonTrace struct {
+	_          structs.HostLayout
+	TimeNs     uint64
+	Sequence   uint64
+	Lost       uint64
+	Live       uint32
+	Matched    uint32
+	Cpu        uint32
+	Ifindex    uint32
+	OutIfindex uint32
+	Length     uint32
+	VlanTci    uint32
+	Action     int32
+	Count      uint32
+	BeforeLen  uint32
+	AfterLen   uint32
+	Pad        uint32
+	Flow       pontoonFlow
+	Packet     pontoonPacket
+	Steps      [32]pontoonTraceStep
+	Before     [192]uint8
+	After      [192]uint8
+}
+
+type pontoonTraceKind uint32
+
+const (
+	pontoonTraceKindSTEP_COUNT     pontoonTraceKind = 1
+	pontoonTraceKindSTEP_FLOW      pontoonTraceKind = 2
+	pontoonTraceKindSTEP_HALF_OPEN pontoonTraceKind = 3
+	pontoonTraceKindSTEP_CREATED   pontoonTraceKind = 4
+	pontoonTraceKindSTEP_SEND      pontoonTraceKind = 5
+	pontoonTraceKindSTEP_VIP       pontoonTraceKind = 6
+	pontoonTraceKindSTEP_SERVICE   pontoonTraceKind = 7
+	pontoonTraceKindSTEP_AFFINITY  pontoonTraceKind = 8
+	pontoonTraceKindSTEP_SELECTED  pontoonTraceKind = 9
+	pontoonTraceKindSTEP_RETRY     pontoonTraceKind = 10
+	pontoonTraceKindSTEP_PORT      pontoonTraceKind = 11
+	pontoonTraceKindSTEP_FIB       pontoonTraceKind = 12
+	pontoonTraceKindSTEP_ANSWER    pontoonTraceKind = 13
+	pontoonTraceKindSTEP_ADMITTED  pontoonTraceKind = 14
+)
+
+type pontoonTraceStep struct {
+	_      structs.HostLayout
+	Kind   uint16
+	Extra  uint16
+	Number uint32
+}
+
 type pontoonVipFlag uint32
 
 const (
@@ -379,7 +455,9 @@ type pontoonVocabulary struct {
 	VipFlag      uint32
 	EndpointFlag uint32
 	Tail         uint32
-	_            [4]byte
+	TraceKind    uint32
+	PacketFlag   uint32
+	Answer       uint32
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {
@@ -428,6 +506,7 @@ type pontoonVocabulary struct {
 const (
 	pontoonMapActive          = "active"
 	pontoonMapAffinities      = "affinities"
+	pontoonMapBindings        = "bindings"
 	pontoonMapClocks          = "clocks"
 	pontoonMapControl         = "control"
 	pontoonMapCounters        = "counters"
@@ -444,6 +523,8 @@ const (
 	pontoonMapSources         = "sources"
 	pontoonMapSynMarks        = "syn_marks"
 	pontoonMapTails           = "tails"
+	pontoonMapTraceBuffer     = "trace_buffer"
+	pontoonMapTraces          = "traces"
 	pontoonMapTraffic         = "traffic"
 	pontoonMapVips            = "vips"
 	pontoonMapWork            = "work"
@@ -452,11 +533,18 @@ const (
 	pontoonProgPontoonIngress = "pontoon_ingress"
 	pontoonProgPontoonParse   = "pontoon_parse"
 	pontoonProgPontoonSlow    = "pontoon_slow"
+	pontoonProgPontoonTraced  = "pontoon_traced"
 	pontoonVarCfgHz           = "cfg_hz"
 	pontoonVarCfgMaxFlows     = "cfg_max_flows"
 	pontoonVarCfgNextHopTtl   = "cfg_next_hop_ttl"
 	pontoonVarCfgSlot         = "cfg_slot"
+	pontoonVarCfgTrace        = "cfg_trace"
+	pontoonVarCfgTraceClient  = "cfg_trace_client"
+	pontoonVarCfgTraceMask    = "cfg_trace_mask"
+	pontoonVarCfgTracePort    = "cfg_trace_port"
+	pontoonVarCfgTraceService = "cfg_trace_service"
 	pontoonVarVocabulary      = "vocabulary"
+	pontoonVarZeroKey         = "zero_key"
 )
 
 // loadPontoon returns the embedded CollectionSpec for pontoon.
@@ -506,44 +594,54 @@ type pontoonProgramSpecs struct {
 	PontoonIngress *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
+	PontoonTraced  *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
 }
 
 // pontoonMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonMapSpecs struct {
-	Active     *ebpf.MapSpec `ebpf:"active"`
-	Affinities *ebpf.MapSpec `ebpf:"affinities"`
-	Clocks     *ebpf.MapSpec `ebpf:"clocks"`
-	Control    *ebpf.MapSpec `ebpf:"control"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	HalfOpen   *ebpf.MapSpec `ebpf:"half_open"`
-	NextHops   *ebpf.MapSpec `ebpf:"next_hops"`
-	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
-	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
-	Selection  *ebpf.MapSpec `ebpf:"selection"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Sources    *ebpf.MapSpec `ebpf:"sources"`
-	SynMarks   *ebpf.MapSpec `ebpf:"syn_marks"`
-	Tails      *ebpf.MapSpec `ebpf:"tails"`
-	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
-	Work       *ebpf.MapSpec `ebpf:"work"`
+	Active      *ebpf.MapSpec `ebpf:"active"`
+	Affinities  *ebpf.MapSpec `ebpf:"affinities"`
+	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
+	Clocks      *ebpf.MapSpec `ebpf:"clocks"`
+	Control     *ebpf.MapSpec `ebpf:"control"`
+	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
+	Events      *ebpf.MapSpec `ebpf:"events"`
+	Flows       *ebpf.MapSpec `ebpf:"flows"`
+	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
+	HalfOpen    *ebpf.MapSpec `ebpf:"half_open"`
+	NextHops    *ebpf.MapSpec `ebpf:"next_hops"`
+	Ranges      *ebpf.MapSpec `ebpf:"ranges"`
+	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
+	Selection   *ebpf.MapSpec `ebpf:"selection"`
+	Services    *ebpf.MapSpec `ebpf:"services"`
+	Sources     *ebpf.MapSpec `ebpf:"sources"`
+	SynMarks    *ebpf.MapSpec `ebpf:"syn_marks"`
+	Tails       *ebpf.MapSpec `ebpf:"tails"`
+	TraceBuffer *ebpf.MapSpec `ebpf:"trace_buffer"`
+	Traces      *ebpf.MapSpec `ebpf:"traces"`
+	Traffic     *ebpf.MapSpec `ebpf:"traffic"`
+	Vips        *ebpf.MapSpec `ebpf:"vips"`
+	Work        *ebpf.MapSpec `ebpf:"work"`
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonVariableSpecs struct {
-	CfgHz         *ebpf.VariableSpec `ebpf:"cfg_hz"`
-	CfgMaxFlows   *ebpf.VariableSpec `ebpf:"cfg_max_flows"`
-	CfgNextHopTtl *ebpf.VariableSpec `ebpf:"cfg_next_hop_ttl"`
-	CfgSlot       *ebpf.VariableSpec `ebpf:"cfg_slot"`
-	Vocabulary    *ebpf.VariableSpec `ebpf:"vocabulary"`
+	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
+	CfgMaxFlows     *ebpf.VariableSpec `ebpf:"cfg_max_flows"`
+	CfgNextHopTtl   *ebpf.VariableSpec `ebpf:"cfg_next_hop_ttl"`
+	CfgSlot         *ebpf.VariableSpec `ebpf:"cfg_slot"`
+	CfgTrace        *ebpf.VariableSpec `ebpf:"cfg_trace"`
+	CfgTraceClient  *ebpf.VariableSpec `ebpf:"cfg_trace_client"`
+	CfgTraceMask    *ebpf.VariableSpec `ebpf:"cfg_trace_mask"`
+	CfgTracePort    *ebpf.VariableSpec `ebpf:"cfg_trace_port"`
+	CfgTraceService *ebpf.VariableSpec `ebpf:"cfg_trace_service"`
+	Vocabulary      *ebpf.VariableSpec `ebpf:"vocabulary"`
+	ZeroKey         *ebpf.VariableSpec `ebpf:"zero_key"`
 }
 
 // pontoonObjects contains all objects after they have been loaded into the kernel.
@@ -566,33 +664,37 @@ func (o *pontoonObjects) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonMaps struct {
-	Active     *ebpf.Map `ebpf:"active"`
-	Affinities *ebpf.Map `ebpf:"affinities"`
-	Clocks     *ebpf.Map `ebpf:"clocks"`
-	Control    *ebpf.Map `ebpf:"control"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	HalfOpen   *ebpf.Map `ebpf:"half_open"`
-	NextHops   *ebpf.Map `ebpf:"next_hops"`
-	Ranges     *ebpf.Map `ebpf:"ranges"`
-	Scratch    *ebpf.Map `ebpf:"scratch"`
-	Selection  *ebpf.Map `ebpf:"selection"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Sources    *ebpf.Map `ebpf:"sources"`
-	SynMarks   *ebpf.Map `ebpf:"syn_marks"`
-	Tails      *ebpf.Map `ebpf:"tails"`
-	Traffic    *ebpf.Map `ebpf:"traffic"`
-	Vips       *ebpf.Map `ebpf:"vips"`
-	Work       *ebpf.Map `ebpf:"work"`
+	Active      *ebpf.Map `ebpf:"active"`
+	Affinities  *ebpf.Map `ebpf:"affinities"`
+	Bindings    *ebpf.Map `ebpf:"bindings"`
+	Clocks      *ebpf.Map `ebpf:"clocks"`
+	Control     *ebpf.Map `ebpf:"control"`
+	Counters    *ebpf.Map `ebpf:"counters"`
+	Endpoints   *ebpf.Map `ebpf:"endpoints"`
+	Events      *ebpf.Map `ebpf:"events"`
+	Flows       *ebpf.Map `ebpf:"flows"`
+	Fragments   *ebpf.Map `ebpf:"fragments"`
+	HalfOpen    *ebpf.Map `ebpf:"half_open"`
+	NextHops    *ebpf.Map `ebpf:"next_hops"`
+	Ranges      *ebpf.Map `ebpf:"ranges"`
+	Scratch     *ebpf.Map `ebpf:"scratch"`
+	Selection   *ebpf.Map `ebpf:"selection"`
+	Services    *ebpf.Map `ebpf:"services"`
+	Sources     *ebpf.Map `ebpf:"sources"`
+	SynMarks    *ebpf.Map `ebpf:"syn_marks"`
+	Tails       *ebpf.Map `ebpf:"tails"`
+	TraceBuffer *ebpf.Map `ebpf:"trace_buffer"`
+	Traces      *ebpf.Map `ebpf:"traces"`
+	Traffic     *ebpf.Map `ebpf:"traffic"`
+	Vips        *ebpf.Map `ebpf:"vips"`
+	Work        *ebpf.Map `ebpf:"work"`
 }
 
 func (m *pontoonMaps) Close() error {
 	return _PontoonClose(
 		m.Active,
 		m.Affinities,
+		m.Bindings,
 		m.Clocks,
 		m.Control,
 		m.Counters,
@@ -609,6 +711,8 @@ func (m *pontoonMaps) Close() error {
 		m.Sources,
 		m.SynMarks,
 		m.Tails,
+		m.TraceBuffer,
+		m.Traces,
 		m.Traffic,
 		m.Vips,
 		m.Work,
@@ -619,11 +723,17 @@ func (m *pontoonMaps) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonVariables struct {
-	CfgHz         *ebpf.Variable `ebpf:"cfg_hz"`
-	CfgMaxFlows   *ebpf.Variable `ebpf:"cfg_max_flows"`
-	CfgNextHopTtl *ebpf.Variable `ebpf:"cfg_next_hop_ttl"`
-	CfgSlot       *ebpf.Variable `ebpf:"cfg_slot"`
-	Vocabulary    *ebpf.Variable `ebpf:"vocabulary"`
+	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
+	CfgMaxFlows     *ebpf.Variable `ebpf:"cfg_max_flows"`
+	CfgNextHopTtl   *ebpf.Variable `ebpf:"cfg_next_hop_ttl"`
+	CfgSlot         *ebpf.Variable `ebpf:"cfg_slot"`
+	CfgTrace        *ebpf.Variable `ebpf:"cfg_trace"`
+	CfgTraceClient  *ebpf.Variable `ebpf:"cfg_trace_client"`
+	CfgTraceMask    *ebpf.Variable `ebpf:"cfg_trace_mask"`
+	CfgTracePort    *ebpf.Variable `ebpf:"cfg_trace_port"`
+	CfgTraceService *ebpf.Variable `ebpf:"cfg_trace_service"`
+	Vocabulary      *ebpf.Variable `ebpf:"vocabulary"`
+	ZeroKey         *ebpf.Variable `ebpf:"zero_key"`
 }
 
 // pontoonPrograms contains all programs after they have been loaded into the kernel.
@@ -635,6 +745,7 @@ type pontoonPrograms struct {
 	PontoonIngress *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.Program `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
+	PontoonTraced  *ebpf.Program `ebpf:"pontoon_traced"`
 }
 
 func (p *pontoonPrograms) Close() error {
@@ -644,6 +755,7 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonIngress,
 		p.PontoonParse,
 		p.PontoonSlow,
+		p.PontoonTraced,
 	)
 }
 

@@ -23,14 +23,21 @@ var tailPrograms = map[pontoonTail]string{
 // kernel empties such an array when nobody holds it any more, so it is pinned as long as the
 // set is in use, under a name of its own: sets replace each other in one step.
 type programs struct {
-	entry *ebpf.Program
-	tails *ebpf.Map
-	pin   string
+	entry  *ebpf.Program
+	tails  *ebpf.Map
+	traces *ebpf.Map // what the tracer tells
+	buffer *ebpf.Map // in which it gathers that
+	pin    string
 }
 
 // loadPrograms loads the programs of spec, which work on the given maps, and pins their array
-// below dir.
-func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir string) (programs, error) {
+// below dir. One of the entry programs is loaded, the named one.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, entry string) (programs, error) {
+	for _, name := range []string{pontoonProgPontoonIngress, pontoonProgPontoonTraced} {
+		if name != entry {
+			delete(spec.Programs, name)
+		}
+	}
 	contents := make([]ebpf.MapKV, 0, len(tailPrograms))
 	for index, name := range tailPrograms {
 		contents = append(contents, ebpf.MapKV{Key: uint32(index), Value: name})
@@ -42,9 +49,11 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir stri
 	}
 	defer collection.Close()
 	p := programs{
-		entry: collection.DetachProgram(pontoonProgPontoonIngress),
-		tails: collection.DetachMap(pontoonMapTails),
-		pin:   filepath.Join(dir, strconv.FormatInt(time.Now().UnixNano(), 36)),
+		entry:  collection.DetachProgram(entry),
+		tails:  collection.DetachMap(pontoonMapTails),
+		traces: collection.DetachMap(pontoonMapTraces),
+		buffer: collection.DetachMap(pontoonMapTraceBuffer),
+		pin:    filepath.Join(dir, strconv.FormatInt(time.Now().UnixNano(), 36)),
 	}
 	if err := p.tails.Pin(p.pin); err != nil {
 		return programs{}, errors.Join(fmt.Errorf("pin program array: %w", err), p.close())
@@ -57,8 +66,10 @@ func (p programs) close() error {
 	if p.entry != nil {
 		errs = append(errs, p.entry.Close())
 	}
-	if p.tails != nil {
-		errs = append(errs, p.tails.Close())
+	for _, m := range []*ebpf.Map{p.tails, p.traces, p.buffer} {
+		if m != nil {
+			errs = append(errs, m.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

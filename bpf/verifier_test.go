@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"fmt"
 	"regexp"
 	"strconv"
 	"testing"
@@ -13,10 +14,19 @@ import (
 // The kernel gives up on a program after a million verified instructions. Other versions of it
 // follow more paths than this one, so there must be room to spare.
 func TestProgramsLeaveTheVerifierRoom(t *testing.T) {
-	const allowed = 250_000
 	bpftest.RequirePrivilege(t)
+	for _, traced := range []uint8{0, 1} {
+		t.Run(fmt.Sprintf("traced=%d", traced), func(t *testing.T) { leaveRoom(t, traced) })
+	}
+}
+
+func leaveRoom(t *testing.T, traced uint8) {
+	const allowed = 250_000
 	spec, err := loadPontoon()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := spec.Variables[pontoonVarCfgTrace].Set(traced); err != nil {
 		t.Fatal(err)
 	}
 	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}

@@ -53,14 +53,17 @@ static __noinline int claim_snat(const struct packet *p, struct flow_key *rkey,
 	for (i = 0; i < SNAT_PROBES; i++) {
 		rkey->dport = bpf_htons(base + (hash + i) % SNAT_PORTS_PER_SLOT);
 		held = claim(rkey, rev, &err);
-		if (!err)
+		if (!err) {
+			step(STEP_PORT, bpf_ntohs(rkey->dport), i);
 			return 0;
+		}
 		if (held && !closed)
 			closed = rkey->dport;
 	}
 	if (!closed)
 		return -EEXIST;
 	rkey->dport = closed;
+	step(STEP_PORT, bpf_ntohs(closed), SNAT_PROBES);
 	return take_over(p, rkey, rev);
 }
 

@@ -2,7 +2,7 @@
 /* All maps and load-time settings. Every map is pinned by user space under its own name. */
 #pragma once
 
-#include "defs.h"
+#include "trace.h"
 
 /* Set by user space before the program is loaded. */
 const volatile __u8 cfg_slot = 0;
@@ -24,6 +24,9 @@ const volatile struct vocabulary {
 	enum vip_flag vip_flag;
 	enum endpoint_flag endpoint_flag;
 	enum tail tail;
+	enum trace_kind trace_kind;
+	enum packet_flag packet_flag;
+	enum answer answer;
 	struct flow_record record;
 } vocabulary = {};
 
@@ -174,6 +177,20 @@ struct {
 	__type(value, struct packet);
 } scratch SEC(".maps");
 
+/* The two halves of a connection that is being made: on the stack, at the bottom of the deepest
+ * chain of calls, they would take more than kernels that round frames up to 32 bytes have. */
+struct binding {
+	struct flow_key rkey;
+	struct flow v;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct binding);
+} bindings SEC(".maps");
+
 /* The programs of one hook; each load fills an array of its own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -197,6 +214,15 @@ static __always_inline struct packet *current_packet(void)
 	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
+static __always_inline struct binding *get_binding(void)
+{
+	struct binding *b = bpf_map_lookup_elem(&bindings, (const void *)&zero_key);
+
+	if (b)
+		__builtin_memset(b, 0, sizeof(*b));
+	return b;
+}
+
 /* count adds to a counter of this CPU. */
 static __always_inline void count(__u32 index)
 {
@@ -204,6 +230,7 @@ static __always_inline void count(__u32 index)
 
 	if (value)
 		(*value)++;
+	step(STEP_COUNT, 0, index);
 }
 
 /* The one way out for a packet that is not passed on. */

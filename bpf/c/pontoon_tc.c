@@ -2,6 +2,7 @@
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
 #include "tc_reset.h"
+#include "tc_trace.h"
 
 static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 {
@@ -15,7 +16,25 @@ static __always_inline int tc_say(struct __sk_buff *skb, __u32 answer, __u32 num
 {
 	skb->cb[0] = answer;
 	skb->cb[1] = number;
+	step(STEP_ANSWER, answer, number);
 	return tc_jump(skb, TAIL_ANSWER);
+}
+
+/* ingress sends what is one more plain packet of an established connection. */
+static __always_inline int ingress(struct __sk_buff *skb, struct packet *p)
+{
+	struct packet *current;
+	struct flow *f;
+
+	if (!plain(p))
+		return tc_jump(skb, TAIL_PARSE);
+	f = bpf_map_lookup_elem(&flows, &p->key);
+	if (f && !needs_care(p, f) && p->ttl > 1 && same_family(p, f) && f->mode != MODE_DSR_TUNNEL)
+		return tc_forward(skb, p, f);
+	current = current_packet();
+	if (current)
+		*current = *p;
+	return tc_jump(skb, TAIL_SLOW);
 }
 
 /* Returns TC_ACT_UNSPEC (= TCX_NEXT) for what is not ours, so that other programs and
@@ -23,20 +42,24 @@ static __always_inline int tc_say(struct __sk_buff *skb, __u32 answer, __u32 num
 SEC("tc")
 int pontoon_ingress(struct __sk_buff *skb)
 {
-	struct packet p = {}, *current;
-	struct flow *f;
+	struct packet p = {};
 
 	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
 		return TC_ACT_UNSPEC;
-	if (!plain(&p))
-		return tc_jump(skb, TAIL_PARSE);
-	f = bpf_map_lookup_elem(&flows, &p.key);
-	if (f && !needs_care(&p, f) && p.ttl > 1 && same_family(&p, f) && f->mode != MODE_DSR_TUNNEL)
-		return tc_forward(skb, &p, f);
-	current = current_packet();
-	if (current)
-		*current = p;
-	return tc_jump(skb, TAIL_SLOW);
+	return ingress(skb, &p);
+}
+
+/* The entry program while packets are traced: those take the slow way, which says all it does. */
+SEC("tc")
+int pontoon_traced(struct __sk_buff *skb)
+{
+	struct packet p = {};
+
+	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
+		return TC_ACT_UNSPEC;
+	if (trace_begin(skb, &p))
+		return tc_done(skb, tc_jump(skb, TAIL_PARSE));
+	return ingress(skb, &p);
 }
 
 /* is_error: ICMP that speaks of another packet. */
@@ -55,14 +78,16 @@ int pontoon_parse(struct __sk_buff *skb)
 	struct packet p = {}, *current = current_packet();
 
 	if (!current || tc_parse(skb, &p, HEADERS_ALL, 1) >= 0)
-		return TC_ACT_UNSPEC;
+		return tc_done(skb, TC_ACT_UNSPEC);
 	*current = p;
-	return tc_jump(skb, is_error(&p) ? TAIL_ICMP : TAIL_SLOW);
+	note_packet(&p);
+	return tc_done(skb, tc_jump(skb, is_error(&p) ? TAIL_ICMP : TAIL_SLOW));
 }
 
 /* tc_send sends what the core has decided to forward. */
 static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
+	note_flow(STEP_SEND, f);
 	if (p->ttl <= 1)
 		return tc_drop(DROP_TTL);
 	if (f->mode == MODE_DSR_TUNNEL)
@@ -74,8 +99,7 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 	return tc_forward(skb, p, f);
 }
 
-SEC("tc")
-int pontoon_slow(struct __sk_buff *skb)
+static __always_inline int slow(struct __sk_buff *skb)
 {
 	struct packet *p = current_packet();
 	struct flow *f;
@@ -94,11 +118,17 @@ int pontoon_slow(struct __sk_buff *skb)
 }
 
 SEC("tc")
+int pontoon_slow(struct __sk_buff *skb)
+{
+	return tc_done(skb, slow(skb));
+}
+
+SEC("tc")
 int pontoon_answer(struct __sk_buff *skb)
 {
 	struct packet *p = current_packet();
 
-	return p ? tc_refuse(skb, p) : TC_ACT_SHOT;
+	return tc_done(skb, p ? tc_refuse(skb, p) : TC_ACT_SHOT);
 }
 
 /* Run by user space to learn the clock in which flows are stamped. */

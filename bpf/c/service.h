@@ -39,47 +39,46 @@ static __noinline int bind_one(const struct packet *p, const struct service *svc
 static __noinline int bind(const struct packet *p, const struct service *svc, __u32 id, __u32 hash)
 {
 	struct endpoint *ep = get_endpoint(id);
-	struct flow_key rkey = {};
-	struct flow v = {};
+	struct binding *b = get_binding();
 	struct addr *source;
 	__u32 at;
 	long err;
 
-	if (!ep || ep->service != svc->id)
+	if (!b || !ep || ep->service != svc->id)
 		return V_RETRY;
-	rkey.saddr = ep->addr;
-	rkey.sport = bpf_htons(bpf_ntohs(ep->port) + bpf_ntohs(p->key.dport) - svc->first_port);
-	rkey.proto = p->key.proto;
-	v.state = FLOW_SYN;
-	v.flags = FLOW_F_REPLY;
-	v.service = svc->id;
-	v.endpoint = id;
-	v.mode = svc->mode;
-	v.owner_slot = cfg_slot;
-	v.last_seen = p->now;
-	v.created = p->created;
-	v.new_saddr = p->key.daddr;
-	v.new_sport = p->key.dport;
-	v.new_daddr = p->key.saddr;
-	v.new_dport = p->key.sport;
+	b->rkey.saddr = ep->addr;
+	b->rkey.sport = bpf_htons(bpf_ntohs(ep->port) + bpf_ntohs(p->key.dport) - svc->first_port);
+	b->rkey.proto = p->key.proto;
+	b->v.state = FLOW_SYN;
+	b->v.flags = FLOW_F_REPLY;
+	b->v.service = svc->id;
+	b->v.endpoint = id;
+	b->v.mode = svc->mode;
+	b->v.owner_slot = cfg_slot;
+	b->v.last_seen = p->now;
+	b->v.created = p->created;
+	b->v.new_saddr = p->key.daddr;
+	b->v.new_sport = p->key.dport;
+	b->v.new_daddr = p->key.saddr;
+	b->v.new_dport = p->key.sport;
 	if (!ep->source_len) {
-		rkey.daddr = p->key.saddr;
-		rkey.dport = p->key.sport;
-		err = claim_dnat(p, &rkey, &v);
+		b->rkey.daddr = p->key.saddr;
+		b->rkey.dport = p->key.sport;
+		err = claim_dnat(p, &b->rkey, &b->v);
 	} else {
 		at = ep->source_base + (hash >> 16) % ep->source_len;
 		source = bpf_map_lookup_elem(&sources, &at);
 		if (!source)
 			return drop(DROP_NO_ENDPOINT);
-		rkey.daddr = *source;
-		err = claim_snat(p, &rkey, &v, hash);
+		b->rkey.daddr = *source;
+		err = claim_snat(p, &b->rkey, &b->v, hash);
 	}
 	if (err)
 		return V_RETRY;
-	turn(&v, &rkey);
-	err = bpf_map_update_elem(&half_open, &p->key, &v, BPF_NOEXIST);
+	turn(&b->v, &b->rkey);
+	err = bpf_map_update_elem(&half_open, &p->key, &b->v, BPF_NOEXIST);
 	if (err) {
-		bpf_map_delete_elem(&half_open, &rkey);
+		bpf_map_delete_elem(&half_open, &b->rkey);
 		return err == -EEXIST ? V_FORWARD : drop(DROP_HALF_OPEN);
 	}
 	count(COUNTER_CREATED);
@@ -119,6 +118,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 		return v;
 	if (svc->affinity) {
 		id = remembered(p, svc);
+		step(STEP_AFFINITY, id, 0);
 		v = id ? bind_to(p, svc, id, hash) : V_RETRY;
 		if (v == V_FORWARD) {
 			count(COUNTER_AFFINITY);
@@ -132,7 +132,10 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 		id = reference(svc, (index + try) % length);
 		if (!id)
 			return drop(DROP_NO_ENDPOINT);
+		step(STEP_SELECTED, id, (index + try) % length);
 		v = bind_to(p, svc, id, hash);
+		if (v == V_RETRY)
+			step(STEP_RETRY, id, 0);
 		if (v == V_FORWARD && svc->affinity)
 			remember(p, svc, id);
 		if (v != V_RETRY)
@@ -182,6 +185,7 @@ static __noinline int miss(const struct packet *p)
 	__u32 *vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
 	struct service *svc;
 
+	step(STEP_VIP, 0, vip != NULL);
 	if (!vip)
 		return V_PASS;
 	if (p->flags & PACKET_F_MALFORMED)
@@ -191,6 +195,7 @@ static __noinline int miss(const struct packet *p)
 	if (p->kind == KIND_FLOW && !(p->flags & (PACKET_F_LATER | PACKET_F_BODY))) {
 		svc = find_service(p, vip);
 		if (svc) {
+			note_service(svc);
 			if (p->key.proto != IPPROTO_UDP &&
 			    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 				return drop(DROP_NO_FLOW);
@@ -225,6 +230,7 @@ static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
 		goto missed;
 	f = bpf_map_lookup_elem(&flows, &p->key);
 	if (f) {
+		note_flow(STEP_FLOW, f);
 		*verdict = needs_care(p, f) ? flow_care(p, f) : V_FORWARD;
 		if (*verdict == V_FORWARD)
 			return f;
@@ -232,14 +238,18 @@ static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
 			return NULL;
 	}
 	f = bpf_map_lookup_elem(&half_open, &p->key);
-	if (f)
+	if (f) {
+		note_flow(STEP_HALF_OPEN, f);
 		return in_half_open(p, f, verdict);
+	}
 missed:
 	*verdict = miss(p);
 	if (*verdict != V_FORWARD)
 		return NULL;
 	f = bpf_map_lookup_elem(&half_open, &p->key);
-	if (!f)
+	if (f)
+		note_flow(STEP_CREATED, f);
+	else
 		*verdict = drop(DROP_HALF_OPEN);
 	return f;
 }

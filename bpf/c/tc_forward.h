@@ -51,6 +51,7 @@ static __noinline int tc_resolve(struct __sk_buff *skb, const struct packet *p,
 	count(COUNTER_NEXT_HOP_MISS);
 	fib_question(&fib, saddr, daddr, p->key.proto, skb->ifindex);
 	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	step(STEP_FIB, rc, fib.ifindex);
 	switch (rc) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 		hop.ifindex = fib.ifindex;
