@@ -274,15 +274,21 @@ func TestTraceTellsOfMatchingPacketsOnly(t *testing.T) {
 func TestTraceTellsOfAnAdoptedReplica(t *testing.T) {
 	b := newBench(t, nil)
 	b.sync(service(ModeFullNAT, endpoint1))
-	all := b.establish(1, ModeFullNAT)
-	for key, f := range map[pontoonFlowKey]pontoonFlow{all[0].key: all[0].forward, otherKey(&all[0].key, &all[0].forward): all[0].reply} {
+	b.talk(clientPort, vipPort)
+	var key pontoonFlowKey
+	var f pontoonFlow
+	copies := map[pontoonFlowKey]pontoonFlow{}
+	for entries := b.maps.Flows.Iterate(); entries.Next(&key, &f); {
 		f.Flags, f.OwnerSlot = f.Flags|flagReplica, 1
+		copies[key] = f
+	}
+	for key, f := range copies {
 		if err := b.maps.Flows.Put(key, f); err != nil {
 			t.Fatal(err)
 		}
 	}
 	tr := b.trace(TraceFilter{Service: 7})
-	e, _ := tr.client(bpftest.Packet{Src: benchClient(0), Dst: vipPort, Flags: bpftest.ACK})
+	e, _ := tr.client(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK})
 	if !strings.Contains(text(e, "flow"), "a copy of a connection of node1") || !strings.Contains(text(e, "note"), "adopted") {
 		t.Errorf("%+v", e.Steps)
 	}
