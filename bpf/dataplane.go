@@ -39,7 +39,9 @@ type Dataplane struct {
 
 	accounts accounts
 
-	tracing sync.Mutex // held by the one session of Trace
+	tracing sync.Mutex    // held by the one session of Trace
+	closing chan struct{} // closed by Close: such a session ends
+	closed  sync.Once
 }
 
 // Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
@@ -55,8 +57,9 @@ func Open(opts Options) (*Dataplane, error) {
 	opts = opts.withDefaults()
 	d := &Dataplane{
 		log: opts.Logger, opts: opts,
-		events: make(chan []byte, eventBatches),
-		lost:   make(chan struct{}, 1),
+		events:  make(chan []byte, eventBatches),
+		lost:    make(chan struct{}, 1),
+		closing: make(chan struct{}),
 	}
 	d.idle.init(opts.timeouts)
 	if err := d.open(); err != nil {
@@ -207,8 +210,11 @@ func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) {
 }
 
 // Close lets go of the kernel objects and leaves all pinned: packets go on flowing.
-// End Run and Trace before.
+// End Run before; a session of Trace ends by it.
 func (d *Dataplane) Close() error {
+	d.closed.Do(func() { close(d.closing) })
+	d.tracing.Lock()
+	defer d.tracing.Unlock()
 	var errs []error
 	if d.hooks != nil {
 		errs = append(errs, d.hooks.close())

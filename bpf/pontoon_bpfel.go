@@ -402,7 +402,7 @@ type pontoonTrace struct {
 	Count      uint32
 	BeforeLen  uint32
 	AfterLen   uint32
-	Pad        uint32
+	Sent       uint32
 	Flow       pontoonFlow
 	Packet     pontoonPacket
 	Steps      [32]pontoonTraceStep

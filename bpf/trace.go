@@ -63,7 +63,7 @@ type TraceSummary struct {
 }
 
 // Trace follows matching packets through the data plane and calls emit with each of them, from
-// one goroutine, until ctx ends (nil) or emit fails (its error). While it lasts the interfaces
+// one goroutine, until ctx ends or Close is called (nil) or emit fails (its error). While it lasts the interfaces
 // carry a second set of programs, which works on the same maps and says what it decides; it is
 // put in place and taken out again without a packet being lost, and when this process dies in
 // between, the next Open does that. Nothing of it is left when no session runs. started, unless
@@ -162,7 +162,10 @@ func traceClient(p netip.Prefix) (client, mask pontoonAddr) {
 func (s *session) read(ctx context.Context, reader *ringbuf.Reader) error {
 	group, inner := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		<-inner.Done()
+		select {
+		case <-inner.Done():
+		case <-s.d.closing:
+		}
 		return reader.Close()
 	})
 	group.Go(func() error {

@@ -20,12 +20,13 @@ const (
 
 // TraceEvent is what the data plane did with one packet. The caller owns it.
 type TraceEvent struct {
-	Time      time.Time
-	CPU       uint32
-	Interface string // it came in on
-	Length    uint32 // of the frame, which is more than one packet when Segments is above 1
-	Segments  uint32
-	VLAN      uint16 // of a tag the kernel keeps beside the packet; 0: none
+	Time       time.Time
+	CPU        uint32
+	Interface  string // it came in on
+	Length     uint32 // of the frame, which is more than one packet when Segments is above 1
+	Segments   uint32
+	SentLength uint32 // of the frame that left; 0: none did
+	VLAN       uint16 // of a tag the kernel keeps beside the packet; 0: none
 
 	Protocol uint8
 	Src, Dst netip.AddrPort // as it came in; port 0 where there is none
@@ -66,7 +67,7 @@ func (s *session) event(t *pontoonTrace) TraceEvent {
 	p := &t.Packet
 	e := TraceEvent{
 		Time: s.boot.Add(time.Duration(t.TimeNs)), CPU: t.Cpu, Interface: s.interfaceName(t.Ifindex),
-		Length: t.Length, Segments: p.Segments, Protocol: p.Key.Proto, TCPFlags: p.TcpFlags, TTL: p.Ttl,
+		Length: t.Length, SentLength: t.Sent, Segments: p.Segments, Protocol: p.Key.Proto, TCPFlags: p.TcpFlags, TTL: p.Ttl,
 		Src: addrPort(p.Key.Saddr, p.Key.Sport), Dst: addrPort(p.Key.Daddr, p.Key.Dport),
 		Before: bytes.Clone(t.Before[:min(int(t.BeforeLen), len(t.Before))]),
 		After:  bytes.Clone(t.After[:min(int(t.AfterLen), len(t.After))]),

@@ -127,7 +127,7 @@ func refuse(a Access, token [sha256.Size]byte, cross *http.CrossOriginProtection
 
 // needsToken tells whether the level asks for a token here.
 func needsToken(level AccessLevel, r *http.Request) bool {
-	reading := r.Method == http.MethodGet || r.Method == http.MethodHead
+	reading := (r.Method == http.MethodGet || r.Method == http.MethodHead) && r.URL.Path != tracePath
 	switch level {
 	case AccessFull:
 		return false

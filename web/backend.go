@@ -46,6 +46,12 @@ type Backend interface {
 	// many connections this node forgot.
 	FlushFlows(ctx context.Context, service string) (int, error)
 
+	// Trace calls started when packets are being traced on this node, and emit
+	// with each that f chooses, from one goroutine, until ctx ends or the node
+	// stops (nil) or emit fails (its error). It returns ErrTraceBusy while
+	// another session goes on.
+	Trace(ctx context.Context, f TraceFilter, started func(), emit func(TraceEvent) error) (TraceSummary, error)
+
 	// Health never blocks, and works in no cluster too.
 	Health() Health
 }

@@ -31,7 +31,10 @@ type fakeBackend struct {
 	events  []Event
 	more    chan struct{}
 	health  Health
-	reads   int
+
+	traced      []TraceEvent // what a session tells
+	traceFilter TraceFilter
+	reads       int
 }
 
 var _ Backend = (*fakeBackend)(nil)
@@ -167,6 +170,21 @@ func (b *fakeBackend) FlushFlows(_ context.Context, service string) (int, error)
 	n := len(b.flows) - len(kept)
 	b.flows = kept
 	return n, b.err
+}
+
+func (b *fakeBackend) Trace(ctx context.Context, f TraceFilter, started func(), emit func(TraceEvent) error) (TraceSummary, error) {
+	if b.err != nil {
+		return TraceSummary{}, b.err
+	}
+	b.traceFilter = f
+	started()
+	for _, e := range b.traced {
+		if err := emit(e); err != nil {
+			return TraceSummary{}, err
+		}
+	}
+	<-ctx.Done()
+	return TraceSummary{Packets: uint64(len(b.traced))}, nil
 }
 
 func (b *fakeBackend) Health() Health {

@@ -465,7 +465,7 @@ struct trace {
 	__u32 count; /* of steps; more than TRACE_STEPS are not kept */
 	__u32 before_len;
 	__u32 after_len;
-	__u32 pad;
+	__u32 sent; /* length of the frame that left */
 	struct flow flow; /* the last one noted */
 	struct packet packet;
 	struct trace_step steps[TRACE_STEPS];

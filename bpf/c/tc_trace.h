@@ -56,6 +56,7 @@ static __always_inline int trace_begin(struct __sk_buff *skb, const struct packe
 	t->length = skb->len;
 	t->count = 0;
 	t->after_len = 0;
+	t->sent = 0;
 	t->vlan_tci = skb->vlan_present ? skb->vlan_tci | 1 << 16 : 0;
 	t->packet = *p;
 	__builtin_memset(&t->flow, 0, sizeof(t->flow));
@@ -76,6 +77,7 @@ static __noinline int trace_end(struct __sk_buff *skb, int action)
 		return 0;
 	t->action = action;
 	if (action == TC_ACT_REDIRECT) {
+		t->sent = skb->len;
 		t->after_len = trace_bytes(skb, t->after);
 		hop = bpf_map_lookup_elem(&next_hops, &t->flow.new_daddr);
 		if (hop)

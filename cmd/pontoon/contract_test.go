@@ -54,6 +54,7 @@ var contractCommands = map[string][]string{
 	"conntrack list":        {"client", "limit", "output", "service"},
 	"conntrack count":       {"output"},
 	"conntrack flush":       {"service"},
+	"trace":                 {"bytes", "client", "count", "output", "service", "timeout", "write"},
 	"completion bash":       {"no-descriptions"},
 	"completion zsh":        {"no-descriptions"},
 	"completion fish":       {"no-descriptions"},

@@ -213,6 +213,20 @@ func (d *fakeDaemon) Flows(_ context.Context, f web.FlowFilter) ([]web.Flow, err
 
 func (d *fakeDaemon) FlushFlows(context.Context, string) (int, error) { return 3, nil }
 
+func (d *fakeDaemon) Trace(ctx context.Context, f web.TraceFilter, started func(), emit func(web.TraceEvent) error) (web.TraceSummary, error) {
+	if f.Service == "busy" {
+		return web.TraceSummary{}, web.ErrTraceBusy
+	}
+	started()
+	for _, e := range fakeTrace() {
+		if err := emit(e); err != nil {
+			return web.TraceSummary{Packets: 1}, err
+		}
+	}
+	<-ctx.Done()
+	return web.TraceSummary{Packets: uint64(len(fakeTrace())), Lost: 1}, nil
+}
+
 func (d *fakeDaemon) Health() web.Health { return web.Health{Live: true, Ready: true} }
 
 func (d *fakeDaemon) Init(context.Context) (web.InitResult, error) {
