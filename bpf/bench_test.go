@@ -37,7 +37,7 @@ type replayer struct {
 	input   []byte // decides what protocol the kernel takes the packet for
 }
 
-func newReplayer(b *testing.B, frames [][]byte) *replayer {
+func newReplayer(b testing.TB, frames [][]byte) *replayer {
 	b.Helper()
 	r := &replayer{
 		input:  frames[0],
@@ -79,7 +79,7 @@ func newReplayer(b *testing.B, frames [][]byte) *replayer {
 	return r
 }
 
-func mustMap(b *testing.B, spec *ebpf.MapSpec) *ebpf.Map {
+func mustMap(b testing.TB, spec *ebpf.MapSpec) *ebpf.Map {
 	b.Helper()
 	m, err := ebpf.NewMap(spec)
 	if err != nil {
@@ -89,7 +89,7 @@ func mustMap(b *testing.B, spec *ebpf.MapSpec) *ebpf.Map {
 	return m
 }
 
-func mustProgram(b *testing.B, code asm.Instructions) *ebpf.Program {
+func mustProgram(b testing.TB, code asm.Instructions) *ebpf.Program {
 	b.Helper()
 	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: code, License: "Dual BSD/GPL"})
 	if err != nil {
@@ -100,7 +100,7 @@ func mustProgram(b *testing.B, code asm.Instructions) *ebpf.Program {
 }
 
 // measure returns the time of one pass through the program, and demands its answer.
-func (r *replayer) measure(b *testing.B, bench *bench, program *ebpf.Program, repeat int, want uint32) time.Duration {
+func (r *replayer) measure(b testing.TB, bench *bench, program *ebpf.Program, repeat int, want uint32) time.Duration {
 	b.Helper()
 	if err := r.target.Put(uint32(0), program); err != nil {
 		b.Fatal(err)

@@ -243,7 +243,8 @@ type pontoonFragmentKey struct {
 
 type pontoonMarks struct {
 	_    structs.HostLayout
-	Mark [16]uint32
+	Mark [15]uint32
+	Next uint32
 }
 
 type pontoonNatMode uint32
@@ -368,9 +369,8 @@ type pontoonServiceKey struct {
 
 type pontoonServiceWork struct {
 	_        structs.HostLayout
+	Taken    uint64
 	Position uint32
-	Window   uint32
-	Count    uint32
 	Pad      uint32
 }
 

@@ -180,9 +180,8 @@ struct endpoint {
 
 /* What a service's new flows need to remember, by service id; shared by all CPUs. */
 struct service_work {
+	__u64 taken;    /* new flows in a second: its number and their count, 32 bits each */
 	__u32 position; /* round robin */
-	__u32 window;   /* in which count counts */
-	__u32 count;
 	__u32 pad;
 };
 
@@ -221,11 +220,13 @@ struct fragment {
 	__u32 seen; /* low half of jiffies */
 };
 
-/* SYNs that came while a service was flooded: a mark per tuple hash, 16 in an entry. */
-#define MARKS_PER_ENTRY 16
+/* SYNs that came while a service was flooded: 16 bits of the tuple's hash, and of the time. They
+ * are written in turn, so the next place holds the oldest. */
+#define MARKS_PER_GROUP 15
 
 struct marks {
-	__u32 mark[MARKS_PER_ENTRY];
+	__u32 mark[MARKS_PER_GROUP];
+	__u32 next;
 };
 
 struct next_hop {

@@ -17,15 +17,19 @@ static __always_inline __u64 mix(__u64 h)
 }
 
 /* tuple_hash depends on nothing but the tuple and the service's seed, so all nodes agree. */
-static __always_inline __u32 tuple_hash(const struct flow_key *k, __u32 seed)
+static __always_inline __u64 tuple_hash64(const struct flow_key *k, __u32 seed)
 {
 	__u64 h = mix(k->saddr.d[0] ^ ((__u64)seed << 32 | k->proto));
 
 	h = mix(h ^ k->saddr.d[1]);
 	h = mix(h ^ k->daddr.d[0]);
 	h = mix(h ^ k->daddr.d[1]);
-	h = mix(h ^ ((__u64)k->sport << 16 | k->dport));
-	return h >> 32;
+	return mix(h ^ ((__u64)k->sport << 16 | k->dport));
+}
+
+static __always_inline __u32 tuple_hash(const struct flow_key *k, __u32 seed)
+{
+	return tuple_hash64(k, seed) >> 32;
 }
 
 /* find_range looks for a service of several ports. */

@@ -113,7 +113,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 	v = table_full(svc);
 	if (v >= 0)
 		return v;
-	v = admit(p, svc, hash);
+	v = admit(p, svc);
 	if (v >= 0)
 		return v;
 	if (svc->affinity) {
