@@ -47,6 +47,7 @@ func otherKey(key *pontoonFlowKey, f *pontoonFlow) pontoonFlowKey {
 const (
 	flagReply   = uint8(pontoonFlowFlagFLOW_F_REPLY)
 	flagReplica = uint8(pontoonFlowFlagFLOW_F_REPLICA)
+	flagDoomed  = uint8(pontoonFlowFlagFLOW_F_DOOMED)
 	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
 	flagPeer    = uint8(pontoonFlowFlagFLOW_F_PEER_FIN | pontoonFlowFlagFLOW_F_PEER_RST)
 )
@@ -54,7 +55,11 @@ const (
 // oneHalf tells whether the connection has a forward half only, because its replies pass elsewhere.
 func (f *pontoonFlow) oneHalf() bool { return Mode(f.Mode) >= ModeDSR }
 
+// told tells whether the sender of this half of a doomed connection has heard of its end.
+func (f *pontoonFlow) told() bool { return f.Flags&uint8(pontoonFlowFlagFLOW_F_OWN_RST) != 0 }
+
 func (f *pontoonFlow) reply() bool     { return f.Flags&flagReply != 0 }
+func (f *pontoonFlow) doomed() bool    { return f.Flags&flagDoomed != 0 }
 func (f *pontoonFlow) replica() bool   { return f.Flags&flagReplica != 0 }
 func (f *pontoonFlow) packets() uint64 { return uint64(f.PacketsHi)<<32 | uint64(f.PacketsLo) }
 func (f *pontoonFlow) bytes() uint64   { return uint64(f.BytesHi)<<32 | uint64(f.BytesLo) }

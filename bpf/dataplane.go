@@ -37,7 +37,11 @@ type Dataplane struct {
 	idle   idleTimes
 	totals totals
 
-	accounts accounts
+	accounts     accounts
+	endings      endings
+	poker        poker
+	doomedBefore int // of the last sweep
+	sweepNow     chan struct{}
 
 	tracing sync.Mutex    // held by the one session of Trace
 	closing chan struct{} // closed by Close: such a session ends
@@ -60,6 +64,8 @@ func Open(opts Options) (*Dataplane, error) {
 		events:  make(chan []byte, eventBatches),
 		lost:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
+
+		sweepNow: make(chan struct{}, 1),
 	}
 	d.idle.init(opts.timeouts)
 	if err := d.open(); err != nil {
@@ -103,6 +109,9 @@ func (d *Dataplane) open() error {
 	if err := d.openAccounts(); err != nil {
 		return err
 	}
+	if err := d.poker.open(); err != nil {
+		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
+	}
 	d.hooks.ensure()
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
@@ -132,14 +141,17 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
+// openAccounts takes stock of what was found in the maps.
 func (d *Dataplane) openAccounts() error {
 	if err := d.accounts.open(d.maps.Active, d.log); err != nil {
 		return err
 	}
-	if !d.adopted {
-		return nil
+	var flows census
+	var err error
+	if d.adopted {
+		flows, err = d.accounts.recount(context.Background(), d.maps.Flows)
 	}
-	_, err := d.accounts.recount(context.Background(), d.maps.Flows)
+	d.endings.found(d.tables.endpoints, flows)
 	return err
 }
 
@@ -222,7 +234,7 @@ func (d *Dataplane) Close() error {
 	if d.clock != nil {
 		d.clock.close()
 	}
-	errs = append(errs, d.accounts.close(), d.programs.close())
+	errs = append(errs, d.accounts.close(), d.poker.close(), d.programs.close())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

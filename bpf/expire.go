@@ -3,13 +3,15 @@ package bpf
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	"github.com/cilium/ebpf"
 )
 
-// sweepLoop takes out idle flows. The pause after a sweep is twenty times the sweep, at least a
-// second, so that a large table costs a twentieth of one CPU and not more.
+// sweepLoop takes out the flows whose time is over. The pause after a sweep is twenty times the
+// sweep, at least a second, so that a large table costs a twentieth of one CPU and not more; it is
+// shorter while somebody has to be told of an end.
 func (d *Dataplane) sweepLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -18,65 +20,132 @@ func (d *Dataplane) sweepLoop(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		case <-d.sweepNow:
 		}
 		start := time.Now()
-		if err := d.sweep(ctx); err != nil && ctx.Err() == nil {
+		doomed, err := d.sweepOnce(ctx)
+		if err != nil && ctx.Err() == nil {
 			d.log.Warn("flows not swept", "err", err)
 		}
-		timer.Reset(max(minSweep, sweepCPUShareInverse*time.Since(start)))
+		timer.Reset(d.pause(doomed, time.Now(), time.Since(start)))
 	}
 }
 
-// sweep looks at every entry once, counts, and removes connections of which both halves have been
-// idle for too long.
+// pause is how long to wait after a sweep that took so long and saw so many doomed connections.
+func (d *Dataplane) pause(doomed int, now time.Time, took time.Duration) time.Duration {
+	pause := sweepCPUShareInverse * took
+	if doomed > 0 {
+		pause = doomedCPUShareInverse * took
+	}
+	if drain, ok := d.endings.next(now); ok {
+		pause = min(pause, drain)
+	}
+	return max(minSweep, pause)
+}
+
+// sweep looks at every entry once, counts, and ends connections: those of which both halves have
+// been idle for too long, and those whose endpoint has none any more.
 func (d *Dataplane) sweep(ctx context.Context) error {
-	figures := tally{places: map[place]EndpointStats{}, census: make(census, len(d.accounts.counts))}
+	_, err := d.sweepOnce(ctx)
+	return err
+}
+
+// sweepOnce is sweep; it returns how many connections are doomed.
+func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
+	s := sweeper{d: d, wall: time.Now(), figures: newTally(len(d.accounts.counts))}
 	before := d.accounts.read(nil)
 	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
-		now, err := d.clock.now()
-		if err != nil {
-			return fmt.Errorf("sweep: %w", err)
+		var err error
+		if s.now, err = d.clock.now(); err != nil {
+			return 0, fmt.Errorf("sweep: %w", err)
 		}
 		for part, err := range dump(ctx, m) {
-			if err != nil {
-				return fmt.Errorf("sweep: %w", err)
+			if err == nil {
+				err = s.chunk(m, part)
 			}
-			if err := d.sweepChunk(m, part, now, &figures); err != nil {
-				return fmt.Errorf("sweep: %w", err)
+			if err != nil {
+				return s.doomed, fmt.Errorf("sweep: %w", err)
 			}
 		}
 	}
-	d.accounts.audit(before, figures.census)
-	d.totals.swept(figures, d.idle.knows)
-	return nil
+	d.accounts.audit(before, s.figures.census)
+	d.totals.swept(s.figures, d.idle.knows)
+	s.sendPokes()
+	return s.doomed, nil
 }
 
-// sweepChunk counts what stays. Of a connection that goes, neither half is counted, whichever of
-// them the dump brings first: its figures go on in the record of its end.
-func (d *Dataplane) sweepChunk(m *ebpf.Map, part chunk, now instant, figures *tally) error {
-	count := func(i int) {
-		if key, f := &part.keys[i], &part.values[i]; m == d.maps.Flows {
-			figures.count(key, f)
-		} else if !f.reply() {
-			figures.halfOpen++
-		}
-	}
-	var idle []int
+// sweeper is one sweep.
+type sweeper struct {
+	d       *Dataplane
+	now     instant
+	wall    time.Time
+	figures tally
+	doomed  int
+	pokes   []poke
+}
+
+// chunk counts what stays. Of a connection that goes, neither half is counted, whichever of them
+// the dump brings first: its figures go on in the record of its end.
+func (s *sweeper) chunk(m *ebpf.Map, part chunk) error {
+	var candidates []candidate
 	for i := range part.keys {
-		if d.expired(part.keys[i].Proto, &part.values[i], now) {
-			idle = append(idle, i)
+		c := candidate{key: part.keys[i], seen: part.values[i]}
+		if c.why = s.look(&c); c.why == goesOn {
+			s.count(m, &c)
 			continue
 		}
-		count(i)
+		candidates = append(candidates, c)
 	}
-	if len(idle) == 0 {
+	if len(candidates) == 0 {
 		return nil
 	}
-	return d.expire(m, part, idle, now, count)
+	return s.end(m, candidates)
+}
+
+func (s *sweeper) count(m *ebpf.Map, c *candidate) {
+	if m == s.d.maps.Flows {
+		s.figures.count(&c.key, &c.seen)
+	} else if !c.seen.reply() {
+		s.figures.halfOpen++
+	}
+}
+
+// why is the reason for which a half is looked at more closely.
+type why uint8
+
+const (
+	goesOn    why = iota
+	wasIdle       // for too long, by itself
+	isDoomed      // and not both sides have been told, as far as is known
+	isDropped     // its endpoint has ended: no word about it
+	isReset       // the same, and whoever still sends is told
+)
+
+// look judges one half by itself. A reply half goes with its forward half, unless there is none.
+func (s *sweeper) look(c *candidate) why {
+	switch {
+	case s.d.expired(c.key.Proto, &c.seen, s.now):
+		return wasIdle
+	case c.seen.reply():
+		return goesOn
+	case c.seen.doomed():
+		return isDoomed
+	}
+	policy, ended := s.d.endings.of(&c.seen, s.wall)
+	switch {
+	case !ended:
+		return goesOn
+	case policy == PolicyDrop:
+		return isDropped
+	}
+	return isReset
 }
 
 // expired judges one half by itself.
 func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
+	if f.doomed() { // on every node by its own clock, whoever owned it
+		return now.idle(f.LastSeen) > d.idle.fixed.doomed
+	}
 	limit, known := d.idle.limit(proto, f)
 	if !known {
 		return false
@@ -85,61 +154,61 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 	return ages && idle > limit
 }
 
-// expire removes the connections of the candidates whose other half is idle too, and calls stays
-// for the others. Everything is read again just before it is deleted: a packet may have come by
-// since the dump.
-func (d *Dataplane) expire(m *ebpf.Map, part chunk, candidates []int, now instant, stays func(int)) error {
-	d.flowMu.Lock()
-	defer d.flowMu.Unlock()
+// end decides about candidates and carries out what was decided.
+func (s *sweeper) end(m *ebpf.Map, candidates []candidate) error {
+	s.d.flowMu.Lock()
+	defer s.d.flowMu.Unlock()
 	var gone removal
 	var records []byte
-	for _, i := range candidates {
-		c := candidate{key: part.keys[i], seen: part.values[i]}
-		if err := d.judge(m, &c, now); err != nil {
+	for i := range candidates {
+		c := &candidates[i]
+		if err := s.judge(m, c); err != nil {
 			return err
 		}
 		if c.stays {
-			stays(i)
+			s.count(m, c)
 		}
 		gone.forwards = append(gone.forwards, c.gone.forwards...)
 		gone.replies = append(gone.replies, c.gone.replies...)
 		records = append(records, c.record...)
 	}
-	if err := d.remove(m, gone); err != nil {
+	if err := s.d.remove(m, gone); err != nil {
 		return err
 	}
-	d.emit(records)
+	s.d.emit(records)
 	return nil
 }
 
-// candidate is one half that has been idle for too long, and what judge decides about it. A reply
-// half whose forward half is idle too neither stays nor is removed: it goes with that half.
+// candidate is one half whose time may be over, and what judge decides about it. A reply half whose
+// forward half is idle too neither stays nor is removed: it goes with that half.
 type candidate struct {
 	key    pontoonFlowKey
 	seen   pontoonFlow
+	why    why
 	stays  bool
 	gone   removal
 	record []byte // that the connection is gone, if it was ours
 }
 
-func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
-	var current, other pontoonFlow
-	paired, err := partner(m, &c.key, &c.seen, &other)
+// judge reads everything again: a packet may have come by since the dump.
+func (s *sweeper) judge(m *ebpf.Map, c *candidate) error {
+	var reply pontoonFlow
+	paired, err := partner(m, &c.key, &c.seen, &reply)
 	if err != nil {
 		return err
 	}
-	if paired && !d.expired(c.key.Proto, &other, now) {
-		c.stays = true
-		return nil
+	if c.why == wasIdle && paired {
+		if c.stays = !s.d.expired(c.key.Proto, &reply, s.now); c.stays || c.seen.reply() {
+			return nil
+		}
 	}
-	if paired && c.seen.reply() {
-		return nil
-	}
+	var current pontoonFlow
 	found, err := lookup(m, c.key, &current)
 	if err != nil || !found {
 		return err
 	}
-	if current.LastSeen != c.seen.LastSeen || current.State != c.seen.State || otherKey(&c.key, &current) != otherKey(&c.key, &c.seen) {
+	if current.reply() != c.seen.reply() || !samePair(&c.key, &current, &c.seen) ||
+		c.why == wasIdle && (current.LastSeen != c.seen.LastSeen || current.State != c.seen.State) {
 		c.stays = true
 		return nil
 	}
@@ -147,14 +216,110 @@ func (d *Dataplane) judge(m *ebpf.Map, c *candidate, now instant) error {
 		c.gone.replies = []pontoonFlowKey{c.key}
 		return nil
 	}
-	c.gone.forwards = []pontoonFlowKey{c.key}
-	whole := connection{key: c.key, forward: current, reply: pontoonFlow{LastSeen: current.LastSeen}}
-	if paired {
-		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, &current)}
-		whole.reply = other
+	whole := connection{key: c.key, forward: current, reply: reply}
+	if !paired {
+		whole.reply = pontoonFlow{LastSeen: current.LastSeen}
 	}
-	if m == d.maps.Flows && d.answersFor(&current) {
-		c.record = whole.appendRecord(nil, now, opDelete, reasonExpire)
+	return s.decide(m, c, &whole, paired)
+}
+
+// decide is about whole connections, or what there is of them.
+func (s *sweeper) decide(m *ebpf.Map, c *candidate, whole *connection, paired bool) error {
+	f := &whole.forward
+	established := m == s.d.maps.Flows && FlowState(f.State) != StateClosed
+	switch {
+	case c.why == isDoomed:
+		if f.told() && (!paired || whole.reply.told()) {
+			break
+		}
+		c.stays = true
+		s.poke(whole, paired)
+		return nil
+	case c.why == isReset && established:
+		c.stays = true
+		return s.doom(whole, paired, s.d.idle.fixed.doomed)
+	case c.why == isReset && m == s.d.maps.Flows: // closed: its last packets may still come
+		c.stays = true
+		return nil
+	case c.why == wasIdle && established && !f.doomed() && s.d.resets(f, s.now):
+		c.stays = true
+		return s.doom(whole, paired, s.d.idle.fixed.lastWord)
+	}
+	c.gone.forwards = []pontoonFlowKey{c.key}
+	if paired {
+		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, f)}
+	}
+	if m == s.d.maps.Flows && s.d.answersFor(f) {
+		c.record = whole.appendRecord(nil, s.now, opDelete, reasonExpire)
 	}
 	return nil
+}
+
+// resets tells whether both sides are to hear that f was idle for too long. Of a replica that is
+// its owner's to say, while there is one.
+func (d *Dataplane) resets(f *pontoonFlow, now instant) bool {
+	r, _, _ := d.idle.rules(uint32(f.Service))
+	return r.idleReset && FlowState(f.State) == StateEstablished && d.speaksFor(f, now)
+}
+
+// speaksFor tells whether this node may tell the sides of f that it has ended.
+func (d *Dataplane) speaksFor(f *pontoonFlow, now instant) bool {
+	return d.answersFor(f) || d.owners.orphan(f, now)
+}
+
+// doom marks both halves: from now on, and for so long, packets of the connection are answered and
+// not forwarded.
+func (s *sweeper) doom(whole *connection, paired bool, last time.Duration) error {
+	stamp := s.now.stamp(s.d.idle.fixed.doomed - last)
+	for _, half := range []struct {
+		key   pontoonFlowKey
+		value *pontoonFlow
+	}{{whole.key, &whole.forward}, {otherKey(&whole.key, &whole.forward), &whole.reply}} {
+		if half.value == &whole.reply && !paired {
+			continue
+		}
+		half.value.Flags |= flagDoomed
+		half.value.LastSeen = stamp
+		if err := update(s.d.maps.Flows, half.key, half.value); err != nil {
+			return err
+		}
+	}
+	s.poke(whole, paired)
+	return nil
+}
+
+// poke notes who is to be made to speak: the sides of a doomed TCP connection that were not told
+// yet.
+func (s *sweeper) poke(whole *connection, paired bool) {
+	f := &whole.forward
+	s.doomed++
+	if whole.key.Proto != protoTCP || !s.d.speaksFor(f, s.now) {
+		return
+	}
+	// With more of them than a sweep may poke, each gets its chance.
+	if n := 2 * s.d.doomedBefore; n > pokesPerSweep && rand.IntN(n) >= pokesPerSweep {
+		return
+	}
+	if !f.told() {
+		s.pokes = append(s.pokes, poke{
+			from: addrPort(whole.key.Daddr, whole.key.Dport), to: addrPort(whole.key.Saddr, whole.key.Sport),
+		})
+	}
+	if paired && !whole.reply.told() {
+		s.pokes = append(s.pokes, poke{from: addrPort(f.NewSaddr, f.NewSport), to: addrPort(f.NewDaddr, f.NewDport)})
+	}
+}
+
+func (s *sweeper) sendPokes() {
+	s.d.doomedBefore = s.doomed
+	failed := 0
+	var last error
+	for _, p := range s.pokes[:min(len(s.pokes), pokesPerSweep)] {
+		if err := s.d.poker.send(p); err != nil {
+			failed, last = failed+1, err
+		}
+	}
+	if failed > 0 {
+		s.d.log.Debug("sides of ended connections not poked", "failed", failed, "err", last)
+	}
 }

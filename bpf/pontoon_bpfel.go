@@ -316,8 +316,9 @@ type pontoonRangeKey struct {
 type pontoonRecordOp uint32
 
 const (
-	pontoonRecordOpRECORD_UPDATE pontoonRecordOp = 1
-	pontoonRecordOpRECORD_DELETE pontoonRecordOp = 2
+	pontoonRecordOpRECORD_UPDATE   pontoonRecordOp = 1
+	pontoonRecordOpRECORD_DELETE   pontoonRecordOp = 2
+	pontoonRecordOpRECORD_AFFINITY pontoonRecordOp = 3
 )
 
 type pontoonRecordReason uint32

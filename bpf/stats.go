@@ -213,6 +213,10 @@ type tally struct {
 	census                           census
 }
 
+func newTally(entries int) tally {
+	return tally{places: map[place]EndpointStats{}, census: make(census, entries)}
+}
+
 // count takes one half of an entry of the flow table.
 func (t *tally) count(key *pontoonFlowKey, f *pontoonFlow) {
 	t.census.count(f)

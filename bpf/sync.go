@@ -11,8 +11,8 @@ import (
 )
 
 // Sync makes the maps say what want says: the difference between the two is written, nothing
-// else, so calling it again changes nothing. Flows are not touched: those of a service or an
-// endpoint that is gone run out by themselves. On error what could be done is done, and the next
+// else, so calling it again changes nothing. The flows of endpoints that are gone, down or drained
+// are ended soon after by what their service's OnRemove says; no other flow is touched. On error what could be done is done, and the next
 // call goes on from there.
 func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	if err := want.Validate(); err != nil {
@@ -50,6 +50,9 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	}
 	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
+	if d.endings.replace(want.Services) {
+		d.wakeSweep()
+	}
 	if changed > 0 {
 		d.log.Info("data plane synced", "gen", want.Gen, "services", len(want.Services), "changed", changed)
 	}
@@ -57,6 +60,14 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 		return fmt.Errorf("sync data plane to generation %d: %w", want.Gen, err)
 	}
 	return nil
+}
+
+// wakeSweep has the next sweep begin now.
+func (d *Dataplane) wakeSweep() {
+	select {
+	case d.sweepNow <- struct{}{}:
+	default:
+	}
 }
 
 func serviceKey(s Service) pontoonServiceKey {

@@ -9,6 +9,8 @@ import (
 // service.
 type timeouts struct {
 	halfOpen, refused, fin, closed, oneWay time.Duration
+	doomed                                 time.Duration // how long the sides of a connection that was ended are told so
+	lastWord                               time.Duration // the same when it had been idle for too long
 }
 
 func defaultTimeouts() timeouts {
@@ -18,22 +20,31 @@ func defaultTimeouts() timeouts {
 		fin:      30 * time.Second,
 		closed:   5 * time.Second,
 		oneWay:   30 * time.Second,
+		doomed:   30 * time.Second,
+		lastWord: 10 * time.Second,
 	}
+}
+
+// rules are what the flows of a service live by.
+type rules struct {
+	idle      time.Duration
+	idleReset bool
+	affinity  time.Duration
 }
 
 // idleTimes knows how long a flow may be idle.
 type idleTimes struct {
 	mu       sync.RWMutex
 	fixed    timeouts
-	services map[uint32]time.Duration // nil: not told yet
+	services map[uint32]rules // nil: not told yet
 }
 
 func (t *idleTimes) init(fixed timeouts) { t.fixed = fixed }
 
 func (t *idleTimes) replace(services []Service) {
-	byID := make(map[uint32]time.Duration, len(services))
+	byID := make(map[uint32]rules, len(services))
 	for _, s := range services {
-		byID[s.ID] = s.idle()
+		byID[s.ID] = rules{idle: s.idle(), idleReset: s.IdleReset && s.Protocol == protoTCP, affinity: s.Affinity}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -60,21 +71,24 @@ func (t *idleTimes) limit(proto uint8, f *pontoonFlow) (time.Duration, bool) {
 }
 
 func (t *idleTimes) established(proto uint8, service uint32) (time.Duration, bool) {
+	r, wanted, told := t.rules(service)
+	if wanted {
+		return r.idle, true
+	}
+	return Service{Protocol: proto}.idle(), told
+}
+
+// rules returns those of a service, whether it is wanted at present, and whether anything was
+// said about services yet.
+func (t *idleTimes) rules(service uint32) (r rules, wanted, told bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	if t.services == nil {
-		return 0, false
-	}
-	if limit, ok := t.services[service]; ok {
-		return limit, true
-	}
-	return Service{Protocol: proto}.idle(), true
+	r, wanted = t.services[service]
+	return r, wanted, t.services != nil
 }
 
 // knows tells whether the service is wanted at present.
 func (t *idleTimes) knows(service uint32) bool {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	_, ok := t.services[service]
-	return ok || t.services == nil
+	_, wanted, told := t.rules(service)
+	return wanted || !told
 }

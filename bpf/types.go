@@ -148,6 +148,8 @@ const (
 	blockGrace           = 2 * time.Second
 	minSweep             = time.Second
 	sweepCPUShareInverse = 20 // a sweep may take 1/20 of one CPU
+	// While connections are doomed it is more: their sides are to be told within seconds.
+	doomedCPUShareInverse = 4
 )
 
 // Options says what a data plane is made of.

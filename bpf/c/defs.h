@@ -65,7 +65,7 @@ enum flow_flag {
 	FLOW_F_PEER_FIN = 8, /* FIN seen in the other direction */
 	FLOW_F_OWN_RST = 16, /* RST seen in this half's direction */
 	FLOW_F_PEER_RST = 32,
-	FLOW_F_DOOMED = 64, /* its endpoint is gone: whoever still sends is told so */
+	FLOW_F_DOOMED = 64, /* ended by user space: whoever still sends is told so; OWN_RST: has been */
 };
 
 #define FLOW_F_OWN (FLOW_F_OWN_FIN | FLOW_F_OWN_RST)
@@ -251,6 +251,7 @@ struct clock {
 enum record_op {
 	RECORD_UPDATE = 1,
 	RECORD_DELETE = 2,
+	RECORD_AFFINITY = 3, /* client, service, endpoint_id, and idle_ms since its last new flow */
 };
 
 enum record_reason {

@@ -122,9 +122,25 @@ static __always_inline void adopt(struct flow *f)
 	f->owner_slot = cfg_slot;
 }
 
+/* begins_anew: the client opens a connection. */
+static __always_inline int begins_anew(const struct packet *p, const struct flow *f)
+{
+	return p->key.proto != IPPROTO_UDP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+	       !(f->flags & FLOW_F_REPLY);
+}
+
+/* doomed_step has the sender told that the connection is over, and notes that. */
+static __always_inline int doomed_step(const struct packet *p, struct flow *f)
+{
+	f->flags |= FLOW_F_OWN_RST;
+	if (p->tcp_flags & TCP_RST)
+		return drop(DROP_DOOMED);
+	return V_REFUSE;
+}
+
 /* flow_care handles the rare packets of a flow in the flow table.
- * V_FORWARD: go on with this flow. V_MISS: the flow is gone, start anew. V_REFUSE: its
- * endpoint is gone. */
+ * V_FORWARD: go on with this flow. V_MISS: the flow is gone, start anew. V_REFUSE: the
+ * connection is over. */
 static __noinline int flow_care(const struct packet *p, struct flow *f)
 {
 	struct flow_key okey;
@@ -132,14 +148,13 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	__u8 before = f->state;
 	__u32 reason = 0;
 
-	if (f->flags & FLOW_F_DOOMED)
-		return V_REFUSE;
-	if (p->key.proto != IPPROTO_UDP && before == FLOW_CLOSED &&
-	    (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && !(f->flags & FLOW_F_REPLY)) {
+	if ((before == FLOW_CLOSED || f->flags & FLOW_F_DOOMED) && begins_anew(p, f)) {
 		remove_flow(p, &p->key, f);
 		count(COUNTER_REPLACED);
 		return V_MISS;
 	}
+	if (f->flags & FLOW_F_DOOMED)
+		return doomed_step(p, f);
 	other_key(&okey, &p->key, f);
 	other = one_half(f) ? NULL : bpf_map_lookup_elem(&flows, &okey);
 	if (f->flags & FLOW_F_REPLICA) {
