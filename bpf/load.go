@@ -51,7 +51,7 @@ func sizes(spec *ebpf.CollectionSpec, opts Options) {
 	spec.Maps[pontoonMapHalfOpen].MaxEntries = 2 * opts.MaxHalfOpen
 	spec.Maps[pontoonMapEvents].MaxEntries = opts.EventsBytes
 	for name, m := range spec.Maps {
-		if name != pontoonMapClocks && name != pontoonMapTails && name != pontoonMapScratch && name != pontoonMapBindings && name != pontoonMapTraces && name != pontoonMapTraceBuffer && !strings.HasPrefix(name, ".") {
+		if name != pontoonMapClocks && name != pontoonMapTails && name != pontoonMapScratch && name != pontoonMapChunks && name != pontoonMapBindings && name != pontoonMapTraces && name != pontoonMapTraceBuffer && !strings.HasPrefix(name, ".") {
 			m.Pinning = ebpf.PinByName
 		}
 	}

@@ -17,6 +17,8 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_PARSE:  pontoonProgPontoonParse,
 	pontoonTailTAIL_SLOW:   pontoonProgPontoonSlow,
 	pontoonTailTAIL_ANSWER: pontoonProgPontoonAnswer,
+	pontoonTailTAIL_XLAT:   pontoonProgPontoonXlat,
+	pontoonTailTAIL_TUNNEL: pontoonProgPontoonTunnel,
 }
 
 // programs is one set: the program that is attached, and the array of those it jumps to. The

@@ -235,6 +235,8 @@ struct next_hop {
 	__u8 dmac[6];
 	__u32 learned; /* low half of jiffies */
 	__u32 generation;
+	__u16 mtu; /* of the way; 0: not known */
+	__u8 pad[2];
 };
 
 /* Written by user space, read by the program. */
@@ -364,6 +366,7 @@ enum tail {
 	TAIL_TUNNEL = 3, /* IP in IP */
 	TAIL_ANSWER = 4, /* resets, aborts, unreachables, "too big" */
 	TAIL_PARSE = 5,  /* options, extension headers, fragments, ICMP, SCTP */
+	TAIL_XLAT_ICMP = 6, /* ICMP errors about flows of NAT64 and NAT46 */
 	TAIL_MAX = 8,
 };
 
@@ -496,7 +499,7 @@ _Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
 _Static_assert(sizeof(struct fragment) == 8, "fragment");
 _Static_assert(sizeof(struct marks) == 64, "marks");
 _Static_assert(COUNTER_REFUSED == 32, "drop reasons end where the other counters begin");
-_Static_assert(sizeof(struct next_hop) == 24, "next_hop");
+_Static_assert(sizeof(struct next_hop) == 28, "next_hop");
 _Static_assert(sizeof(struct flow_record) == 128, "flow_record");
 _Static_assert(offsetof(struct flow_record, service) == 72, "flow_record.service");
 _Static_assert(offsetof(struct flow_record, owner_slot) == 80, "flow_record.owner_slot");

@@ -3,6 +3,7 @@
 #include "tc_parse.h"
 #include "tc_reset.h"
 #include "tc_trace.h"
+#include "tc_tunnel.h"
 
 static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 {
@@ -129,6 +130,55 @@ int pontoon_answer(struct __sk_buff *skb)
 	struct packet *p = current_packet();
 
 	return tc_done(skb, p ? tc_refuse(skb, p) : TC_ACT_SHOT);
+}
+
+static __always_inline int translate(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	struct flow *f;
+	__u32 mtu, room;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->kind == KIND_ICMP)
+		return tc_jump(skb, TAIL_XLAT_ICMP);
+	f = flow_of(&p->key);
+	if (!f || same_family(p, f)) /* taken away, or another one, since it was found */
+		return tc_drop(DROP_NO_FLOW);
+	mtu = way_mtu(skb, p, &f->new_saddr, &f->new_daddr);
+	room = xlat_excess(skb, p, mtu);
+	return room ? tc_say(skb, ANSWER_TOO_BIG, room) : xlat(skb, p, f, mtu);
+}
+
+SEC("tc")
+int pontoon_xlat(struct __sk_buff *skb)
+{
+	return tc_done(skb, translate(skb));
+}
+
+static __always_inline int encapsulate(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	struct addr *source;
+	struct flow *f;
+	__u32 room;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	f = flow_of(&p->key);
+	if (!f || f->mode != MODE_DSR_TUNNEL)
+		return tc_drop(DROP_NO_FLOW);
+	source = tunnel_source(f);
+	if (!source)
+		return tc_drop(DROP_NO_ENDPOINT);
+	room = tunnel_excess(skb, p, way_mtu(skb, p, source, &f->new_daddr));
+	return room ? tc_say(skb, ANSWER_TOO_BIG, room) : tunnel(skb, p, f, source);
+}
+
+SEC("tc")
+int pontoon_tunnel(struct __sk_buff *skb)
+{
+	return tc_done(skb, encapsulate(skb));
 }
 
 /* Run by user space to learn the clock in which flows are stamped. */

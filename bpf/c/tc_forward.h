@@ -29,12 +29,51 @@ static __always_inline void fib_question(struct bpf_fib_lookup *fib, const struc
 	}
 	fib->l4_protocol = proto;
 	fib->ifindex = ifindex;
+	fib->tot_len = 1; /* so that the route's MTU is told, whatever the packet's length */
 }
 
 static __always_inline int tc_drop(__u32 reason)
 {
 	count(reason);
 	return TC_ACT_SHOT;
+}
+
+/* tc_mtu is the MTU of an interface, of the packet's own when ifindex is 0; 0: not known. */
+static __always_inline __u32 tc_mtu(struct __sk_buff *skb, __u32 ifindex)
+{
+	__u32 mtu = 0;
+
+	bpf_check_mtu(skb, ifindex, &mtu, 0, 0); /* also fills in the MTU when the packet does not fit */
+	return mtu;
+}
+
+/* tc_segment is the length from the L4 header on of the longest packet that skb becomes on the
+ * wire. */
+static __always_inline __u32 tc_segment(struct __sk_buff *skb, const struct packet *p)
+{
+	__u8 offset = 0;
+
+	if (!skb->gso_size)
+		return p->payload;
+	if (p->key.proto != IPPROTO_TCP)
+		return skb->gso_size + sizeof(struct udphdr);
+	bpf_skb_load_bytes(skb, p->l4_off + 12, &offset, 1);
+	return skb->gso_size + (offset >> 4) * 4;
+}
+
+/* learn keeps the answer of the FIB. */
+static __always_inline void learn(const struct packet *p, const struct addr *daddr,
+				  const struct bpf_fib_lookup *fib, __u32 generation)
+{
+	struct next_hop hop = {};
+
+	hop.ifindex = fib->ifindex;
+	__builtin_memcpy(hop.smac, fib->smac, ETH_ALEN);
+	__builtin_memcpy(hop.dmac, fib->dmac, ETH_ALEN);
+	hop.learned = p->now;
+	hop.generation = generation;
+	hop.mtu = fib->mtu_result;
+	bpf_map_update_elem(&next_hops, daddr, &hop, BPF_ANY);
 }
 
 /* tc_resolve sends an already rewritten packet by the FIB. When the neighbour is known the
@@ -45,7 +84,6 @@ static __noinline int tc_resolve(struct __sk_buff *skb, const struct packet *p,
 				 __u32 generation)
 {
 	struct bpf_fib_lookup fib = {};
-	struct next_hop hop = {};
 	long rc;
 
 	count(COUNTER_NEXT_HOP_MISS);
@@ -54,20 +92,15 @@ static __noinline int tc_resolve(struct __sk_buff *skb, const struct packet *p,
 	step(STEP_FIB, rc, fib.ifindex);
 	switch (rc) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
-		hop.ifindex = fib.ifindex;
-		__builtin_memcpy(hop.smac, fib.smac, ETH_ALEN);
-		__builtin_memcpy(hop.dmac, fib.dmac, ETH_ALEN);
-		hop.learned = p->now;
-		hop.generation = generation;
-		bpf_map_update_elem(&next_hops, daddr, &hop, BPF_ANY);
+		learn(p, daddr, &fib, generation);
+		if (!skb->gso_size && skb->len - p->l3_off > fib.mtu_result)
+			return tc_drop(DROP_FRAG_NEEDED);
 		return tc_neighbour(&fib);
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 		count(COUNTER_NEIGHBOUR_MISS);
 		return tc_neighbour(&fib);
 	case BPF_FIB_LKUP_RET_FWD_DISABLED:
 		return tc_drop(DROP_FWD_DISABLED);
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
-		return tc_drop(DROP_FRAG_NEEDED);
 	}
 	return tc_drop(DROP_NO_ROUTE);
 }
@@ -85,6 +118,24 @@ static __always_inline struct next_hop *next_hop_of(const struct packet *p,
 	if (hop && hop->generation == *generation && p->now - hop->learned < cfg_next_hop_ttl)
 		return hop;
 	return NULL;
+}
+
+/* way_mtu is the MTU of the way to daddr; 0: not known. */
+static __noinline __u32 way_mtu(struct __sk_buff *skb, const struct packet *p,
+				const struct addr *saddr, const struct addr *daddr)
+{
+	struct bpf_fib_lookup fib = {};
+	__u32 generation;
+	struct next_hop *hop = next_hop_of(p, daddr, &generation);
+	long rc;
+
+	if (hop)
+		return hop->mtu;
+	fib_question(&fib, saddr, daddr, p->key.proto, skb->ifindex);
+	rc = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	if (rc == BPF_FIB_LKUP_RET_SUCCESS)
+		return fib.mtu_result;
+	return rc == BPF_FIB_LKUP_RET_NO_NEIGH ? tc_mtu(skb, fib.ifindex) : 0;
 }
 
 /* tc_forward rewrites by f and sends, both ends being of one family. */
