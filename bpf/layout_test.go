@@ -42,7 +42,7 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"service_key":            {unsafe.Sizeof(svc), 24},
 		"service":                {unsafe.Sizeof(service), 28},
 		"endpoint":               {unsafe.Sizeof(endpoint), 32},
-		"next_hop":               {unsafe.Sizeof(hop), 24},
+		"next_hop":               {unsafe.Sizeof(hop), 28},
 		"flow_record":            {unsafe.Sizeof(r), RecordSize},
 		"flow_record.port":       {unsafe.Offsetof(r.ClientPort), 64},
 		"flow_record.service":    {unsafe.Offsetof(r.Service), 72},
@@ -79,7 +79,7 @@ func TestObjectAgreesWithGeneratedTypes(t *testing.T) {
 	}
 	sizes := map[string][2]uint32{
 		pontoonMapFlows: {40, 64}, pontoonMapHalfOpen: {40, 64}, pontoonMapServices: {24, 28},
-		pontoonMapEndpoints: {4, 32}, pontoonMapVips: {16, 4}, pontoonMapNextHops: {16, 24},
+		pontoonMapEndpoints: {4, 32}, pontoonMapVips: {16, 4}, pontoonMapNextHops: {16, 28},
 	}
 	for name, want := range sizes {
 		if m := spec.Maps[name]; m.KeySize != want[0] || m.ValueSize != want[1] {
