@@ -40,7 +40,6 @@ const (
 	pontoonAlgorithmALGORITHM_LC     pontoonAlgorithm = 3
 )
 
-<<<<<<< HEAD
 type pontoonAnswer uint32
 
 const (
@@ -53,11 +52,11 @@ type pontoonBinding struct {
 	_    structs.HostLayout
 	Rkey pontoonFlowKey
 	V    pontoonFlow
-=======
+}
+
 type pontoonChunk struct {
 	_ structs.HostLayout
 	B [516]uint8
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 }
 
 type pontoonClock struct {
@@ -516,11 +515,8 @@ type pontoonVocabulary struct {
 const (
 	pontoonMapActive          = "active"
 	pontoonMapAffinities      = "affinities"
-<<<<<<< HEAD
 	pontoonMapBindings        = "bindings"
-=======
 	pontoonMapChunks          = "chunks"
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 	pontoonMapClocks          = "clocks"
 	pontoonMapControl         = "control"
 	pontoonMapCounters        = "counters"
@@ -547,12 +543,9 @@ const (
 	pontoonProgPontoonIngress = "pontoon_ingress"
 	pontoonProgPontoonParse   = "pontoon_parse"
 	pontoonProgPontoonSlow    = "pontoon_slow"
-<<<<<<< HEAD
 	pontoonProgPontoonTraced  = "pontoon_traced"
-=======
 	pontoonProgPontoonTunnel  = "pontoon_tunnel"
 	pontoonProgPontoonXlat    = "pontoon_xlat"
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 	pontoonVarCfgHz           = "cfg_hz"
 	pontoonVarCfgMaxFlows     = "cfg_max_flows"
 	pontoonVarCfgNextHopTtl   = "cfg_next_hop_ttl"
@@ -613,22 +606,19 @@ type pontoonProgramSpecs struct {
 	PontoonIngress *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
-<<<<<<< HEAD
 	PontoonTraced  *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
-=======
 	PontoonTunnel  *ebpf.ProgramSpec `ebpf:"pontoon_tunnel"`
 	PontoonXlat    *ebpf.ProgramSpec `ebpf:"pontoon_xlat"`
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 }
 
 // pontoonMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonMapSpecs struct {
-<<<<<<< HEAD
 	Active      *ebpf.MapSpec `ebpf:"active"`
 	Affinities  *ebpf.MapSpec `ebpf:"affinities"`
 	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
+	Chunks      *ebpf.MapSpec `ebpf:"chunks"`
 	Clocks      *ebpf.MapSpec `ebpf:"clocks"`
 	Control     *ebpf.MapSpec `ebpf:"control"`
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
@@ -650,30 +640,6 @@ type pontoonMapSpecs struct {
 	Traffic     *ebpf.MapSpec `ebpf:"traffic"`
 	Vips        *ebpf.MapSpec `ebpf:"vips"`
 	Work        *ebpf.MapSpec `ebpf:"work"`
-=======
-	Active     *ebpf.MapSpec `ebpf:"active"`
-	Affinities *ebpf.MapSpec `ebpf:"affinities"`
-	Chunks     *ebpf.MapSpec `ebpf:"chunks"`
-	Clocks     *ebpf.MapSpec `ebpf:"clocks"`
-	Control    *ebpf.MapSpec `ebpf:"control"`
-	Counters   *ebpf.MapSpec `ebpf:"counters"`
-	Endpoints  *ebpf.MapSpec `ebpf:"endpoints"`
-	Events     *ebpf.MapSpec `ebpf:"events"`
-	Flows      *ebpf.MapSpec `ebpf:"flows"`
-	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
-	HalfOpen   *ebpf.MapSpec `ebpf:"half_open"`
-	NextHops   *ebpf.MapSpec `ebpf:"next_hops"`
-	Ranges     *ebpf.MapSpec `ebpf:"ranges"`
-	Scratch    *ebpf.MapSpec `ebpf:"scratch"`
-	Selection  *ebpf.MapSpec `ebpf:"selection"`
-	Services   *ebpf.MapSpec `ebpf:"services"`
-	Sources    *ebpf.MapSpec `ebpf:"sources"`
-	SynMarks   *ebpf.MapSpec `ebpf:"syn_marks"`
-	Tails      *ebpf.MapSpec `ebpf:"tails"`
-	Traffic    *ebpf.MapSpec `ebpf:"traffic"`
-	Vips       *ebpf.MapSpec `ebpf:"vips"`
-	Work       *ebpf.MapSpec `ebpf:"work"`
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
@@ -713,10 +679,10 @@ func (o *pontoonObjects) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonMaps struct {
-<<<<<<< HEAD
 	Active      *ebpf.Map `ebpf:"active"`
 	Affinities  *ebpf.Map `ebpf:"affinities"`
 	Bindings    *ebpf.Map `ebpf:"bindings"`
+	Chunks      *ebpf.Map `ebpf:"chunks"`
 	Clocks      *ebpf.Map `ebpf:"clocks"`
 	Control     *ebpf.Map `ebpf:"control"`
 	Counters    *ebpf.Map `ebpf:"counters"`
@@ -738,41 +704,14 @@ type pontoonMaps struct {
 	Traffic     *ebpf.Map `ebpf:"traffic"`
 	Vips        *ebpf.Map `ebpf:"vips"`
 	Work        *ebpf.Map `ebpf:"work"`
-=======
-	Active     *ebpf.Map `ebpf:"active"`
-	Affinities *ebpf.Map `ebpf:"affinities"`
-	Chunks     *ebpf.Map `ebpf:"chunks"`
-	Clocks     *ebpf.Map `ebpf:"clocks"`
-	Control    *ebpf.Map `ebpf:"control"`
-	Counters   *ebpf.Map `ebpf:"counters"`
-	Endpoints  *ebpf.Map `ebpf:"endpoints"`
-	Events     *ebpf.Map `ebpf:"events"`
-	Flows      *ebpf.Map `ebpf:"flows"`
-	Fragments  *ebpf.Map `ebpf:"fragments"`
-	HalfOpen   *ebpf.Map `ebpf:"half_open"`
-	NextHops   *ebpf.Map `ebpf:"next_hops"`
-	Ranges     *ebpf.Map `ebpf:"ranges"`
-	Scratch    *ebpf.Map `ebpf:"scratch"`
-	Selection  *ebpf.Map `ebpf:"selection"`
-	Services   *ebpf.Map `ebpf:"services"`
-	Sources    *ebpf.Map `ebpf:"sources"`
-	SynMarks   *ebpf.Map `ebpf:"syn_marks"`
-	Tails      *ebpf.Map `ebpf:"tails"`
-	Traffic    *ebpf.Map `ebpf:"traffic"`
-	Vips       *ebpf.Map `ebpf:"vips"`
-	Work       *ebpf.Map `ebpf:"work"`
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 }
 
 func (m *pontoonMaps) Close() error {
 	return _PontoonClose(
 		m.Active,
 		m.Affinities,
-<<<<<<< HEAD
 		m.Bindings,
-=======
 		m.Chunks,
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 		m.Clocks,
 		m.Control,
 		m.Counters,
@@ -823,12 +762,9 @@ type pontoonPrograms struct {
 	PontoonIngress *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.Program `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
-<<<<<<< HEAD
 	PontoonTraced  *ebpf.Program `ebpf:"pontoon_traced"`
-=======
 	PontoonTunnel  *ebpf.Program `ebpf:"pontoon_tunnel"`
 	PontoonXlat    *ebpf.Program `ebpf:"pontoon_xlat"`
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 }
 
 func (p *pontoonPrograms) Close() error {
@@ -838,12 +774,9 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonIngress,
 		p.PontoonParse,
 		p.PontoonSlow,
-<<<<<<< HEAD
 		p.PontoonTraced,
-=======
 		p.PontoonTunnel,
 		p.PontoonXlat,
->>>>>>> aacd835 (Translate between IP families; send DSR through tunnels)
 	)
 }
 
