@@ -37,11 +37,15 @@ type Dataplane struct {
 	idle   idleTimes
 	totals totals
 
-	accounts     accounts
-	endings      endings
-	poker        poker
-	doomedBefore int // of the last sweep
-	sweepNow     chan struct{}
+	accounts accounts
+	endings  endings
+	poker    poker
+	traffic  trafficBook
+	sweepNow chan struct{}
+
+	sweepMu         sync.Mutex // one sweep at a time; guards what follows and accounts.off
+	doomedBefore    int        // of the last sweep
+	affinitiesSwept time.Time
 
 	tracing sync.Mutex    // held by the one session of Trace
 	closing chan struct{} // closed by Close: such a session ends
@@ -96,6 +100,7 @@ func (d *Dataplane) open() error {
 	if err := d.openMaps(spec); err != nil {
 		return err
 	}
+	d.tables.traffic = &d.traffic
 	if err := d.tables.load(&d.maps); err != nil {
 		return fmt.Errorf("read what is installed: %w", err)
 	}

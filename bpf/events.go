@@ -65,7 +65,6 @@ func (d *Dataplane) batchEvents(reader *ringbuf.Reader) error {
 			}
 			batch = append(batch, record.RawSample...)
 			watch.owed -= ringHeader + RecordSize
-			d.totals.observe(record.RawSample)
 			if len(batch) < cap(batch) {
 				continue
 			}
@@ -139,9 +138,6 @@ func (w *lossWatch) look(now time.Time) {
 func (d *Dataplane) emit(records []byte) {
 	for len(records) > 0 {
 		n := min(len(records), recordBatch*RecordSize)
-		for at := 0; at < n; at += RecordSize {
-			d.totals.observe(records[at : at+RecordSize])
-		}
 		d.send(records[:n:n])
 		records = records[n:]
 	}

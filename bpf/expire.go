@@ -52,6 +52,8 @@ func (d *Dataplane) sweep(ctx context.Context) error {
 
 // sweepOnce is sweep; it returns how many connections are doomed.
 func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
+	d.sweepMu.Lock()
+	defer d.sweepMu.Unlock()
 	s := sweeper{d: d, wall: time.Now(), figures: newTally(len(d.accounts.counts))}
 	before := d.accounts.read(nil)
 	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
@@ -69,9 +71,16 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 		}
 	}
 	d.accounts.audit(before, s.figures.census)
-	d.totals.swept(s.figures, d.idle.knows)
+	d.totals.swept(s.figures)
+	d.traffic.forget(func(service uint16) bool {
+		return !s.figures.present[service] && !d.idle.knows(uint32(service))
+	})
 	s.sendPokes()
-	return s.doomed, nil
+	if s.wall.Sub(d.affinitiesSwept) < affinityEvery {
+		return s.doomed, nil
+	}
+	d.affinitiesSwept = s.wall
+	return s.doomed, d.sweepAffinities(ctx)
 }
 
 // sweeper is one sweep.
@@ -85,7 +94,7 @@ type sweeper struct {
 }
 
 // chunk counts what stays. Of a connection that goes, neither half is counted, whichever of them
-// the dump brings first: its figures go on in the record of its end.
+// the dump brings first.
 func (s *sweeper) chunk(m *ebpf.Map, part chunk) error {
 	var candidates []candidate
 	for i := range part.keys {
@@ -104,7 +113,7 @@ func (s *sweeper) chunk(m *ebpf.Map, part chunk) error {
 
 func (s *sweeper) count(m *ebpf.Map, c *candidate) {
 	if m == s.d.maps.Flows {
-		s.figures.count(&c.key, &c.seen)
+		s.figures.count(&c.seen)
 	} else if !c.seen.reply() {
 		s.figures.halfOpen++
 	}

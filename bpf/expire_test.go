@@ -233,14 +233,14 @@ func TestStatsAddUp(t *testing.T) {
 		b.mustSweep()
 		s := b.Stats()
 		e := s.Services[7].Endpoints[endpoint1]
-		if s.Established != 4 || s.HalfOpen != 1 || s.Owned != 4 || s.Replica != 0 || e.Flows != 2 || e.New != 2 || e.Packets != 6 || s.Services[7].New != 4 {
+		if s.Established != 4 || s.HalfOpen != 1 || s.Owned != 4 || s.Replica != 0 || e.Flows != 2 || e.New != 2 || e.Active != 2 || e.Forward.Packets != 5 || e.Reply.Packets != 2 || e.Forward.Bytes == 0 || s.Services[7].New != 4 {
 			return fmt.Errorf("%+v", s)
 		}
 		return nil
 	})
 	b.age(2*time.Hour, nil)
 	b.mustSweep()
-	if e := b.Stats().Services[7].Endpoints[endpoint1]; e.Flows != 0 || e.Packets != 6 || e.New != 2 {
+	if e := b.Stats().Services[7].Endpoints[endpoint1]; e.Flows != 0 || e.Active != 0 || e.Forward.Packets != 5 || e.New != 2 {
 		t.Errorf("after the end of the flows: %+v", e)
 	}
 }

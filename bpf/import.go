@@ -13,14 +13,15 @@ import (
 // ImportResult counts what became of imported records.
 type ImportResult struct {
 	Written int // connections written as replicas
+	Clients int // of which it is known now which endpoint they are with
 	Kept    int // the local entry is newer, or the owner's own word is here
 	Deleted int // replicas removed on request
 	Invalid int // records that no data plane writes
 	Failed  int // the flow table is full
 }
 
-// Records yields every connection of the flow table, owned and replica alike, as records: what a
-// snapshot is made of. Each part is what one look at the table found, up to some thousand records,
+// Records yields every connection of the flow table, owned and replica alike, and every client that
+// stays with an endpoint, as records: what a snapshot is made of. Each part is what one look at the table found, up to some thousand records,
 // and the caller may keep it. Nothing is read ahead of a yield, so that a change the caller hears
 // of between two parts is not undone by the next. It ends after yielding an error.
 func (d *Dataplane) Records(ctx context.Context) iter.Seq2[[]byte, error] {
@@ -35,6 +36,15 @@ func (d *Dataplane) Records(ctx context.Context) iter.Seq2[[]byte, error] {
 				return
 			}
 			if len(records) > 0 && !yield(records, nil) {
+				return
+			}
+		}
+		for records, err := range d.affinityRecords(ctx) {
+			if err != nil {
+				yield(nil, fmt.Errorf("dump records: %w", err))
+				return
+			}
+			if !yield(records, nil) {
 				return
 			}
 		}
@@ -133,6 +143,10 @@ type write struct {
 
 // record handles one record.
 func (in *importer) record(r *pontoonFlowRecord) error {
+	if r.Op == opAffinity {
+		in.result.Clients++
+		return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.IdleMs)*time.Millisecond, in.now)
+	}
 	c := recordConnection(r, in.now)
 	if r.Op == opDelete {
 		return in.remove(&c)
@@ -167,6 +181,9 @@ func (in *importer) record(r *pontoonFlowRecord) error {
 	}
 	in.settle(&c, r.Reason)
 	in.add(w, &c)
+	if r.Reason == reasonNew { // a snapshot says by itself who stays with whom
+		return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.AgeMs)*time.Millisecond, in.now)
+	}
 	return nil
 }
 

@@ -14,6 +14,7 @@ const RecordSize = 128
 const (
 	opUpdate       = uint8(pontoonRecordOpRECORD_UPDATE)
 	reasonNew      = uint8(pontoonRecordReasonRECORD_NEW)
+	opAffinity     = uint8(pontoonRecordOpRECORD_AFFINITY)
 	opDelete       = uint8(pontoonRecordOpRECORD_DELETE)
 	reasonClose    = uint8(pontoonRecordReasonRECORD_CLOSE)
 	reasonExpire   = uint8(pontoonRecordReasonRECORD_EXPIRE)
@@ -38,7 +39,11 @@ func (c *connection) appendRecord(to []byte, now instant, op, reason uint8) []by
 		ForwardPackets: f.packets(), ForwardBytes: f.bytes(),
 		ReplyPackets: c.reply.packets(), ReplyBytes: c.reply.bytes(),
 	}
-	return append(to, unsafe.Slice((*byte)(unsafe.Pointer(&r)), RecordSize)...)
+	return r.append(to)
+}
+
+func (r *pontoonFlowRecord) append(to []byte) []byte {
+	return append(to, unsafe.Slice((*byte)(unsafe.Pointer(r)), RecordSize)...)
 }
 
 func milliseconds(d time.Duration) uint32 {
@@ -52,6 +57,9 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		return r, fmt.Errorf("%w: %d bytes", ErrRecord, len(b))
 	}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), RecordSize), b)
+	if r.Op == opAffinity {
+		return r, r.validateAffinity()
+	}
 	switch {
 	case r.Op != opUpdate && r.Op != opDelete:
 		return r, fmt.Errorf("%w: operation %d", ErrRecord, r.Op)
@@ -72,6 +80,14 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		}
 	}
 	return r, nil
+}
+
+// validateAffinity rejects what says nothing about a client.
+func (r *pontoonFlowRecord) validateAffinity() error {
+	if r.Service == 0 || r.EndpointId == 0 || !fromAddr(r.Client).IsValid() {
+		return fmt.Errorf("%w: affinity of %s to endpoint %d of service %d", ErrRecord, fromAddr(r.Client), r.EndpointId, r.Service)
+	}
+	return nil
 }
 
 // recordConnection turns a record into both halves, as replicas of the record's owner.

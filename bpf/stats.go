@@ -2,7 +2,6 @@ package bpf
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
 	"strings"
 	"sync"
@@ -11,9 +10,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// Stats is what the data plane has counted. Drops and Counters are read at the time of the call
-// and count since the maps were made; the rest is from the last sweep.
+// Stats is what the data plane has counted. Established, HalfOpen, Owned, Replica, Closed and the
+// Flows of services and endpoints are from the last sweep; the rest is read at the time of the call
+// and counts since the maps were made.
 type Stats struct {
+	Connections uint64 // in the flow table, closed ones included
 	Established uint64 // connections in the flow table that are not closed; owned + replica
 	HalfOpen    uint64 // connections that are not complete
 	Owned       uint64
@@ -27,23 +28,39 @@ type Stats struct {
 	Services    map[uint32]ServiceStats
 }
 
-// ServiceStats are the figures of one service on this node.
+// ServiceStats are the figures of one service on this node: those of its endpoints together, and
+// what endpoints counted that it had before. They begin anew when this process does or the service
+// is gone for good.
 type ServiceStats struct {
 	EndpointStats
 	Endpoints map[netip.AddrPort]EndpointStats
 }
 
-// EndpointStats counts what this node owns: live connections, packets and bytes of live and ended
-// ones, and connections completed since this process started.
+// EndpointStats counts what this node has done for one endpoint.
 type EndpointStats struct {
-	Flows, Packets, Bytes, New uint64
+	Flows   uint64 // connections that are not closed and whose last packet this node forwarded
+	Active  uint64 // connections that are not closed, copies of other nodes' included
+	New     uint64 // connections completed
+	Forward Volume // to the endpoint
+	Reply   Volume // from the endpoint
+}
+
+// Volume counts what was forwarded: packets on the wire, and their bytes from the IP header on.
+type Volume struct {
+	Packets, Bytes uint64
+}
+
+func (v *Volume) add(o Volume) {
+	v.Packets += o.Packets
+	v.Bytes += o.Bytes
 }
 
 func (s *EndpointStats) add(o EndpointStats) {
 	s.Flows += o.Flows
-	s.Packets += o.Packets
-	s.Bytes += o.Bytes
+	s.Active += o.Active
 	s.New += o.New
+	s.Forward.add(o.Forward)
+	s.Reply.add(o.Reply)
 }
 
 // counterNames are the names under which Stats reports. Their prefix decides the map.
@@ -96,6 +113,8 @@ var counterNames = map[pontoonCounter]string{
 // Stats returns a snapshot that the caller may keep.
 func (d *Dataplane) Stats() Stats {
 	s := d.totals.snapshot()
+	s.Services = d.serviceStats()
+	s.Connections = d.accounts.get(0)
 	s.Max = uint64(d.maps.Flows.MaxEntries() / 2)
 	s.Drops, s.Counters = map[string]uint64{}, map[string]uint64{}
 	for index, name := range counterNames {
@@ -127,120 +146,85 @@ func counter(m *ebpf.Map, index pontoonCounter) (uint64, error) {
 	return sum, nil
 }
 
-// place is where connections of a service go.
-type place struct {
-	service  uint32
-	endpoint netip.AddrPort
+// serviceStats adds to what the programs counted what the last sweep did.
+func (d *Dataplane) serviceStats() map[uint32]ServiceStats {
+	services, err := d.traffic.services(&d.accounts)
+	if err != nil {
+		d.log.Warn("figures of endpoints not read", "err", err)
+	}
+	d.totals.mu.Lock()
+	defer d.totals.mu.Unlock()
+	for service, n := range d.totals.last.services {
+		s := services[uint32(service)]
+		s.Flows = n
+		services[uint32(service)] = s
+	}
+	for id, n := range d.totals.last.endpoints {
+		at, ok := d.traffic.place(id)
+		if s, known := services[uint32(at.service)]; ok && known {
+			sum := s.Endpoints[at.addr]
+			sum.Flows += n
+			s.Endpoints[at.addr] = sum
+		}
+	}
+	return services
 }
 
-// totals gathers figures from the records that pass and from the sweeps.
+// totals keeps what the last sweep counted.
 type totals struct {
 	lostRecords atomic.Uint64
 
-	mu    sync.Mutex
-	ended map[place]EndpointStats // of connections that are gone, and New
-	last  tally
+	mu   sync.Mutex
+	last tally
 }
 
-// observe takes note of a record on its way to Events.
-func (t *totals) observe(record []byte) {
-	isNew := record[recordReason] == reasonNew
-	ended := record[recordOp] == opDelete
-	if !isNew && !ended {
-		return
-	}
-	r, err := parseRecord(record)
-	if err != nil {
-		return
-	}
-	at := place{uint32(r.Service), addrPort(r.Endpoint, r.EndpointPort)}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.ended == nil {
-		t.ended = map[place]EndpointStats{}
-	}
-	sum := t.ended[at]
-	if isNew {
-		sum.New++
-	} else {
-		sum.Packets += r.ForwardPackets + r.ReplyPackets
-		sum.Bytes += r.ForwardBytes + r.ReplyBytes
-	}
-	t.ended[at] = sum
-}
-
-// swept replaces the figures of the last sweep. Places whose service is gone and that no flow
-// names are forgotten, so that endpoints that come and go do not pile up.
-func (t *totals) swept(now tally, known func(service uint32) bool) {
+func (t *totals) swept(now tally) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.last = now
-	maps.DeleteFunc(t.ended, func(at place, _ EndpointStats) bool {
-		_, live := now.places[at]
-		return !live && !known(at.service)
-	})
+	t.last.census = nil
 }
 
 func (t *totals) snapshot() Stats {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := Stats{
+	return Stats{
 		Established: t.last.owned + t.last.replica, HalfOpen: t.last.halfOpen,
 		Owned: t.last.owned, Replica: t.last.replica, Closed: t.last.closed,
 		LostRecords: t.lostRecords.Load(),
-		Services:    map[uint32]ServiceStats{},
 	}
-	for _, figures := range []map[place]EndpointStats{t.last.places, t.ended} {
-		for at, figure := range figures {
-			service := s.Services[at.service]
-			if service.Endpoints == nil {
-				service.Endpoints = map[netip.AddrPort]EndpointStats{}
-			}
-			service.add(figure)
-			sum := service.Endpoints[at.endpoint]
-			sum.add(figure)
-			service.Endpoints[at.endpoint] = sum
-			s.Services[at.service] = service
-		}
-	}
-	return s
 }
 
 // tally is what one sweep counts.
 type tally struct {
 	owned, replica, closed, halfOpen uint64
-	places                           map[place]EndpointStats
+	services, endpoints              map[uint16]uint64 // owned connections that are not closed
+	present                          map[uint16]bool   // services that have flows
 	census                           census
 }
 
 func newTally(entries int) tally {
-	return tally{places: map[place]EndpointStats{}, census: make(census, entries)}
+	return tally{
+		services: map[uint16]uint64{}, endpoints: map[uint16]uint64{},
+		present: map[uint16]bool{}, census: make(census, entries),
+	}
 }
 
 // count takes one half of an entry of the flow table.
-func (t *tally) count(key *pontoonFlowKey, f *pontoonFlow) {
-	t.census.count(f)
-	if !f.reply() {
-		switch {
-		case FlowState(f.State) == StateClosed:
-			t.closed++
-		case f.replica():
-			t.replica++
-		default:
-			t.owned++
-		}
-	}
-	if f.replica() {
+func (t *tally) count(f *pontoonFlow) {
+	if f.reply() {
 		return
 	}
-	at := place{uint32(f.Service), addrPort(f.NewDaddr, f.NewDport)}
-	figure := EndpointStats{Packets: f.packets(), Bytes: f.bytes()}
-	if f.reply() {
-		at.endpoint = addrPort(key.Saddr, key.Sport)
-	} else if FlowState(f.State) != StateClosed {
-		figure.Flows = 1
+	t.census.count(f)
+	t.present[f.Service] = true
+	switch {
+	case FlowState(f.State) == StateClosed:
+		t.closed++
+	case f.replica():
+		t.replica++
+	default:
+		t.owned++
+		t.services[f.Service]++
+		t.endpoints[f.Endpoint]++
 	}
-	sum := t.places[at]
-	sum.add(figure)
-	t.places[at] = sum
 }

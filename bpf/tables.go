@@ -28,6 +28,7 @@ type tables struct {
 	ranges    map[pontoonRangeKey]pontoonRange
 	blocks    blocks // of the selection map, in entries
 	sources   sourceLists
+	traffic   *trafficBook
 }
 
 // load reads the maps.
@@ -49,6 +50,9 @@ func (t *tables) load(m *pontoonMaps) error {
 		return fmt.Errorf("read services: %w", err)
 	}
 	if err := t.loadEndpoints(); err != nil {
+		return err
+	}
+	if err := t.traffic.open(m.Traffic, t.endpoints); err != nil {
 		return err
 	}
 	ranges, err := readMap[pontoonRangeKey, pontoonRange](m.Ranges)
@@ -203,8 +207,8 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 	if ok && old == value {
 		return nil
 	}
-	if !ok || old.Addr != value.Addr || old.Port != value.Port || old.Service != value.Service {
-		if err := t.forget(id); err != nil {
+	if !ok || placeOf(&old) != placeOf(&value) {
+		if err := t.traffic.came(id, &value); err != nil {
 			return err
 		}
 	}
@@ -212,18 +216,6 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 		return fmt.Errorf("write endpoint: %w", err)
 	}
 	t.endpoints[id] = value
-	return nil
-}
-
-// forget clears what was counted under an id that another endpoint gets now.
-func (t *tables) forget(id uint16) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count processors: %w", err)
-	}
-	if err := t.maps.Traffic.Put(uint32(id), make([]pontoonEndpointStats, cpus)); err != nil {
-		return fmt.Errorf("clear endpoint figures: %w", err)
-	}
 	return nil
 }
 
@@ -239,6 +231,7 @@ func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
 			continue
 		}
 		delete(t.endpoints, id)
+		t.traffic.went(id)
 	}
 	t.sources.collect(t.endpoints, now)
 	return errors.Join(errs...)
