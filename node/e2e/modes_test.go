@@ -30,6 +30,8 @@ func twoLegKinds() []kind {
 	return []kind{
 		{"fullnat", v4, v4, []string{"--mode", "fullnat"}},
 		{"fullnat6", v6, v6, []string{"--mode", "fullnat"}},
+		{"nat64", v6, v4, []string{"--mode", "fullnat", "--algorithm", "maglev"}},
+		{"nat46", v4, v6, []string{"--mode", "fullnat", "--algorithm", "lc"}},
 		{"dnat", v4, v4, []string{"--mode", "dnat", "--algorithm", "lc"}},
 		{"dnat6", v6, v6, []string{"--mode", "dnat", "--affinity", "client-ip"}},
 		{"onearm", v4, v4, []string{"--mode", "onearm", "--affinity", "client-ip"}},
