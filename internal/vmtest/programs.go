@@ -55,11 +55,16 @@ func loadPrograms(w io.Writer, pattern string) error {
 func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string) error {
 	began := time.Now()
 	single := alone(spec, name)
-	coll, err := ebpf.NewCollectionWithOptions(single, ebpf.CollectionOptions{
-		Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats},
-	})
+	coll, err := verify(single, ebpf.LogLevelStats)
 	took := time.Since(began).Seconds()
 	if err != nil {
+		// Once more with all that the verifier has to say: it costs time and
+		// memory that programs which load need not pay.
+		if again, whole := verify(single, ebpf.LogLevelBranch|ebpf.LogLevelStats); whole != nil {
+			err = whole
+		} else {
+			again.Close()
+		}
 		printRefusal(w, single.Programs[name], err)
 		fmt.Fprintf(w, "--- FAIL: %s (%.2fs)\n", name, took)
 		return fmt.Errorf("program %s is refused", name)
@@ -70,6 +75,10 @@ func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string) error {
 	printChain(w, single.Programs[name], p.VerifierLog)
 	fmt.Fprintf(w, "--- PASS: %s (%.2fs)\n", name, took)
 	return nil
+}
+
+func verify(spec *ebpf.CollectionSpec, level ebpf.LogLevel) (*ebpf.Collection, error) {
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: level}})
 }
 
 // sizes says how long the program is, in as far as the kernel tells.
