@@ -193,7 +193,7 @@ func traceHead(e web.TraceEvent) string {
 		words = append(words, fmt.Sprintf("vlan %d", e.VLAN))
 	}
 	if e.Direction == "reply" {
-		words = append(words, "(reply)")
+		words = append(words, "(reply to "+e.Client.String()+")")
 	}
 	return strings.Join(words, " ")
 }

@@ -56,7 +56,7 @@ func checkTrace(t *testing.T, out, client, endpoint string) {
 	t.Helper()
 	for _, want := range []string{
 		"tcp " + client + ":", "[SYN]", "service web: fullnat, rr", "is endpoint " + endpoint, "source port ",
-		"new half-open connection", "synack, was syn", "established, was synack", "fullnat: from ", "(reply)",
+		"new half-open connection", "synack, was syn", "established, was synack", "fullnat: from ", "(reply to " + client + ":",
 		"forwarded by ", "40 packets: ", "written to ",
 	} {
 		if !strings.Contains(out, want) {
