@@ -435,7 +435,6 @@ const (
 	pontoonTraceKindSTEP_PORT      pontoonTraceKind = 11
 	pontoonTraceKindSTEP_FIB       pontoonTraceKind = 12
 	pontoonTraceKindSTEP_ANSWER    pontoonTraceKind = 13
-	pontoonTraceKindSTEP_ADMITTED  pontoonTraceKind = 14
 )
 
 type pontoonTraceStep struct {

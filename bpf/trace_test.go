@@ -338,3 +338,19 @@ func (b *bench) attached() *ebpf.Program {
 	defer b.hooks.mu.Unlock()
 	return b.hooks.program
 }
+
+func TestTraceFollowsAPacketIntoItsTunnel(t *testing.T) {
+	b := newBench(t, nil)
+	s := service(ModeDSR, endpoint1)
+	s.Tunnel, s.Endpoints[0].Sources = TunnelIPIP, []netip.Addr{netip.MustParseAddr("10.8.0.1")}
+	s.Endpoints[0].Addr = netip.AddrPortFrom(endpoint1.Addr(), 80)
+	b.sync(s)
+	tr := b.trace(TraceFilter{Service: 7})
+	e, out := tr.client(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.SYN})
+	if e.Verdict != TraceForwarded || !strings.Contains(text(e, "note"), "encapsulated") || !bytes.Equal(e.After, out) {
+		t.Errorf("%+v", e)
+	}
+	if e.SentLength != e.Length+20 || !strings.Contains(text(e, "rewrite"), "addresses and ports stay") {
+		t.Errorf("%d bytes became %d, %v", e.Length, e.SentLength, e.Steps)
+	}
+}

@@ -158,6 +158,31 @@ func tracerReferences(t *testing.T, set programs) int {
 	t.Helper()
 	ids := map[uint32]bool{mapID(t, set.traces): true, mapID(t, set.buffer): true}
 	n := references(t, set.entry, ids)
+	for _, program := range tailsOf(t, set) {
+		n += references(t, program, ids)
+	}
+	return n
+}
+
+// A packet's steps are told by the program it leaves by, whichever that is.
+func TestEveryProgramTellsWhatWasTraced(t *testing.T) {
+	b := newBench(t, nil)
+	traced, err := b.loadTraced(anyOfClient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer traced.close()
+	for index, program := range tailsOf(t, traced) {
+		if references(t, program, map[uint32]bool{mapID(t, traced.traces): true}) == 0 {
+			t.Errorf("%s returns without tc_done", tailPrograms[index])
+		}
+	}
+}
+
+// tailsOf are the programs that a set jumps to.
+func tailsOf(t *testing.T, set programs) map[pontoonTail]*ebpf.Program {
+	t.Helper()
+	all := map[pontoonTail]*ebpf.Program{}
 	for index := range tailPrograms {
 		var id uint32
 		if err := set.tails.Lookup(uint32(index), &id); err != nil {
@@ -167,10 +192,10 @@ func tracerReferences(t *testing.T, set programs) int {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n += references(t, program, ids)
-		_ = program.Close()
+		t.Cleanup(func() { _ = program.Close() })
+		all[index] = program
 	}
-	return n
+	return all
 }
 
 func references(t *testing.T, program *ebpf.Program, maps map[uint32]bool) int {

@@ -435,7 +435,6 @@ enum trace_kind {
 	STEP_PORT = 11,     /* extra: source port, number: tuples tried before */
 	STEP_FIB = 12,      /* extra: the kernel's answer, number: interface */
 	STEP_ANSWER = 13,   /* extra: enum answer, number: its number */
-	STEP_ADMITTED = 14, /* number: new flows in this second */
 };
 
 enum trace_match {
