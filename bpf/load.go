@@ -45,13 +45,25 @@ func raiseMemlock() {
 	_ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unlimited)
 }
 
+// transient are the maps that hold nothing beyond a packet or a session; each load makes its own.
+var transient = map[string]bool{
+	pontoonMapBindings:    true,
+	pontoonMapChunks:      true,
+	pontoonMapClocks:      true,
+	pontoonMapScratch:     true,
+	pontoonMapTails:       true,
+	pontoonMapTraceBuffer: true,
+	pontoonMapTraces:      true,
+	pontoonMapWorkspaces:  true,
+}
+
 // sizes writes the wanted sizes of maps into spec and asks for pinning by name.
 func sizes(spec *ebpf.CollectionSpec, opts Options) {
 	spec.Maps[pontoonMapFlows].MaxEntries = 2 * opts.MaxFlows
 	spec.Maps[pontoonMapHalfOpen].MaxEntries = 2 * opts.MaxHalfOpen
 	spec.Maps[pontoonMapEvents].MaxEntries = opts.EventsBytes
 	for name, m := range spec.Maps {
-		if name != pontoonMapClocks && name != pontoonMapTails && name != pontoonMapScratch && name != pontoonMapChunks && name != pontoonMapBindings && name != pontoonMapTraces && name != pontoonMapTraceBuffer && !strings.HasPrefix(name, ".") {
+		if !transient[name] && !strings.HasPrefix(name, ".") {
 			m.Pinning = ebpf.PinByName
 		}
 	}

@@ -306,7 +306,7 @@ func TestVerdicts(t *testing.T) {
 		{"SYN-FIN", bpftest.Packet{Dst: vipPort, Flags: bpftest.SYN | bpftest.FIN}, actDrop, "no_flow", ""},
 		{"segment to an unknown port", bpftest.Packet{Dst: netip.AddrPortFrom(vip, 81), Flags: bpftest.ACK}, actDrop, "no_service", ""},
 		{"UDP to an unknown port", bpftest.Packet{Dst: vipPort, Protocol: udp}, actDrop, "no_service", ""},
-		{"SYN with its last breath", bpftest.Packet{Dst: vipPort, Flags: bpftest.SYN, TTL: 1}, actDrop, "ttl", ""},
+		{"SYN with its last breath", bpftest.Packet{Dst: vipPort, Flags: bpftest.SYN, TTL: 1}, actRedirect, "ttl", "expired"},
 		{"service without endpoints", bpftest.Packet{Dst: netip.AddrPortFrom(vip, 90), Flags: bpftest.SYN}, actDrop, "no_endpoint", ""},
 	} {
 		t.Run(row.name, func(t *testing.T) {

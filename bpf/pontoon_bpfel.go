@@ -117,6 +117,8 @@ const (
 	pontoonCounterCOUNTER_AFFINITY       pontoonCounter = 50
 	pontoonCounterCOUNTER_XDP_FORWARD    pontoonCounter = 51
 	pontoonCounterCOUNTER_XDP_PASS       pontoonCounter = 52
+	pontoonCounterCOUNTER_EXPIRED        pontoonCounter = 53
+	pontoonCounterCOUNTER_ANSWER_LIMITED pontoonCounter = 54
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
@@ -508,6 +510,13 @@ type pontoonVocabulary struct {
 	}
 }
 
+type pontoonWorkspace struct {
+	_      structs.HostLayout
+	Second uint32
+	Errors uint32
+	Quote  [520]uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -537,8 +546,10 @@ const (
 	pontoonMapTraffic         = "traffic"
 	pontoonMapVips            = "vips"
 	pontoonMapWork            = "work"
+	pontoonMapWorkspaces      = "workspaces"
 	pontoonProgPontoonAnswer  = "pontoon_answer"
 	pontoonProgPontoonClock   = "pontoon_clock"
+	pontoonProgPontoonIcmp    = "pontoon_icmp"
 	pontoonProgPontoonIngress = "pontoon_ingress"
 	pontoonProgPontoonParse   = "pontoon_parse"
 	pontoonProgPontoonSlow    = "pontoon_slow"
@@ -602,6 +613,7 @@ type pontoonSpecs struct {
 type pontoonProgramSpecs struct {
 	PontoonAnswer  *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonClock   *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
+	PontoonIcmp    *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
@@ -639,6 +651,7 @@ type pontoonMapSpecs struct {
 	Traffic     *ebpf.MapSpec `ebpf:"traffic"`
 	Vips        *ebpf.MapSpec `ebpf:"vips"`
 	Work        *ebpf.MapSpec `ebpf:"work"`
+	Workspaces  *ebpf.MapSpec `ebpf:"workspaces"`
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
@@ -703,6 +716,7 @@ type pontoonMaps struct {
 	Traffic     *ebpf.Map `ebpf:"traffic"`
 	Vips        *ebpf.Map `ebpf:"vips"`
 	Work        *ebpf.Map `ebpf:"work"`
+	Workspaces  *ebpf.Map `ebpf:"workspaces"`
 }
 
 func (m *pontoonMaps) Close() error {
@@ -732,6 +746,7 @@ func (m *pontoonMaps) Close() error {
 		m.Traffic,
 		m.Vips,
 		m.Work,
+		m.Workspaces,
 	)
 }
 
@@ -758,6 +773,7 @@ type pontoonVariables struct {
 type pontoonPrograms struct {
 	PontoonAnswer  *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonClock   *ebpf.Program `ebpf:"pontoon_clock"`
+	PontoonIcmp    *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonParse   *ebpf.Program `ebpf:"pontoon_parse"`
 	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
@@ -770,6 +786,7 @@ func (p *pontoonPrograms) Close() error {
 	return _PontoonClose(
 		p.PontoonAnswer,
 		p.PontoonClock,
+		p.PontoonIcmp,
 		p.PontoonIngress,
 		p.PontoonParse,
 		p.PontoonSlow,

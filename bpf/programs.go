@@ -19,6 +19,7 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_ANSWER: pontoonProgPontoonAnswer,
 	pontoonTailTAIL_XLAT:   pontoonProgPontoonXlat,
 	pontoonTailTAIL_TUNNEL: pontoonProgPontoonTunnel,
+	pontoonTailTAIL_ICMP:   pontoonProgPontoonIcmp,
 }
 
 // programs is one set: the program that is attached, and the array of those it jumps to. The

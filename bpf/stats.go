@@ -96,6 +96,8 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_AFFINITY:       "affinity",
 	pontoonCounterCOUNTER_XDP_FORWARD:    "xdp_forward",
 	pontoonCounterCOUNTER_XDP_PASS:       "xdp_pass",
+	pontoonCounterCOUNTER_EXPIRED:        "expired",
+	pontoonCounterCOUNTER_ANSWER_LIMITED: "answer_limited",
 	pontoonCounterCOUNTER_REFUSED:        "refused",
 	pontoonCounterCOUNTER_CREATED:        "created",
 	pontoonCounterCOUNTER_PROMOTED:       "promoted",

@@ -220,6 +220,15 @@ struct fragment {
 	__u32 seen; /* low half of jiffies */
 };
 
+#define QUOTE_MAX 512 /* bytes of a packet that an ICMP error about it repeats */
+
+/* What making ICMP errors needs, on each CPU. */
+struct workspace {
+	__u32 second; /* in which errors were counted */
+	__u32 errors;
+	__u8 quote[QUOTE_MAX + 8]; /* zeros after the quoted bytes complete the last word */
+};
+
 /* SYNs that came while a service was flooded: 16 bits of the tuple's hash, and of the time. They
  * are written in turn, so the next place holds the oldest. */
 #define MARKS_PER_GROUP 15
@@ -342,6 +351,8 @@ enum counter {
 	COUNTER_AFFINITY = 50,          /* new flows that went where the client was before */
 	COUNTER_XDP_FORWARD = 51,       /* packets the XDP hook sent by itself */
 	COUNTER_XDP_PASS = 52,          /* packets of ours the XDP hook left to TC */
+	COUNTER_EXPIRED = 53,           /* "time exceeded" answers sent */
+	COUNTER_ANSWER_LIMITED = 54,    /* ICMP errors not sent: too many this second */
 	COUNTER_MAX = 64,
 };
 

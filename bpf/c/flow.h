@@ -133,9 +133,8 @@ static __always_inline int begins_anew(const struct packet *p, const struct flow
 static __always_inline int doomed_step(const struct packet *p, struct flow *f)
 {
 	f->flags |= FLOW_F_OWN_RST;
-	if (p->tcp_flags & TCP_RST)
-		return drop(DROP_DOOMED);
-	return V_REFUSE;
+	count(DROP_DOOMED);
+	return p->tcp_flags & TCP_RST ? V_DROP : V_REFUSE;
 }
 
 /* flow_care handles the rare packets of a flow in the flow table.

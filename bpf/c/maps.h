@@ -191,6 +191,13 @@ struct {
 	__type(value, struct binding);
 } bindings SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct workspace);
+} workspaces SEC(".maps");
+
 /* The programs of one hook; each load fills an array of its own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
-#include "tc_reset.h"
+#include "tc_answer.h"
+#include "tc_icmp.h"
 #include "tc_trace.h"
 #include "tc_tunnel.h"
 
@@ -90,7 +91,7 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 {
 	note_flow(STEP_SEND, f);
 	if (p->ttl <= 1)
-		return tc_drop(DROP_TTL);
+		return tc_say(skb, ANSWER_EXPIRED, 0);
 	if (f->mode == MODE_DSR_TUNNEL)
 		return tc_jump(skb, TAIL_TUNNEL);
 	if (!same_family(p, f))
@@ -129,7 +130,58 @@ int pontoon_answer(struct __sk_buff *skb)
 {
 	struct packet *p = current_packet();
 
-	return tc_done(skb, p ? tc_refuse(skb, p) : TC_ACT_SHOT);
+	return tc_done(skb, p ? tc_answer(skb, p) : TC_ACT_SHOT);
+}
+
+/* icmp sends an error on to the one whose packet it is about. */
+static __always_inline int icmp(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	struct quoted q = {};
+	struct addr source;
+	struct flow *f;
+	int v6, action;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	v6 = p->flags & PACKET_F_V6;
+	q.off = p->l4_off + sizeof(struct error_header);
+	if (!is_known_error(p) || read_quoted(skb, v6, &q))
+		return icmp_unknown(p);
+	if (is_tunnelled(p, &q)) {
+		action = icmp_tunnel(skb, p, &q);
+		return action == TC_ACT_UNSPEC ? icmp_unknown(p) : action;
+	}
+	f = has_ports(&q) ? find_quoting(&q) : NULL;
+	if (!f)
+		return icmp_unknown(p);
+	note_flow(STEP_SEND, f);
+	if (p->ttl <= 1)
+		return tc_drop(DROP_TTL);
+	if (!same_family(p, f))
+		return tc_jump(skb, TAIL_XLAT);
+	if (f->mode == MODE_DSR)
+		return icmp_dsr(skb, p, f);
+	if (f->mode == MODE_DSR_TUNNEL) {
+		/* The tunnel program sends what it finds on the way of the flow of p->key. */
+		p->key.saddr = q.key.daddr;
+		p->key.daddr = q.key.saddr;
+		p->key.sport = q.key.dport;
+		p->key.dport = q.key.sport;
+		p->key.proto = q.key.proto;
+		count(COUNTER_ICMP_ERROR);
+		return tc_jump(skb, TAIL_TUNNEL);
+	}
+	if (icmp_rewrite(skb, p, &q, f, &source))
+		return tc_drop(DROP_REWRITE);
+	count(COUNTER_ICMP_ERROR);
+	return icmp_send(skb, p, &source, &f->new_daddr);
+}
+
+SEC("tc")
+int pontoon_icmp(struct __sk_buff *skb)
+{
+	return tc_done(skb, icmp(skb));
 }
 
 static __always_inline int translate(struct __sk_buff *skb)
