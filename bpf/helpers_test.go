@@ -93,7 +93,7 @@ type skBuff struct {
 	CB                                                                          [5]uint32
 	Hash, TCClassid, Data, DataEnd, NapiID, Family, RemoteIP4, LocalIP4         uint32
 	RemoteIP6, LocalIP6                                                         [4]uint32
-	RemotePort, LocalPort, DataMeta, _                                          uint32
+	RemotePort, LocalPort, DataMeta                                             uint32
 	FlowKeys, Tstamp                                                            uint64
 	WireLen, GSOSegs                                                            uint32
 	SK                                                                          uint64

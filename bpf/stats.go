@@ -87,6 +87,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterDROP_TRANSLATE:         "drop/translate",
 	pontoonCounterDROP_DOOMED:            "drop/doomed",
 	pontoonCounterDROP_LAND:              "drop/land",
+	pontoonCounterDROP_NO_PROGRAM:        "drop/no_program",
 	pontoonCounterCOUNTER_FLOOD_REPEATED: "flood_repeated",
 	pontoonCounterCOUNTER_ICMP_ERROR:     "icmp_error",
 	pontoonCounterCOUNTER_FRAGMENT:       "fragment",

@@ -42,7 +42,8 @@ static __always_inline __u64 get_active(__u32 index)
 {
 	__u64 *n = bpf_map_lookup_elem(&active, &index);
 
-	return n ? *n : 0;
+	/* Until a drift is mended, less than none must not look like a full table. */
+	return n && (__s64)*n > 0 ? *n : 0;
 }
 
 /* opened counts a connection that has just been established. */

@@ -23,7 +23,7 @@ static __noinline __u32 remembered(const struct packet *p, const struct service 
 
 	affinity_key(&k, p, svc);
 	a = bpf_map_lookup_elem(&affinities, &k);
-	if (!a || p->created - a->used > svc->affinity)
+	if (!a || age_of(p->created, a->used) > svc->affinity)
 		return 0;
 	id = a->endpoint;
 	ep = get_endpoint(id);

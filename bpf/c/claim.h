@@ -77,5 +77,11 @@ static __noinline int claim_dnat(const struct packet *p, const struct flow_key *
 	held = claim(rkey, rev, &err);
 	if (!err)
 		return 0;
-	return held ? take_over(p, rkey, rev) : -EEXIST;
+	if (held)
+		return take_over(p, rkey, rev);
+	/* Left of an earlier packet of the same connection, whose entry the LRU has thrown out? */
+	held = bpf_map_lookup_elem(&half_open, rkey);
+	if (!held || !mirrors(&p->key, held))
+		return -EEXIST;
+	return bpf_map_update_elem(&half_open, rkey, rev, BPF_ANY);
 }

@@ -17,6 +17,36 @@ static __always_inline int needs_care(const struct packet *p, const struct flow 
 	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_DOOMED));
 }
 
+/* age_of is how much older than now a stamp is; that of another CPU may be ahead. */
+static __always_inline __u32 age_of(__u32 now, __u32 stamp)
+{
+	return (__s32)(now - stamp) < 0 ? 0 : now - stamp;
+}
+
+/* mirrors tells whether other undoes what f does to packets of key. */
+static __always_inline int mirrors(const struct flow_key *key, const struct flow *other)
+{
+	return other->new_daddr.d[0] == key->saddr.d[0] &&
+	       other->new_daddr.d[1] == key->saddr.d[1] &&
+	       other->new_saddr.d[0] == key->daddr.d[0] &&
+	       other->new_saddr.d[1] == key->daddr.d[1] &&
+	       other->new_dport == key->sport && other->new_sport == key->dport;
+}
+
+/* other_half returns the other half of the connection whose half f stands under key, and its
+ * key. What stands there may belong to another connection, when f is what is left of one. */
+static __always_inline struct flow *other_half(void *map, const struct flow_key *key,
+					       const struct flow *f, struct flow_key *okey)
+{
+	struct flow *other;
+
+	other_key(okey, key, f);
+	if (one_half(f))
+		return NULL;
+	other = bpf_map_lookup_elem(map, okey);
+	return other && mirrors(key, other) ? other : NULL;
+}
+
 /* remove_flow takes both halves out of flows and says so. Whoever takes out the forward half
  * counts the connection off. */
 static __noinline int remove_flow(const struct packet *p, const struct flow_key *key,
@@ -28,8 +58,7 @@ static __noinline int remove_flow(const struct packet *p, const struct flow_key 
 	__u32 endpoint = f->endpoint;
 	long mine, theirs = 0;
 
-	other_key(&okey, key, f);
-	other = one_half(f) ? NULL : bpf_map_lookup_elem(&flows, &okey);
+	other = other_half(&flows, key, f, &okey);
 	emit(p, key, f, other, EVENT(RECORD_DELETE, RECORD_CLOSE));
 	if (other)
 		theirs = bpf_map_delete_elem(&flows, &okey);
@@ -122,6 +151,13 @@ static __always_inline void adopt(struct flow *f)
 	f->owner_slot = cfg_slot;
 }
 
+/* is_over: nothing more is expected. In DSR the endpoint's FIN is not seen, so the client's alone
+ * ends the connection. */
+static __always_inline int is_over(const struct flow *f)
+{
+	return f->state == FLOW_CLOSED || (one_half(f) && f->state == FLOW_FIN);
+}
+
 /* begins_anew: the client opens a connection. */
 static __always_inline int begins_anew(const struct packet *p, const struct flow *f)
 {
@@ -147,15 +183,14 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	__u8 before = f->state;
 	__u32 reason = 0;
 
-	if ((before == FLOW_CLOSED || f->flags & FLOW_F_DOOMED) && begins_anew(p, f)) {
+	if ((is_over(f) || f->flags & FLOW_F_DOOMED) && begins_anew(p, f)) {
 		remove_flow(p, &p->key, f);
 		count(COUNTER_REPLACED);
 		return V_MISS;
 	}
 	if (f->flags & FLOW_F_DOOMED)
 		return doomed_step(p, f);
-	other_key(&okey, &p->key, f);
-	other = one_half(f) ? NULL : bpf_map_lookup_elem(&flows, &okey);
+	other = other_half(&flows, &p->key, f, &okey);
 	if (f->flags & FLOW_F_REPLICA) {
 		adopt(f);
 		if (other)
@@ -170,16 +205,6 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	if (reason)
 		emit(p, &p->key, f, other, EVENT(RECORD_UPDATE, reason));
 	return V_FORWARD;
-}
-
-/* mirrors tells whether other undoes what f does to packets of key. */
-static __always_inline int mirrors(const struct flow_key *key, const struct flow *other)
-{
-	return other->new_daddr.d[0] == key->saddr.d[0] &&
-	       other->new_daddr.d[1] == key->saddr.d[1] &&
-	       other->new_saddr.d[0] == key->daddr.d[0] &&
-	       other->new_saddr.d[1] == key->daddr.d[1] &&
-	       other->new_dport == key->sport && other->new_sport == key->dport;
 }
 
 /* turn makes of v, the half that matches key, the other half, with empty counters. */
@@ -205,7 +230,7 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 	v.state = FLOW_ESTABLISHED;
 	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
 	if (err == -EEXIST)
-		return V_FORWARD;
+		return V_CONTINUE;
 	if (err) {
 		count(COUNTER_INSERT_FAILED);
 		return drop(DROP_TABLE_FULL);
@@ -216,11 +241,12 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 	h->state = FLOW_ESTABLISHED;
 	emit(p, &p->key, h, NULL, EVENT(RECORD_UPDATE, RECORD_NEW));
 	bpf_map_delete_elem(&half_open, &p->key);
-	return V_FORWARD;
+	return V_CONTINUE;
 }
 
 /* promote moves a connection from half_open to flows. The other half is built anew when the
- * LRU has already thrown it out, so a flood cannot break a handshake that is under way. */
+ * LRU has already thrown it out, so a flood cannot break a handshake that is under way.
+ * V_CONTINUE: the flow table has the packet's entry now, and h is no longer to be looked at. */
 static __noinline int promote(const struct packet *p, struct flow *h)
 {
 	struct flow_key okey;
@@ -237,7 +263,7 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 	v.state = FLOW_ESTABLISHED;
 	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
 	if (err == -EEXIST) /* another CPU was faster */
-		return V_FORWARD;
+		return V_CONTINUE;
 	if (err) {
 		count(COUNTER_INSERT_FAILED);
 		return drop(DROP_TABLE_FULL);
@@ -262,7 +288,7 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 	emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
 	bpf_map_delete_elem(&half_open, &okey);
 	bpf_map_delete_elem(&half_open, &p->key);
-	return V_FORWARD;
+	return V_CONTINUE;
 }
 
 /* mark_half_open sets the state on both halves. */
@@ -272,15 +298,14 @@ static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u
 	struct flow *other;
 
 	h->state = state;
-	other_key(&okey, &p->key, h);
-	other = bpf_map_lookup_elem(&half_open, &okey);
+	other = other_half(&half_open, &p->key, h, &okey);
 	if (other)
 		other->state = state;
 	return V_FORWARD;
 }
 
-/* ensure_other puts the reply half back when the LRU has thrown it out: a client that keeps
- * sending must not wait for answers that no longer match anything. */
+/* ensure_other puts the other half back when the LRU has thrown it out: who keeps sending must
+ * not wait for answers that no longer match anything. */
 static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 {
 	struct flow_key okey;
@@ -317,16 +342,21 @@ static __always_inline int half_open_one(const struct packet *p, struct flow *h)
 	return V_FORWARD;
 }
 
-/* half_open_step handles a packet that matches a half-open entry. */
+/* half_open_step handles a packet that matches a half-open entry. V_CONTINUE: see promote. */
 static __always_inline int half_open_step(const struct packet *p, struct flow *h)
 {
-	int reply = h->flags & FLOW_F_REPLY;
+	int reply = h->flags & FLOW_F_REPLY, verdict;
 	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
 
 	if (one_half(h))
 		return half_open_one(p, h);
 	if (p->key.proto == IPPROTO_UDP)
 		return reply ? promote(p, h) : ensure_other(p, h);
+	if (reply && (flags & TCP_RST || flags == (TCP_SYN | TCP_ACK))) {
+		verdict = ensure_other(p, h);
+		if (verdict != V_FORWARD)
+			return verdict;
+	}
 	if (flags & TCP_RST)
 		return mark_half_open(p, h, FLOW_REFUSED);
 	/* After a reset, too: the endpoint did not believe it, or it was of an earlier connection. */

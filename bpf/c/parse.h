@@ -102,6 +102,21 @@ static __always_inline int parse_fragment_v4(const struct iphdr *ip, struct pack
 	return V_CONTINUE;
 }
 
+/* long_header_bad checks the sum of a header with options. It reads the length by itself: one
+ * handed over would have the verifier follow the caller once for each length. */
+static __noinline int long_header_bad(const void *ip, const void *end)
+{
+	__u32 words = (*(const volatile __u8 *)ip & 15) * 2, sum = 0, i;
+	const __u16 *word = ip;
+
+	for (i = 0; i < 30 && i < words; i++) {
+		if ((void *)(word + i + 1) > end)
+			return 1;
+		sum += word[i];
+	}
+	return fold(sum) != 0xffff;
+}
+
 static __always_inline int parse_v4(void *data, void *end, struct packet *p, int deep)
 {
 	struct iphdr *ip = data + p->l3_off;
@@ -121,11 +136,13 @@ static __always_inline int parse_v4(void *data, void *end, struct packet *p, int
 	if (total < header || total > p->bytes)
 		return malformed(p);
 	p->payload = total - header;
-	/* With options the sum is left to whoever looks at them. */
-	if (header > sizeof(*ip))
+	if (header > sizeof(*ip)) {
 		p->flags |= PACKET_F_OPTIONS;
-	else if (fold(sum_words(ip, 10)) != 0xffff)
+		if (deep && long_header_bad(ip, end))
+			return malformed(p);
+	} else if (fold(sum_words(ip, 10)) != 0xffff) {
 		return malformed(p);
+	}
 	if (ip->frag_off & bpf_htons(0x3fff)) {
 		parse_fragment_v4(ip, p);
 		if (!deep || p->flags & PACKET_F_LATER)
@@ -137,7 +154,7 @@ static __always_inline int parse_v4(void *data, void *end, struct packet *p, int
 struct extension {
 	__u8 next;
 	__u8 length; /* in units of 8 octets, the first not counted; 0 in a fragment header */
-	__be16 offset;
+	__be16 offset; /* in a routing header the type, and how many stops are left */
 	__be32 id;
 };
 
@@ -176,6 +193,9 @@ static __noinline int skip_extensions(void *data, void *end, struct packet *p)
 			return malformed(p);
 		p->flags |= PACKET_F_OPTIONS;
 		size = 8;
+		/* Not for us alone, and its checksum is for another address (RFC 8200, 4.4; RFC 5095). */
+		if (p->key.proto == NEXT_ROUTING && e->offset & bpf_htons(0xff))
+			return malformed(p);
 		if (p->key.proto == NEXT_FRAGMENT)
 			parse_fragment_v6(e, p);
 		else

@@ -6,10 +6,21 @@
 #include "tc_trace.h"
 #include "tc_tunnel.h"
 
+/* tc_jump goes on with another program. It is missing only while another set of programs is
+ * being put in place; the host must not answer for us then. */
 static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 {
 	bpf_tail_call(skb, &tails, to);
-	/* Not there: only while another set of programs is being put in place. */
+	return tc_drop(DROP_NO_PROGRAM);
+}
+
+/* tc_jump_any is tc_jump for packets of which nobody knows yet whether they are ours. */
+static __always_inline int tc_jump_any(struct __sk_buff *skb, const struct packet *p, __u32 to)
+{
+	bpf_tail_call(skb, &tails, to);
+	if (bpf_map_lookup_elem(&flows, &p->key) || bpf_map_lookup_elem(&half_open, &p->key) ||
+	    bpf_map_lookup_elem(&vips, &p->key.daddr))
+		return tc_drop(DROP_NO_PROGRAM);
 	return TC_ACT_UNSPEC;
 }
 
@@ -29,14 +40,14 @@ static __always_inline int ingress(struct __sk_buff *skb, struct packet *p)
 	struct flow *f;
 
 	if (!plain(p))
-		return tc_jump(skb, TAIL_PARSE);
+		return tc_jump_any(skb, p, TAIL_PARSE);
 	f = bpf_map_lookup_elem(&flows, &p->key);
 	if (f && !needs_care(p, f) && p->ttl > 1 && same_family(p, f) && f->mode != MODE_DSR_TUNNEL)
 		return tc_forward(skb, p, f);
 	current = current_packet();
 	if (current)
 		*current = *p;
-	return tc_jump(skb, TAIL_SLOW);
+	return tc_jump_any(skb, p, TAIL_SLOW);
 }
 
 /* Returns TC_ACT_UNSPEC (= TCX_NEXT) for what is not ours, so that other programs and
@@ -60,7 +71,7 @@ int pontoon_traced(struct __sk_buff *skb)
 	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
 		return TC_ACT_UNSPEC;
 	if (trace_begin(skb, &p))
-		return tc_done(skb, tc_jump(skb, TAIL_PARSE));
+		return tc_done(skb, tc_jump_any(skb, &p, TAIL_PARSE));
 	return ingress(skb, &p);
 }
 
@@ -83,7 +94,7 @@ int pontoon_parse(struct __sk_buff *skb)
 		return tc_done(skb, TC_ACT_UNSPEC);
 	*current = p;
 	note_packet(&p);
-	return tc_done(skb, tc_jump(skb, is_error(&p) ? TAIL_ICMP : TAIL_SLOW));
+	return tc_done(skb, tc_jump_any(skb, &p, is_error(&p) ? TAIL_ICMP : TAIL_SLOW));
 }
 
 /* tc_send sends what the core has decided to forward. */

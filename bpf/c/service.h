@@ -40,6 +40,7 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 {
 	struct endpoint *ep = get_endpoint(id);
 	struct binding *b = get_binding();
+	struct flow *there;
 	struct addr *source;
 	__u32 at;
 	long err;
@@ -78,7 +79,10 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 	turn(&b->v, &b->rkey);
 	err = bpf_map_update_elem(&half_open, &p->key, &b->v, BPF_NOEXIST);
 	if (err) {
-		bpf_map_delete_elem(&half_open, &b->rkey);
+		/* Another CPU was faster with the same packet, in dnat even with the same tuple. */
+		there = bpf_map_lookup_elem(&half_open, &p->key);
+		if (!there || !mirrors(&b->rkey, there))
+			bpf_map_delete_elem(&half_open, &b->rkey);
 		return err == -EEXIST ? V_FORWARD : drop(DROP_HALF_OPEN);
 	}
 	count(COUNTER_CREATED);
@@ -90,7 +94,7 @@ static __always_inline int bind_to(const struct packet *p, const struct service 
 {
 	if (svc->mode >= MODE_DSR)
 		return bind_one(p, svc, id);
-	return bind(p, svc, id, mix(hash));
+	return bind(p, svc, id, hash);
 }
 
 /* table_full refuses new flows before the endpoint hears of them. */
@@ -119,7 +123,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 	if (svc->affinity) {
 		id = remembered(p, svc);
 		step(STEP_AFFINITY, id, 0);
-		v = id ? bind_to(p, svc, id, hash) : V_RETRY;
+		v = id ? bind_to(p, svc, id, mix(hash)) : V_RETRY;
 		if (v == V_FORWARD) {
 			count(COUNTER_AFFINITY);
 			remember(p, svc, id);
@@ -128,12 +132,13 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 			return v;
 	}
 	index = first_index(svc, hash);
+	hash = mix(hash);
 	for (try = 0; try < ENDPOINT_TRIES; try++) {
 		id = reference(svc, (index + try) % length);
 		if (!id)
 			return drop(DROP_NO_ENDPOINT);
 		step(STEP_SELECTED, id, (index + try) % length);
-		v = bind_to(p, svc, id, hash);
+		v = bind_to(p, svc, id, hash + (try << 16)); /* by the next source, too */
 		if (v == V_RETRY)
 			step(STEP_RETRY, id, 0);
 		if (v == V_FORWARD && svc->affinity)
@@ -210,22 +215,27 @@ static __noinline int miss(const struct packet *p)
 static __always_inline struct flow *in_half_open(const struct packet *p, struct flow *h,
 						 int *verdict)
 {
+	struct flow *f;
+
 	*verdict = half_open_step(p, h);
-	if (*verdict != V_FORWARD)
-		return NULL;
-	if (h->state != FLOW_ESTABLISHED)
+	if (*verdict == V_FORWARD && h->state != FLOW_ESTABLISHED)
 		return h;
-	return bpf_map_lookup_elem(&flows, &p->key);
+	if (*verdict != V_FORWARD && *verdict != V_CONTINUE)
+		return NULL;
+	f = bpf_map_lookup_elem(&flows, &p->key);
+	if (!f) { /* taken out again meanwhile */
+		*verdict = drop(DROP_NO_FLOW);
+		return NULL;
+	}
+	/* The packet that ends the handshake may also begin the end. */
+	*verdict = needs_care(p, f) ? flow_care(p, f) : V_FORWARD;
+	return *verdict == V_FORWARD ? f : NULL;
 }
 
-/* find_slow is the core of the packet path, the same for every hook: it returns the entry by
- * which the packet is rewritten, or NULL and a verdict. */
-static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
+static __always_inline struct flow *find_whole(const struct packet *p, int *verdict)
 {
 	struct flow *f;
 
-	if (p->flags & PACKET_F_FRAGMENT)
-		fragment_step(p);
 	if (p->kind != KIND_FLOW || p->flags & PACKET_F_LATER)
 		goto missed;
 	f = bpf_map_lookup_elem(&flows, &p->key);
@@ -251,5 +261,19 @@ missed:
 		note_flow(STEP_CREATED, f);
 	else
 		*verdict = drop(DROP_HALF_OPEN);
+	return f;
+}
+
+/* find_slow is the core of the packet path, the same for every hook: it returns the entry by
+ * which the packet is rewritten, or NULL and a verdict. */
+static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
+{
+	struct flow *f;
+
+	if (p->flags & PACKET_F_LATER)
+		follow_first(p);
+	f = find_whole(p, verdict);
+	if (f && p->flags & PACKET_F_FIRST)
+		note_first(p);
 	return f;
 }
