@@ -137,6 +137,22 @@ func (d *Dataplane) Stats() Stats {
 	return s
 }
 
+// TableUse is how full the flow table is.
+type TableUse struct {
+	Connections uint64 // closed ones that wait for their last packets included
+	Max         uint64 // beyond it, new ones are refused
+	Refused     uint64 // packets that began a connection and found no room, since the maps were made
+}
+
+// TableUse reads a few numbers only, so it may be called often.
+func (d *Dataplane) TableUse() (TableUse, error) {
+	refused, err := counter(d.maps.Counters, pontoonCounterDROP_TABLE_FULL)
+	if err != nil {
+		return TableUse{}, fmt.Errorf("look how full the flow table is: %w", err)
+	}
+	return TableUse{Connections: d.accounts.get(0), Max: uint64(d.maps.Flows.MaxEntries() / 2), Refused: refused}, nil
+}
+
 func counter(m *ebpf.Map, index pontoonCounter) (uint64, error) {
 	var perCPU []uint64
 	if err := m.Lookup(uint32(index), &perCPU); err != nil {

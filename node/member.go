@@ -190,6 +190,7 @@ func (m *member) run(ctx context.Context) error {
 		loop("replication", m.repl.Run)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
+		loop("flow table watch", m.watchFlowTable)
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)
 	} else {

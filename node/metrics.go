@@ -87,8 +87,26 @@ func flowMetrics(s web.Status, gauge, counter metricFunc) {
 	}
 	for _, svc := range s.Services {
 		for _, e := range svc.Endpoints {
-			gauge("endpoint_flows", "Established flows to the endpoint on this node.", float64(e.Flows), "service", svc.Name, "endpoint", e.Address.String())
+			of := []string{"service", svc.Name, "endpoint", e.Address.String()}
+			gauge("endpoint_flows", "Established flows to the endpoint on this node.", float64(e.Flows), of...)
+			trafficMetrics("endpoint", e.Traffic, gauge, counter, of)
 		}
+		gauge("service_flows", "Established flows of the service on this node.", float64(svc.Flows), "service", svc.Name)
+		trafficMetrics("service", svc.Traffic, gauge, counter, []string{"service", svc.Name})
+	}
+}
+
+// trafficMetrics tells what this node did for a service, or for an endpoint.
+func trafficMetrics(what string, t web.Traffic, gauge, counter metricFunc, of []string) {
+	gauge(what+"_active_connections", "Connections that are not closed, copies of other nodes' flows included.", float64(t.Active), of...)
+	counter(what+"_connections_total", "Connections completed.", float64(t.New), of...)
+	for _, d := range []struct {
+		direction      string
+		packets, bytes uint64
+	}{{"forward", t.ForwardPackets, t.ForwardBytes}, {"reply", t.ReplyPackets, t.ReplyBytes}} {
+		of := append(of[:len(of):len(of)], "direction", d.direction)
+		counter(what+"_packets_total", "Packets forwarded, by direction.", float64(d.packets), of...)
+		counter(what+"_bytes_total", "Bytes of IP packets forwarded, by direction.", float64(d.bytes), of...)
 	}
 }
 

@@ -160,8 +160,8 @@ func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
 	for _, name := range m.cfg.DataPlane.Interfaces {
 		st.Interfaces = append(st.Interfaces, web.InterfaceStatus{Name: name, Up: err == nil && up[name], Hook: hookName(l.interfaces[name])})
 	}
-	if stats.Established*10 >= stats.Max*9 && stats.Max > 0 {
-		st.Warnings = append(st.Warnings, fmt.Sprintf("the flow table is nine tenths full (%d of %d): raise data_plane.max_flows", stats.Established, stats.Max))
+	if nearlyFull(stats.Connections, stats.Max) {
+		st.Warnings = append(st.Warnings, fmt.Sprintf("the flow table is nine tenths full (%d of %d): raise data_plane.max_flows", stats.Connections, stats.Max))
 	}
 }
 
@@ -175,16 +175,25 @@ func hookName(s string) string {
 func serviceStatus(s *fsm.State, stats bpf.Stats) []web.ServiceStatus {
 	var out []web.ServiceStatus
 	for _, svc := range s.Services() {
-		ss := web.ServiceStatus{Service: svc}
+		figures := stats.Services[svc.ID]
+		ss := web.ServiceStatus{Service: svc, Flows: figures.Flows, Traffic: traffic(figures.EndpointStats)}
 		for _, e := range svc.Endpoints {
 			es := web.EndpointStatus{Address: e.Address, Weight: e.Weight, Admin: e.Admin, Health: web.EndpointUnknown}
-			es.Flows = stats.Services[svc.ID].Endpoints[e.Address].Flows
-			ss.Flows += es.Flows
+			es.Flows = figures.Endpoints[e.Address].Flows
+			es.Traffic = traffic(figures.Endpoints[e.Address])
 			ss.Endpoints = append(ss.Endpoints, es)
 		}
 		out = append(out, ss)
 	}
 	return out
+}
+
+func traffic(s bpf.EndpointStats) web.Traffic {
+	return web.Traffic{
+		Active: s.Active, New: s.New,
+		ForwardPackets: s.Forward.Packets, ForwardBytes: s.Forward.Bytes,
+		ReplyPackets: s.Reply.Packets, ReplyBytes: s.Reply.Bytes,
+	}
 }
 
 // Flows implements web.Backend.

@@ -239,6 +239,7 @@ func withoutRuntime(body json.RawMessage) (rest json.RawMessage, instance string
 	}
 	delete(svc, "instance")
 	delete(svc, "flows")
+	delete(svc, "traffic")
 	if list, ok := svc["endpoints"]; ok {
 		endpoints, err := decode[[]map[string]json.RawMessage](list)
 		if err != nil {
@@ -247,6 +248,7 @@ func withoutRuntime(body json.RawMessage) (rest json.RawMessage, instance string
 		for _, e := range endpoints {
 			delete(e, "health")
 			delete(e, "flows")
+			delete(e, "traffic")
 		}
 		if svc["endpoints"], err = json.Marshal(endpoints); err != nil {
 			return nil, "", err

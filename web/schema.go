@@ -139,6 +139,7 @@ func finishSchemas(r huma.Registry) {
 	// things are may stand in a request and mean nothing there.
 	for _, at := range []struct{ schema, field, typ string }{
 		{"Endpoint", "health", huma.TypeString}, {"Endpoint", "flows", huma.TypeInteger}, {"Service", "flows", huma.TypeInteger},
+		{"Endpoint", "traffic", huma.TypeObject}, {"Service", "traffic", huma.TypeObject},
 	} {
 		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
 	}

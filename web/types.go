@@ -88,6 +88,18 @@ type ServiceStatus struct {
 	Endpoints []EndpointStatus `json:"endpoints" doc:"Sorted by address."` // in place of Service.Endpoints
 	Instance  string           `json:"instance" doc:"That of its VIP. Filled in by the API."`
 	Flows     uint64           `json:"flows" doc:"Live flows that this node forwards; its copies of other nodes' flows do not count."`
+	Traffic   Traffic          `json:"traffic" doc:"What this node has done for it, by endpoints that are gone too."`
+}
+
+// Traffic is what one node has done for a service or an endpoint since its data
+// plane was set up. Bytes are those of IP packets.
+type Traffic struct {
+	Active         uint64 `json:"active" doc:"Connections that are not closed, copies of other nodes' flows included."`
+	New            uint64 `json:"new" doc:"Connections completed."`
+	ForwardPackets uint64 `json:"forward_packets" doc:"From clients to endpoints."`
+	ForwardBytes   uint64 `json:"forward_bytes"`
+	ReplyPackets   uint64 `json:"reply_packets" doc:"From endpoints to clients; none pass here in dsr."`
+	ReplyBytes     uint64 `json:"reply_bytes"`
 }
 
 // Health of an endpoint.
@@ -110,6 +122,7 @@ type EndpointStatus struct {
 	DrainUntil time.Time      `json:"drain_until,omitzero"`
 	Health     EndpointHealth `json:"health" enum:"up,down,unknown"`
 	Flows      uint64         `json:"flows" doc:"Live flows to it that this node forwards."`
+	Traffic    Traffic        `json:"traffic"`
 }
 
 // complete fills in what the configuration says beyond what a backend repeats.

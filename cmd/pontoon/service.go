@@ -175,6 +175,20 @@ func drawService(t *table, s web.ServiceStatus) {
 	t.row("flows", s.Flows)
 	t.line("")
 	drawEndpoints(t, []web.ServiceStatus{s})
+	t.line("")
+	drawTraffic(t, s)
+}
+
+// drawTraffic tells what the node that answers has done, since its data plane was set up.
+func drawTraffic(t *table, s web.ServiceStatus) {
+	t.head("TRAFFIC", "ACTIVE", "NEW", "PACKETS IN", "BYTES IN", "PACKETS OUT", "BYTES OUT")
+	row := func(of any, v web.Traffic) {
+		t.row(of, v.Active, v.New, v.ForwardPackets, v.ForwardBytes, v.ReplyPackets, v.ReplyBytes)
+	}
+	row("all", s.Traffic)
+	for _, e := range s.Endpoints {
+		row(e.Address, e.Traffic)
+	}
 }
 
 // modeOf is "fullnat", or "dsr by ipip".
