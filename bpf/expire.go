@@ -15,19 +15,26 @@ import (
 func (d *Dataplane) sweepLoop(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var rested time.Time // not before then, whoever asks
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
 		case <-d.sweepNow:
+			if wait := time.Until(rested); wait > 0 {
+				timer.Reset(wait)
+				continue
+			}
 		}
 		start := time.Now()
 		doomed, err := d.sweepOnce(ctx)
 		if err != nil && ctx.Err() == nil {
 			d.log.Warn("flows not swept", "err", err)
 		}
-		timer.Reset(d.pause(doomed, time.Now(), time.Since(start)))
+		took := time.Since(start)
+		rested = time.Now().Add(doomedCPUShareInverse * took)
+		timer.Reset(d.pause(doomed, time.Now(), took))
 	}
 }
 
@@ -54,8 +61,8 @@ func (d *Dataplane) sweep(ctx context.Context) error {
 func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	d.sweepMu.Lock()
 	defer d.sweepMu.Unlock()
-	s := sweeper{d: d, wall: time.Now(), figures: newTally(len(d.accounts.counts))}
-	before := d.accounts.read(nil)
+	s := sweeper{d: d, wall: time.Now(), figures: newTally()}
+	before, changes := d.accounts.read(), d.changes()
 	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
 		var err error
 		if s.now, err = d.clock.now(); err != nil {
@@ -70,10 +77,10 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 			}
 		}
 	}
-	d.accounts.audit(before, s.figures.census)
+	d.accounts.audit(before, s.figures.census, d.changes()-changes)
 	d.totals.swept(s.figures)
 	d.traffic.forget(func(service uint16) bool {
-		return !s.figures.present[service] && !d.idle.knows(uint32(service))
+		return s.figures.present[service] == 0 && !d.idle.knows(uint32(service))
 	})
 	s.sendPokes()
 	if s.wall.Sub(d.affinitiesSwept) < affinityEvery {
@@ -81,6 +88,16 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	}
 	d.affinitiesSwept = s.wall
 	return s.doomed, d.sweepAffinities(ctx)
+}
+
+// changes counts what changes the number of connections: programs and user space together. Of what
+// programs do, new connections stand for the closed ones too.
+func (d *Dataplane) changes() uint64 {
+	promoted, err := counter(d.maps.Counters, pontoonCounterCOUNTER_PROMOTED)
+	if err != nil {
+		d.log.Warn("counter not read", "err", err)
+	}
+	return 2*promoted + d.accounts.changes.Load()
 }
 
 // sweeper is one sweep.

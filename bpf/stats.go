@@ -180,7 +180,7 @@ func (d *Dataplane) serviceStats() map[uint32]ServiceStats {
 	}
 	for id, n := range d.totals.last.endpoints {
 		at, ok := d.traffic.place(id)
-		if s, known := services[uint32(at.service)]; ok && known {
+		if s := services[uint32(at.service)]; ok && s.Endpoints != nil {
 			sum := s.Endpoints[at.addr]
 			sum.Flows += n
 			s.Endpoints[at.addr] = sum
@@ -194,14 +194,22 @@ type totals struct {
 	lostRecords atomic.Uint64
 
 	mu   sync.Mutex
-	last tally
+	last lastSweep
 }
 
 func (t *totals) swept(now tally) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.last = now
-	t.last.census = nil
+	t.last = lastSweep{
+		owned: now.owned, replica: now.replica, closed: now.closed, halfOpen: now.halfOpen,
+		services: now.services.there(), endpoints: now.endpoints.there(),
+	}
+}
+
+// lastSweep is what is kept of a tally.
+type lastSweep struct {
+	owned, replica, closed, halfOpen uint64
+	services, endpoints              map[uint16]uint64 // owned connections that are not closed
 }
 
 func (t *totals) snapshot() Stats {
@@ -217,15 +225,15 @@ func (t *totals) snapshot() Stats {
 // tally is what one sweep counts.
 type tally struct {
 	owned, replica, closed, halfOpen uint64
-	services, endpoints              map[uint16]uint64 // owned connections that are not closed
-	present                          map[uint16]bool   // services that have flows
+	services, endpoints              census // owned connections that are not closed
+	present                          census // by service, all connections
 	census                           census
 }
 
-func newTally(entries int) tally {
+func newTally() tally {
 	return tally{
-		services: map[uint16]uint64{}, endpoints: map[uint16]uint64{},
-		present: map[uint16]bool{}, census: make(census, entries),
+		services: make(census, ids), endpoints: make(census, ids),
+		present: make(census, ids), census: make(census, ids),
 	}
 }
 
@@ -235,7 +243,7 @@ func (t *tally) count(f *pontoonFlow) {
 		return
 	}
 	t.census.count(f)
-	t.present[f.Service] = true
+	t.present[f.Service]++
 	switch {
 	case FlowState(f.State) == StateClosed:
 		t.closed++
@@ -246,4 +254,15 @@ func (t *tally) count(f *pontoonFlow) {
 		t.services[f.Service]++
 		t.endpoints[f.Endpoint]++
 	}
+}
+
+// there is what is not 0.
+func (c census) there() map[uint16]uint64 {
+	out := map[uint16]uint64{}
+	for i, n := range c {
+		if n > 0 {
+			out[uint16(i)] = n
+		}
+	}
+	return out
 }
