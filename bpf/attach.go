@@ -19,9 +19,17 @@ import (
 
 // Names of the hooks in use.
 const (
-	usedTCX    = "tcx"
-	usedClsact = "clsact"
+	usedTCX        = "tcx"
+	usedClsact     = "clsact"
+	usedXDP        = "xdp+"         // and one of the above
+	usedXDPGeneric = "xdp-generic+" // and one of the above
 )
+
+// Attachment is how an interface is attached.
+type Attachment struct {
+	Hook   string // "tcx", "clsact", either with "xdp+" or "xdp-generic+" before it; empty: not attached
+	Reason string // why this hook, or why none
+}
 
 // Where our filter sits on a clsact hook. The priority leaves room before and after.
 const (
@@ -30,46 +38,63 @@ const (
 	filterHandle   = 1
 )
 
-// hooks keeps the program attached to the interfaces.
+// hooks keeps the programs attached to the interfaces.
 type hooks struct {
-	log     *slog.Logger
-	nl      *netlink.Handle // bound to the namespace of the thread that made it
-	program *ebpf.Program
-	dir     string // of pinned links
-	names   []string
-	clsact  bool // forced
+	log      *slog.Logger
+	nl       *netlink.Handle // bound to the namespace of the thread that made it
+	ioctl    int             // so is this socket
+	features *features       // and this; nil: not known on this kernel
+	programs programs
+	stations *ebpf.Map
+	told     map[uint32]pontoonStation // what stands in stations
+	dir      string                    // of pinned links
+	names    []string
+	hook     string
 
-	mu     sync.Mutex
-	index  map[string]int // of the interface attached to
-	status map[string]string
+	mu       sync.Mutex
+	settings map[string]setting
+	status   map[string]Attachment
 }
 
-func newHooks(opts Options, program *ebpf.Program, dir string) (*hooks, error) {
+// setting is what an interface was attached for; when it changes, it is attached anew.
+type setting struct {
+	index  int
+	mtu    int
+	choice choice
+}
+
+func newHooks(opts Options, stations *ebpf.Map, dir string) (*hooks, error) {
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
+	ioctl, err := ioctlSocket()
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
 	return &hooks{
-		log: opts.Logger, nl: nl, program: program, dir: dir, names: opts.Interfaces,
-		clsact: opts.Hook == HookClsact, index: map[string]int{}, status: map[string]string{},
+		log: opts.Logger, nl: nl, ioctl: ioctl, features: newFeatures(), stations: stations, dir: dir, names: opts.Interfaces,
+		hook: opts.Hook, settings: map[string]setting{}, status: map[string]Attachment{},
 	}, nil
 }
 
 func (h *hooks) close() error {
 	h.nl.Close()
-	return nil
+	h.features.close()
+	return unix.Close(h.ioctl)
 }
 
-// use puts another program in the place of the present one, on each interface in one step.
-func (h *hooks) use(program *ebpf.Program) {
+// use attaches a set of programs, in the place of the present one on each interface in one step.
+func (h *hooks) use(p programs) {
 	h.mu.Lock()
-	h.program = program
-	clear(h.index)
+	h.programs = p
+	clear(h.settings)
 	h.mu.Unlock()
 	h.ensure()
 }
 
-func (h *hooks) report() map[string]string {
+func (h *hooks) report() map[string]Attachment {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return maps.Clone(h.status)
@@ -81,43 +106,56 @@ func (h *hooks) ensure() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, name := range h.names {
-		used, err := h.ensureOne(name)
+		got, err := h.ensureOne(name)
 		if err != nil {
-			used = err.Error()
-			delete(h.index, name)
+			got = Attachment{Reason: err.Error()}
+			delete(h.settings, name)
 		}
-		if h.status[name] == used {
+		if h.status[name] == got {
 			continue
 		}
-		h.status[name] = used
+		h.status[name] = got
 		if err != nil {
 			h.log.Warn("interface not attached", "interface", name, "err", err)
 			continue
 		}
-		h.log.Info("interface attached", "interface", name, "hook", used)
+		h.log.Info("interface attached", "interface", name, "hook", got.Hook, "reason", got.Reason)
 	}
+	h.describe()
 }
 
-func (h *hooks) ensureOne(name string) (string, error) {
+func (h *hooks) ensureOne(name string) (Attachment, error) {
 	iface, err := h.nl.LinkByName(name)
 	if err != nil {
-		return "", fmt.Errorf("find interface %s: %w", name, err)
+		return Attachment{}, fmt.Errorf("find interface %s: %w", name, err)
 	}
-	index := iface.Attrs().Index
-	if h.index[name] == index && h.present(name, iface) {
+	d := h.look(name, iface)
+	want := setting{index: iface.Attrs().Index, mtu: d.mtu, choice: choose(h.hook, d)}
+	if h.settings[name] == want && h.present(name, iface) {
 		return h.status[name], nil
 	}
 	used, err := h.attach(name, iface)
 	if err != nil {
-		return "", err
+		return Attachment{}, err
 	}
-	h.index[name] = index
-	return used, nil
+	got := Attachment{Hook: used}
+	var xdp bool
+	if got.Reason, xdp = h.attachXDP(name, iface, want.choice); xdp {
+		got.Hook = map[xdpMode]string{xdpNative: usedXDP, xdpGeneric: usedXDPGeneric}[want.choice.mode] + used
+	}
+	h.settings[name] = want
+	return got, nil
 }
 
 // present tells whether our attachment is still there: someone may have removed it.
 func (h *hooks) present(name string, iface netlink.Link) bool {
-	if h.status[name] == usedClsact {
+	xdp, tc, both := strings.Cut(h.status[name].Hook, "+")
+	if !both {
+		tc = xdp
+	} else if !h.xdpPresent(name, iface.Attrs().Index) {
+		return false
+	}
+	if tc == usedClsact {
 		filter, err := findFilter(h.nl, iface)
 		return err == nil && filter != nil
 	}
@@ -138,7 +176,7 @@ func (h *hooks) pin(name string) string {
 // attach prefers TCX. Whichever hook is taken, a leftover of ours on the other one is removed
 // after the new one works, so that no packet passes between.
 func (h *hooks) attach(name string, iface netlink.Link) (string, error) {
-	if !h.clsact {
+	if h.hook != HookClsact {
 		err := h.attachTCX(name, iface.Attrs().Index)
 		if err == nil {
 			return usedTCX, removeFilter(h.nl, iface)
@@ -161,7 +199,7 @@ func (h *hooks) attachTCX(name string, index int) error {
 	case err == nil:
 		defer old.Close()
 		if linkIndex(old) == index {
-			return old.Update(h.program)
+			return old.Update(h.programs.entry)
 		}
 		if err := removeLink(h.pin(name)); err != nil {
 			return err
@@ -169,7 +207,7 @@ func (h *hooks) attachTCX(name string, index int) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("open pinned link: %w", err)
 	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: h.program, Attach: ebpf.AttachTCXIngress})
+	l, err := link.AttachTCX(link.TCXOptions{Interface: index, Program: h.programs.entry, Attach: ebpf.AttachTCXIngress})
 	if err != nil {
 		return err
 	}
@@ -205,7 +243,7 @@ func (h *hooks) attachClsact(iface netlink.Link) error {
 	if err := h.nl.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact qdisc: %w", err)
 	}
-	if err := h.nl.FilterReplace(newFilter(iface, h.program.FD())); err != nil {
+	if err := h.nl.FilterReplace(newFilter(iface, h.programs.entry.FD())); err != nil {
 		return fmt.Errorf("replace filter: %w", err)
 	}
 	return nil

@@ -56,7 +56,7 @@ func TestVLANInterfaceCanBeAttachedTo(t *testing.T) {
 	opts := Options{PinDir: bpftest.PinDir(t), Interfaces: []string{"eth1.100"}, MaxFlows: 64, MaxHalfOpen: 64}
 	for range 2 {
 		d := openTest(t, ns, opts)
-		if got := d.Interfaces()["eth1.100"]; got != usedTCX && got != usedClsact {
+		if got := d.Interfaces()["eth1.100"].Hook; got != usedTCX && got != usedClsact {
 			t.Fatal(got)
 		}
 		_ = d.Close()

@@ -46,7 +46,7 @@ func counting(t *testing.T) (*ebpf.Program, func() uint64) {
 // Another program that sits behind ours sees what is not ours, and only that.
 func TestOtherProgramsOnTheInterfaceGoOnWorking(t *testing.T) {
 	b := newBench(t, nil)
-	if b.Interfaces()["eth1"] != usedTCX {
+	if b.Interfaces()["eth1"].Hook != usedTCX {
 		t.Skip("no TCX on this kernel")
 	}
 	program, count := counting(t)

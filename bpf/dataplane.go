@@ -105,10 +105,10 @@ func (d *Dataplane) open() error {
 		return fmt.Errorf("read what is installed: %w", err)
 	}
 	d.spec = spec
-	if d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress); err != nil {
+	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
 		return err
 	}
-	if d.hooks, err = newHooks(d.opts, d.programs.entry, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
+	if err := d.loadPrograms(spec); err != nil {
 		return err
 	}
 	if err := d.openAccounts(); err != nil {
@@ -117,11 +117,25 @@ func (d *Dataplane) open() error {
 	if err := d.poker.open(); err != nil {
 		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
 	}
-	d.hooks.ensure()
+	d.hooks.use(d.programs)
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
 	}
 	return d.programs.removeOthers(d.programDir())
+}
+
+// loadPrograms loads what the interfaces want. Without its XDP programs the data plane is slower,
+// not worse: a kernel that refuses them gets the others.
+func (d *Dataplane) loadPrograms(spec *ebpf.CollectionSpec) (err error) {
+	if d.hooks.wantXDP() {
+		d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress, true)
+		if err == nil {
+			return nil
+		}
+		d.log.Warn("XDP programs not loaded: TC does without", "err", err)
+	}
+	d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress, false)
+	return err
 }
 
 // openMaps opens what is pinned and makes and pins what is not.
@@ -195,8 +209,8 @@ func (d *Dataplane) attachLoop(ctx context.Context) error {
 	}
 }
 
-// Interfaces names the hook in use on each interface ("tcx", "clsact"), or why there is none.
-func (d *Dataplane) Interfaces() map[string]string { return d.hooks.report() }
+// Interfaces tells of each interface how it is attached, and why so.
+func (d *Dataplane) Interfaces() map[string]Attachment { return d.hooks.report() }
 
 // FlushNextHops forgets the cached next hops: neighbours or routes have changed. The kernel is
 // asked anew with the next packet.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -50,10 +51,11 @@ func (h *hooks) detachOtherLinks() error {
 	var errs []error
 	for _, pin := range pins {
 		path := filepath.Join(h.dir, pin.Name())
-		if slices.ContainsFunc(h.names, func(name string) bool { return h.pin(name) == path }) {
+		if slices.ContainsFunc(h.names, func(name string) bool { return h.pin(name) == path || h.xdpPin(name) == path }) {
 			continue
 		}
-		h.log.Info("interface detached", "interface", pin.Name(), "hook", usedTCX)
+		name, xdp := strings.CutSuffix(pin.Name(), xdpSuffix)
+		h.log.Info("interface detached", "interface", name, "hook", map[bool]string{true: HookXDP, false: usedTCX}[xdp])
 		errs = append(errs, detachLink(path), removeLink(path))
 	}
 	return errors.Join(errs...)

@@ -55,6 +55,14 @@ func newBench(tb testing.TB, change func(*Options)) *bench {
 	if change != nil {
 		change(&opts)
 	}
+	if viaXDP(tb) {
+		opts.Hook = HookXDP
+	}
+	if opts.Hook == HookXDP {
+		for _, i := range []bpftest.Iface{b.in, b.out, b.far, b.end} {
+			i.ForXDP()
+		}
+	}
 	b.Dataplane = openTest(tb, b.ns, opts)
 	return b
 }
@@ -101,8 +109,19 @@ type skBuff struct {
 	HWTstamp                                                                    uint64
 }
 
-// run sends one frame through the program as if it had come in on the interface.
+// run sends one frame through the programs as if it had come in on the interface. Where XDP is
+// attached it comes first, and TC gets what it leaves.
 func (b *bench) run(from bpftest.Iface, frame []byte) (uint32, []byte) {
+	b.tb.Helper()
+	if b.programs.xdp != nil {
+		if action, out := b.runXDP(from, frame); action != actPass {
+			return action, out
+		}
+	}
+	return b.runTC(from, frame)
+}
+
+func (b *bench) runTC(from bpftest.Iface, frame []byte) (uint32, []byte) {
 	b.tb.Helper()
 	out := make([]byte, len(frame)+256)
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(from.Index)}}

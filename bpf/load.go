@@ -55,6 +55,7 @@ var transient = map[string]bool{
 	pontoonMapTraceBuffer: true,
 	pontoonMapTraces:      true,
 	pontoonMapWorkspaces:  true,
+	pontoonMapXdpTails:    true,
 }
 
 // sizes writes the wanted sizes of maps into spec and asks for pinning by name.
@@ -79,6 +80,8 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 		pontoonVarCfgHz:         uint32(hz),
 		pontoonVarCfgMaxFlows:   spec.Maps[pontoonMapFlows].MaxEntries / 2,
 		pontoonVarCfgNextHopTtl: uint32(hz * nextHopSeconds),
+		pontoonVarCfgXdpMax:     opts.XDPMax,
+		pontoonVarCfgXdpFrags:   xdpFrags(spec),
 	}
 	for name, value := range settings {
 		if err := spec.Variables[name].Set(value); err != nil {

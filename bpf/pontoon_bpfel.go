@@ -385,6 +385,23 @@ type pontoonServiceWork struct {
 	Pad      uint32
 }
 
+type pontoonStation struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	Mtu     uint32
+	Mac     [6]uint8
+	Flags   uint8
+	Pad     uint8
+}
+
+type pontoonStationFlag uint32
+
+const (
+	pontoonStationFlagSTATION_F_XMIT       pontoonStationFlag = 1
+	pontoonStationFlagSTATION_F_XMIT_FRAGS pontoonStationFlag = 2
+	pontoonStationFlagSTATION_F_TX         pontoonStationFlag = 4
+)
+
 type pontoonTail uint32
 
 const (
@@ -465,10 +482,12 @@ type pontoonVocabulary struct {
 	ServiceFlag  uint32
 	VipFlag      uint32
 	EndpointFlag uint32
+	StationFlag  uint32
 	Tail         uint32
 	TraceKind    uint32
 	PacketFlag   uint32
 	Answer       uint32
+	_            [4]byte
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {
@@ -540,6 +559,7 @@ const (
 	pontoonMapSelection       = "selection"
 	pontoonMapServices        = "services"
 	pontoonMapSources         = "sources"
+	pontoonMapStations        = "stations"
 	pontoonMapSynMarks        = "syn_marks"
 	pontoonMapTails           = "tails"
 	pontoonMapTraceBuffer     = "trace_buffer"
@@ -548,6 +568,7 @@ const (
 	pontoonMapVips            = "vips"
 	pontoonMapWork            = "work"
 	pontoonMapWorkspaces      = "workspaces"
+	pontoonMapXdpTails        = "xdp_tails"
 	pontoonProgPontoonAnswer  = "pontoon_answer"
 	pontoonProgPontoonClock   = "pontoon_clock"
 	pontoonProgPontoonIcmp    = "pontoon_icmp"
@@ -556,6 +577,8 @@ const (
 	pontoonProgPontoonSlow    = "pontoon_slow"
 	pontoonProgPontoonTraced  = "pontoon_traced"
 	pontoonProgPontoonTunnel  = "pontoon_tunnel"
+	pontoonProgPontoonXdp     = "pontoon_xdp"
+	pontoonProgPontoonXdpSlow = "pontoon_xdp_slow"
 	pontoonProgPontoonXlat    = "pontoon_xlat"
 	pontoonVarCfgHz           = "cfg_hz"
 	pontoonVarCfgMaxFlows     = "cfg_max_flows"
@@ -566,6 +589,8 @@ const (
 	pontoonVarCfgTraceMask    = "cfg_trace_mask"
 	pontoonVarCfgTracePort    = "cfg_trace_port"
 	pontoonVarCfgTraceService = "cfg_trace_service"
+	pontoonVarCfgXdpFrags     = "cfg_xdp_frags"
+	pontoonVarCfgXdpMax       = "cfg_xdp_max"
 	pontoonVarVocabulary      = "vocabulary"
 	pontoonVarZeroKey         = "zero_key"
 )
@@ -620,6 +645,8 @@ type pontoonProgramSpecs struct {
 	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
 	PontoonTraced  *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
 	PontoonTunnel  *ebpf.ProgramSpec `ebpf:"pontoon_tunnel"`
+	PontoonXdp     *ebpf.ProgramSpec `ebpf:"pontoon_xdp"`
+	PontoonXdpSlow *ebpf.ProgramSpec `ebpf:"pontoon_xdp_slow"`
 	PontoonXlat    *ebpf.ProgramSpec `ebpf:"pontoon_xlat"`
 }
 
@@ -645,6 +672,7 @@ type pontoonMapSpecs struct {
 	Selection   *ebpf.MapSpec `ebpf:"selection"`
 	Services    *ebpf.MapSpec `ebpf:"services"`
 	Sources     *ebpf.MapSpec `ebpf:"sources"`
+	Stations    *ebpf.MapSpec `ebpf:"stations"`
 	SynMarks    *ebpf.MapSpec `ebpf:"syn_marks"`
 	Tails       *ebpf.MapSpec `ebpf:"tails"`
 	TraceBuffer *ebpf.MapSpec `ebpf:"trace_buffer"`
@@ -653,6 +681,7 @@ type pontoonMapSpecs struct {
 	Vips        *ebpf.MapSpec `ebpf:"vips"`
 	Work        *ebpf.MapSpec `ebpf:"work"`
 	Workspaces  *ebpf.MapSpec `ebpf:"workspaces"`
+	XdpTails    *ebpf.MapSpec `ebpf:"xdp_tails"`
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
@@ -668,6 +697,8 @@ type pontoonVariableSpecs struct {
 	CfgTraceMask    *ebpf.VariableSpec `ebpf:"cfg_trace_mask"`
 	CfgTracePort    *ebpf.VariableSpec `ebpf:"cfg_trace_port"`
 	CfgTraceService *ebpf.VariableSpec `ebpf:"cfg_trace_service"`
+	CfgXdpFrags     *ebpf.VariableSpec `ebpf:"cfg_xdp_frags"`
+	CfgXdpMax       *ebpf.VariableSpec `ebpf:"cfg_xdp_max"`
 	Vocabulary      *ebpf.VariableSpec `ebpf:"vocabulary"`
 	ZeroKey         *ebpf.VariableSpec `ebpf:"zero_key"`
 }
@@ -710,6 +741,7 @@ type pontoonMaps struct {
 	Selection   *ebpf.Map `ebpf:"selection"`
 	Services    *ebpf.Map `ebpf:"services"`
 	Sources     *ebpf.Map `ebpf:"sources"`
+	Stations    *ebpf.Map `ebpf:"stations"`
 	SynMarks    *ebpf.Map `ebpf:"syn_marks"`
 	Tails       *ebpf.Map `ebpf:"tails"`
 	TraceBuffer *ebpf.Map `ebpf:"trace_buffer"`
@@ -718,6 +750,7 @@ type pontoonMaps struct {
 	Vips        *ebpf.Map `ebpf:"vips"`
 	Work        *ebpf.Map `ebpf:"work"`
 	Workspaces  *ebpf.Map `ebpf:"workspaces"`
+	XdpTails    *ebpf.Map `ebpf:"xdp_tails"`
 }
 
 func (m *pontoonMaps) Close() error {
@@ -740,6 +773,7 @@ func (m *pontoonMaps) Close() error {
 		m.Selection,
 		m.Services,
 		m.Sources,
+		m.Stations,
 		m.SynMarks,
 		m.Tails,
 		m.TraceBuffer,
@@ -748,6 +782,7 @@ func (m *pontoonMaps) Close() error {
 		m.Vips,
 		m.Work,
 		m.Workspaces,
+		m.XdpTails,
 	)
 }
 
@@ -764,6 +799,8 @@ type pontoonVariables struct {
 	CfgTraceMask    *ebpf.Variable `ebpf:"cfg_trace_mask"`
 	CfgTracePort    *ebpf.Variable `ebpf:"cfg_trace_port"`
 	CfgTraceService *ebpf.Variable `ebpf:"cfg_trace_service"`
+	CfgXdpFrags     *ebpf.Variable `ebpf:"cfg_xdp_frags"`
+	CfgXdpMax       *ebpf.Variable `ebpf:"cfg_xdp_max"`
 	Vocabulary      *ebpf.Variable `ebpf:"vocabulary"`
 	ZeroKey         *ebpf.Variable `ebpf:"zero_key"`
 }
@@ -780,6 +817,8 @@ type pontoonPrograms struct {
 	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
 	PontoonTraced  *ebpf.Program `ebpf:"pontoon_traced"`
 	PontoonTunnel  *ebpf.Program `ebpf:"pontoon_tunnel"`
+	PontoonXdp     *ebpf.Program `ebpf:"pontoon_xdp"`
+	PontoonXdpSlow *ebpf.Program `ebpf:"pontoon_xdp_slow"`
 	PontoonXlat    *ebpf.Program `ebpf:"pontoon_xlat"`
 }
 
@@ -793,6 +832,8 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonSlow,
 		p.PontoonTraced,
 		p.PontoonTunnel,
+		p.PontoonXdp,
+		p.PontoonXdpSlow,
 		p.PontoonXlat,
 	)
 }

@@ -22,30 +22,39 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_ICMP:   pontoonProgPontoonIcmp,
 }
 
-// programs is one set: the program that is attached, and the array of those it jumps to. The
-// kernel empties such an array when nobody holds it any more, so it is pinned as long as the
-// set is in use, under a name of its own: sets replace each other in one step.
-type programs struct {
-	entry  *ebpf.Program
-	tails  *ebpf.Map
-	traces *ebpf.Map // what the tracer tells
-	buffer *ebpf.Map // in which it gathers that
-	pin    string
+// xdpTailPrograms are those of the XDP hook.
+var xdpTailPrograms = map[pontoonTail]string{
+	pontoonTailTAIL_SLOW: pontoonProgPontoonXdpSlow,
 }
 
-// loadPrograms loads the programs of spec, which work on the given maps, and pins their array
-// below dir. One of the entry programs is loaded, the named one.
-func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, entry string) (programs, error) {
+// programs is one set: for each hook the program that is attached, and the array of those it
+// jumps to. The kernel empties such an array when nobody holds it any more, so it is pinned as
+// long as the set is in use, under a name of its own: sets replace each other in one step.
+type programs struct {
+	entry    *ebpf.Program // of the TC hook
+	tails    *ebpf.Map
+	xdp      *ebpf.Program // nil: not loaded
+	xdpTails *ebpf.Map
+	traces   *ebpf.Map // what the tracer tells
+	buffer   *ebpf.Map // in which it gathers that
+	pin      string
+}
+
+// loadPrograms loads the programs of spec, which work on the given maps, and pins their arrays
+// below dir. One of the entry programs is loaded, the named one; those of the XDP hook when xdp
+// is set.
+func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, entry string, xdp bool) (programs, error) {
 	for _, name := range []string{pontoonProgPontoonIngress, pontoonProgPontoonTraced} {
 		if name != entry {
 			delete(spec.Programs, name)
 		}
 	}
-	contents := make([]ebpf.MapKV, 0, len(tailPrograms))
-	for index, name := range tailPrograms {
-		contents = append(contents, ebpf.MapKV{Key: uint32(index), Value: name})
+	spec.Maps[pontoonMapTails].Contents = contents(tailPrograms)
+	if xdp {
+		spec.Maps[pontoonMapXdpTails].Contents = contents(xdpTailPrograms)
+	} else {
+		withoutXDP(spec)
 	}
-	spec.Maps[pontoonMapTails].Contents = contents
 	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {
 		return programs{}, fmt.Errorf("load programs: %w", err)
@@ -58,21 +67,55 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, ent
 		buffer: collection.DetachMap(pontoonMapTraceBuffer),
 		pin:    filepath.Join(dir, strconv.FormatInt(time.Now().UnixNano(), 36)),
 	}
-	if err := p.tails.Pin(p.pin); err != nil {
+	if xdp {
+		p.xdp = collection.DetachProgram(pontoonProgPontoonXdp)
+		p.xdpTails = collection.DetachMap(pontoonMapXdpTails)
+		err = p.xdpTails.Pin(p.pin + xdpSuffix)
+	}
+	if err = errors.Join(err, p.tails.Pin(p.pin)); err != nil {
 		return programs{}, errors.Join(fmt.Errorf("pin program array: %w", err), p.close())
 	}
 	return p, nil
 }
 
+func contents(tails map[pontoonTail]string) []ebpf.MapKV {
+	var out []ebpf.MapKV
+	for index, name := range tails {
+		out = append(out, ebpf.MapKV{Key: uint32(index), Value: name})
+	}
+	return out
+}
+
+// withoutXDP leaves in spec what the TC hook needs.
+func withoutXDP(spec *ebpf.CollectionSpec) {
+	delete(spec.Maps, pontoonMapXdpTails)
+	for name, p := range spec.Programs {
+		if p.Type == ebpf.XDP {
+			delete(spec.Programs, name)
+		}
+	}
+}
+
 func (p programs) close() error {
 	var errs []error
-	if p.entry != nil {
-		errs = append(errs, p.entry.Close())
+	for _, program := range []*ebpf.Program{p.entry, p.xdp} {
+		if program != nil {
+			errs = append(errs, program.Close())
+		}
 	}
-	for _, m := range []*ebpf.Map{p.tails, p.traces, p.buffer} {
+	for _, m := range []*ebpf.Map{p.tails, p.xdpTails, p.traces, p.buffer} {
 		if m != nil {
 			errs = append(errs, m.Close())
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// unpin lets the kernel empty the arrays once nothing runs the programs any more.
+func (p programs) unpin() error {
+	errs := []error{os.Remove(p.pin)}
+	if p.xdpTails != nil {
+		errs = append(errs, os.Remove(p.pin+xdpSuffix))
 	}
 	return errors.Join(errs...)
 }
@@ -86,7 +129,7 @@ func (p programs) removeOthers(dir string) error {
 	var errs []error
 	for _, pin := range pins {
 		path := filepath.Join(dir, pin.Name())
-		if path == p.pin {
+		if path == p.pin || path == p.pin+xdpSuffix {
 			continue
 		}
 		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -112,6 +155,7 @@ func (m *pontoonMaps) take(by map[string]*ebpf.Map) {
 	m.Selection = by[pontoonMapSelection]
 	m.Services = by[pontoonMapServices]
 	m.Sources = by[pontoonMapSources]
+	m.Stations = by[pontoonMapStations]
 	m.SynMarks = by[pontoonMapSynMarks]
 	m.Traffic = by[pontoonMapTraffic]
 	m.Vips = by[pontoonMapVips]

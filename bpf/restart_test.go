@@ -149,7 +149,7 @@ func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
 	for _, hook := range []string{HookAuto, HookClsact} {
 		t.Run(hook, func(t *testing.T) {
 			b := newBench(t, func(o *Options) { o.Hook = hook })
-			used := b.Interfaces()["eth1"]
+			used := b.Interfaces()["eth1"].Hook
 			b.ns.Do(func() {
 				link, err := netlink.LinkByName("eth1")
 				if err == nil {
@@ -160,12 +160,12 @@ func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
 				}
 				b.hooks.ensure()
 			})
-			if got := b.Interfaces()["eth1"]; !strings.Contains(got, "find interface eth1") {
+			if got := b.Interfaces()["eth1"].Reason; !strings.Contains(got, "find interface eth1") {
 				t.Errorf("gone, yet reported as %q", got)
 			}
 			bpftest.Veth(b.ns, "eth1", bpftest.NewNS(t), "new")
 			b.ns.Do(b.hooks.ensure)
-			if got := b.Interfaces()["eth1"]; got != used {
+			if got := b.Interfaces()["eth1"].Hook; got != used {
 				t.Errorf("back, yet reported as %q", got)
 			}
 		})
@@ -192,7 +192,7 @@ func TestHookCanBeChangedInFlight(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		clsact := b.Interfaces()["eth1"] == usedClsact
+		clsact := b.Interfaces()["eth1"].Hook == usedClsact
 		if (filter != nil) != clsact || (len(links) > 0) == clsact {
 			t.Errorf("%s: filter %v, %d links", hook, filter, len(links))
 		}

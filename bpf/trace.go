@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
 
 	"github.com/cilium/ebpf/ringbuf"
@@ -105,19 +104,19 @@ func (s *session) run(ctx context.Context, f TraceFilter, started func()) (err e
 	defer func() { err = errors.Join(err, s.set.close()) }()
 	reader, err := ringbuf.NewReader(s.set.traces)
 	if err != nil {
-		return errors.Join(fmt.Errorf("open ring: %w", err), os.Remove(s.set.pin))
+		return errors.Join(fmt.Errorf("open ring: %w", err), s.set.unpin())
 	}
-	s.d.hooks.use(s.set.entry)
+	s.d.hooks.use(s.set)
 	if started != nil {
 		started()
 	}
 	err = s.read(ctx, reader)
-	s.d.hooks.use(s.d.programs.entry)
+	s.d.hooks.use(s.d.programs)
 	grace := time.NewTimer(traceGrace)
 	defer grace.Stop()
 	<-grace.C
 	s.countLost()
-	return errors.Join(err, os.Remove(s.set.pin))
+	return errors.Join(err, s.set.unpin())
 }
 
 // loadTraced loads a set of programs that traces what the filter lets through.
@@ -137,7 +136,7 @@ func (d *Dataplane) loadTraced(f TraceFilter) (programs, error) {
 		}
 	}
 	spec.Maps[pontoonMapTraces].MaxEntries = traceRing
-	return loadPrograms(spec, d.byName, d.programDir(), pontoonProgPontoonTraced)
+	return loadPrograms(spec, d.byName, d.programDir(), pontoonProgPontoonTraced, d.programs.xdp != nil)
 }
 
 // traceClient is a prefix in the form of the tables: address and mask, both zero for any.

@@ -336,7 +336,7 @@ func TestTraceEndsWithItsConsumersError(t *testing.T) {
 func (b *bench) attached() *ebpf.Program {
 	b.hooks.mu.Lock()
 	defer b.hooks.mu.Unlock()
-	return b.hooks.program
+	return b.hooks.programs.entry
 }
 
 func TestTraceFollowsAPacketIntoItsTunnel(t *testing.T) {

@@ -43,8 +43,8 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 			d := l.open(0, func(o *Options) { o.Hook = row.hook })
 			want := map[string]string{HookAuto: usedTCX, HookClsact: usedClsact}[row.hook]
 			for name, used := range d.Interfaces() {
-				if used != want && !(row.hook == HookAuto && used == usedClsact) {
-					t.Errorf("%s: hook %q", name, used)
+				if used.Hook != want && !(row.hook == HookAuto && used.Hook == usedClsact) {
+					t.Errorf("%s: %+v", name, used)
 				}
 			}
 			runDataplane(t, d)

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"time"
+
+	"pontoon/bpf"
 )
 
 // Config is the node file: what one machine must know before it can hear of
@@ -148,11 +150,9 @@ func (c Config) validateDataPlane(bad func(key, format string, args ...any)) {
 		seen[i] = true
 	}
 	switch c.DataPlane.Hook {
-	case "auto", "tc":
-	case "xdp":
-		bad("data_plane.hook", "xdp is not built yet: use auto or tc")
+	case bpf.HookAuto, bpf.HookTC, bpf.HookXDP, bpf.HookXDPGeneric:
 	default:
-		bad("data_plane.hook", "%q: want auto or tc", c.DataPlane.Hook)
+		bad("data_plane.hook", "%q: want auto, tc, xdp or xdp-generic", c.DataPlane.Hook)
 	}
 	if c.DataPlane.MaxFlows < 1024 || c.DataPlane.MaxFlows > 1<<25 {
 		bad("data_plane.max_flows", "%d: want 1024 to %d", c.DataPlane.MaxFlows, 1<<25)

@@ -38,7 +38,7 @@ type localView struct {
 	ready      bool   // data plane attached everywhere and equal to the plan
 	linksUp    bool
 	problems   []string
-	interfaces map[string]string
+	interfaces map[string]bpf.Attachment
 	holding    []netip.Addr // VIPs this host holds
 }
 
@@ -302,9 +302,9 @@ func (m *member) setLocal(v localView) {
 }
 
 // attached says whether each interface has a program on it.
-func attached(hooks map[string]string, want []string) bool {
+func attached(how map[string]bpf.Attachment, want []string) bool {
 	for _, i := range want {
-		if h := hooks[i]; h != "tcx" && h != "clsact" {
+		if how[i].Hook == "" {
 			return false
 		}
 	}

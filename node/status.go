@@ -158,18 +158,12 @@ func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
 		up[k.Name] = k.Up
 	}
 	for _, name := range m.cfg.DataPlane.Interfaces {
-		st.Interfaces = append(st.Interfaces, web.InterfaceStatus{Name: name, Up: err == nil && up[name], Hook: hookName(l.interfaces[name])})
+		how := l.interfaces[name]
+		st.Interfaces = append(st.Interfaces, web.InterfaceStatus{Name: name, Up: err == nil && up[name], Hook: how.Hook, HookReason: how.Reason})
 	}
 	if nearlyFull(stats.Connections, stats.Max) {
 		st.Warnings = append(st.Warnings, fmt.Sprintf("the flow table is nine tenths full (%d of %d): raise data_plane.max_flows", stats.Connections, stats.Max))
 	}
-}
-
-func hookName(s string) string {
-	if s == "tcx" || s == "clsact" {
-		return s
-	}
-	return ""
 }
 
 func serviceStatus(s *fsm.State, stats bpf.Stats) []web.ServiceStatus {

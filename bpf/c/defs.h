@@ -248,6 +248,23 @@ struct next_hop {
 	__u8 pad[2];
 };
 
+/* What the XDP hook has to know of an interface, in a table by the low bits of its index. */
+#define STATIONS 1024
+
+enum station_flag {
+	STATION_F_XMIT = 1,       /* it sends frames that XDP redirects to it */
+	STATION_F_XMIT_FRAGS = 2, /* also those of several buffers */
+	STATION_F_TX = 4,         /* XDP_TX is safe: veth forgets to wake the other end for it */
+};
+
+struct station {
+	__u32 ifindex; /* 0: nothing is known */
+	__u32 mtu;
+	__u8 mac[6];
+	__u8 flags;
+	__u8 pad;
+};
+
 /* Written by user space, read by the program. */
 struct control_block {
 	__u32 generation; /* of the next-hop cache */
@@ -511,6 +528,7 @@ _Static_assert(sizeof(struct fragment) == 8, "fragment");
 _Static_assert(sizeof(struct marks) == 64, "marks");
 _Static_assert(COUNTER_REFUSED == 32, "drop reasons end where the other counters begin");
 _Static_assert(sizeof(struct next_hop) == 28, "next_hop");
+_Static_assert(sizeof(struct station) == 16, "station");
 _Static_assert(sizeof(struct flow_record) == 128, "flow_record");
 _Static_assert(offsetof(struct flow_record, service) == 72, "flow_record.service");
 _Static_assert(offsetof(struct flow_record, owner_slot) == 80, "flow_record.owner_slot");

@@ -9,6 +9,8 @@ const volatile __u8 cfg_slot = 0;
 const volatile __u32 cfg_hz = 250;
 const volatile __u32 cfg_next_hop_ttl = 1250; /* jiffies */
 const volatile __u32 cfg_max_flows = 65536;   /* connections */
+const volatile __u32 cfg_xdp_max = 0;         /* bytes from the IP header on; 0: no limit */
+const volatile __u8 cfg_xdp_frags = 0;        /* frames may come in several buffers */
 
 /* Never read: it mentions the types that no map does, so that bpf2go finds them in the BTF
  * and Go has the same constants. */
@@ -23,6 +25,7 @@ const volatile struct vocabulary {
 	enum service_flag service_flag;
 	enum vip_flag vip_flag;
 	enum endpoint_flag endpoint_flag;
+	enum station_flag station_flag;
 	enum tail tail;
 	enum trace_kind trace_kind;
 	enum packet_flag packet_flag;
@@ -205,6 +208,21 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 } tails SEC(".maps");
+
+/* The same for the XDP hook. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, TAIL_MAX);
+	__type(key, __u32);
+	__type(value, __u32);
+} xdp_tails SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, STATIONS);
+	__type(key, __u32);
+	__type(value, struct station);
+} stations SEC(".maps");
 
 /* For the clock program only; not pinned. */
 struct {

@@ -5,6 +5,7 @@
 #include "tc_icmp.h"
 #include "tc_trace.h"
 #include "tc_tunnel.h"
+#include "pontoon_xdp.h" /* one object, so that both hooks have the same maps and settings */
 
 /* tc_jump goes on with another program. It is missing only while another set of programs is
  * being put in place; the host must not answer for us then. */

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+/* The data plane on the XDP hook. It forwards what it can forward by itself and leaves the rest,
+ * unchanged, to the TC program on the same interface. Whatever it has noted of such a packet
+ * (a new flow, a FIN) TC finds already there, and noting it twice changes nothing. */
+#pragma once
+
+#include "tc_trace.h"
+#include "xdp_forward.h"
+
+/* Returns XDP_PASS for what is not ours or not plain. */
+SEC("xdp.frags")
+int pontoon_xdp(struct xdp_md *ctx)
+{
+	struct packet p = {}, *current;
+	struct flow *f;
+
+	if (xdp_parse(ctx, &p) >= 0 || !plain(&p) || p.ttl <= 1)
+		return XDP_PASS;
+	if (cfg_trace && trace_match(&p)) /* TC tells what becomes of it */
+		return XDP_PASS;
+	f = bpf_map_lookup_elem(&flows, &p.key);
+	if (f && !needs_care(&p, f)) {
+		if (!same_family(&p, f) || f->mode == MODE_DSR_TUNNEL)
+			return xdp_leave();
+		return xdp_forward(ctx, &p, f);
+	}
+	current = current_packet();
+	if (current)
+		*current = p;
+	bpf_tail_call(ctx, &xdp_tails, TAIL_SLOW);
+	return XDP_PASS;
+}
+
+SEC("xdp.frags")
+int pontoon_xdp_slow(struct xdp_md *ctx)
+{
+	struct packet *p = current_packet();
+	struct flow *f;
+	int verdict;
+
+	/* A full table is answered, and counted, by TC. */
+	if (!p || get_active(0) >= cfg_max_flows)
+		return XDP_PASS;
+	f = find_slow(p, &verdict);
+	if (f) {
+		if (!same_family(p, f) || f->mode == MODE_DSR_TUNNEL)
+			return xdp_leave();
+		return xdp_forward(ctx, p, f);
+	}
+	if (verdict == V_DROP)
+		return XDP_DROP;
+	return verdict == V_PASS ? XDP_PASS : xdp_leave();
+}
