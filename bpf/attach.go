@@ -19,15 +19,14 @@ import (
 
 // Names of the hooks in use.
 const (
-	usedTCX        = "tcx"
-	usedClsact     = "clsact"
-	usedXDP        = "xdp+"         // and one of the above
-	usedXDPGeneric = "xdp-generic+" // and one of the above
+	usedTCX    = "tcx"
+	usedClsact = "clsact"
+	usedXDP    = "xdp+" // and one of the above
 )
 
 // Attachment is how an interface is attached.
 type Attachment struct {
-	Hook   string // "tcx", "clsact", either with "xdp+" or "xdp-generic+" before it; empty: not attached
+	Hook   string // "tcx", "clsact", either with "xdp+" before it; empty: not attached
 	Reason string // why this hook, or why none
 }
 
@@ -141,7 +140,7 @@ func (h *hooks) ensureOne(name string) (Attachment, error) {
 	got := Attachment{Hook: used}
 	var xdp bool
 	if got.Reason, xdp = h.attachXDP(name, iface, want.choice); xdp {
-		got.Hook = map[xdpMode]string{xdpNative: usedXDP, xdpGeneric: usedXDPGeneric}[want.choice.mode] + used
+		got.Hook = usedXDP + used
 	}
 	h.settings[name] = want
 	return got, nil

@@ -27,12 +27,15 @@ func attachedTo(t *testing.T, b *bench, i bpftest.Iface) int {
 			n++
 		}
 		n += tcxPrograms(t, l)
+		if x := l.Attrs().Xdp; x != nil && x.Attached && b.opts.Hook != HookXDP {
+			t.Errorf("%s has XDP program %d", i.Name, x.ProgId)
+		}
 	})
 	return n
 }
 
 func TestInterfaceTakenOffTheListIsDetached(t *testing.T) {
-	for _, hook := range []string{HookAuto, HookClsact} {
+	for _, hook := range []string{HookAuto, HookClsact, HookXDP} {
 		t.Run(hook, func(t *testing.T) {
 			b := newBench(t, func(o *Options) { o.Hook = hook })
 			_ = b.Close()

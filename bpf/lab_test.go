@@ -18,6 +18,7 @@ import (
 // offload as the kernel sets it.
 type lab struct {
 	tb        testing.TB
+	cables    []bpftest.Iface // both ends of each
 	client    *bpftest.NS
 	lbs       []*bpftest.NS
 	endpoints []*bpftest.NS
@@ -26,6 +27,7 @@ type lab struct {
 
 // segment plugs interfaces into one bridge.
 type segment struct {
+	lab   *lab
 	ns    *bpftest.NS
 	name  string
 	ports []bpftest.Iface
@@ -34,6 +36,7 @@ type segment struct {
 func (s *segment) plug(host *bpftest.NS, name string, addresses ...string) bpftest.Iface {
 	mine, port := bpftest.Veth(host, name, s.ns, fmt.Sprintf("%s%d", s.name, len(s.ports)))
 	s.ports = append(s.ports, port)
+	s.lab.cables = append(s.lab.cables, mine, port)
 	for _, a := range addresses {
 		mine.Address(a)
 	}
@@ -47,7 +50,7 @@ func newLab(tb testing.TB, oneLeg bool, lbs int) *lab {
 	bpftest.RequirePrivilege(tb)
 	l := &lab{tb: tb, oneLeg: oneLeg, client: bpftest.NewNS(tb)}
 	sw := bpftest.NewNS(tb)
-	front, back := &segment{ns: sw, name: "front"}, &segment{ns: sw, name: "back"}
+	front, back := &segment{ns: sw, name: "front", lab: l}, &segment{ns: sw, name: "back", lab: l}
 	front.plug(l.client, "eth1", client.String()+"/24")
 	for i := range lbs {
 		lb := bpftest.NewNS(tb)
@@ -74,6 +77,14 @@ func newLab(tb testing.TB, oneLeg bool, lbs int) *lab {
 	}
 	l.hold(0)
 	return l
+}
+
+// forXDP makes all cables as XDP needs them.
+func (l *lab) forXDP() {
+	l.tb.Helper()
+	for _, end := range l.cables {
+		end.ForXDP()
+	}
 }
 
 // hold gives the VIP and the gateway address to one load balancer and takes them from the others.

@@ -19,10 +19,13 @@ import (
 
 // A transfer runs while the data plane is closed, or left behind as by SIGKILL, and opened again.
 func TestRestartDoesNotDisturbTraffic(t *testing.T) {
-	for _, hook := range []string{HookAuto, HookClsact} {
+	for _, hook := range []string{HookAuto, HookClsact, HookXDP} {
 		for _, crash := range []bool{false, true} {
 			t.Run(hook+map[bool]string{false: " close", true: " crash"}[crash], func(t *testing.T) {
 				l := newLab(t, false, 1)
+				if hook == HookXDP {
+					l.forXDP()
+				}
 				l.serve()
 				pins := bpftest.PinDir(t)
 				open := func(slot uint8) *Dataplane {
@@ -146,7 +149,7 @@ func TestOpenExplainsMissingFileSystem(t *testing.T) {
 }
 
 func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
-	for _, hook := range []string{HookAuto, HookClsact} {
+	for _, hook := range []string{HookAuto, HookClsact, HookXDP} {
 		t.Run(hook, func(t *testing.T) {
 			b := newBench(t, func(o *Options) { o.Hook = hook })
 			used := b.Interfaces()["eth1"].Hook
@@ -174,7 +177,7 @@ func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
 
 func TestHookCanBeChangedInFlight(t *testing.T) {
 	b := newBench(t, nil)
-	for _, hook := range []string{HookClsact, HookAuto, HookClsact} {
+	for _, hook := range []string{HookClsact, HookXDP, HookAuto, HookXDP, HookClsact} {
 		_ = b.Close()
 		b.opts.Hook = hook
 		b.Dataplane = openTest(t, b.ns, b.opts)
@@ -183,16 +186,23 @@ func TestHookCanBeChangedInFlight(t *testing.T) {
 			t.Fatal(err)
 		}
 		var filter netlink.Filter
+		var mode uint32
 		b.ns.Do(func() {
 			eth1, lerr := netlink.LinkByName("eth1")
 			if err = lerr; err == nil {
+				if x := eth1.Attrs().Xdp; x != nil && x.Attached {
+					mode = x.AttachMode
+				}
 				filter, err = findFilter(b.hooks.nl, eth1)
 			}
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		clsact := b.Interfaces()["eth1"].Hook == usedClsact
+		clsact := strings.HasSuffix(b.Interfaces()["eth1"].Hook, usedClsact)
+		if wantXDP := map[string]uint32{HookXDP: 1}[hook]; mode != wantXDP { // 1: by the driver
+			t.Errorf("%s: XDP mode %d, want %d", hook, mode, wantXDP)
+		}
 		if (filter != nil) != clsact || (len(links) > 0) == clsact {
 			t.Errorf("%s: filter %v, %d links", hook, filter, len(links))
 		}
@@ -218,7 +228,7 @@ func TestRunEndsWithItsContextAndLeavesNoGoroutine(t *testing.T) {
 }
 
 func TestRemoveLeavesNothing(t *testing.T) {
-	for _, hook := range []string{HookAuto, HookClsact} {
+	for _, hook := range []string{HookAuto, HookClsact, HookXDP} {
 		b := newBench(t, func(o *Options) { o.Hook = hook })
 		var err error
 		b.ns.Do(func() { err = Remove(b.opts.PinDir, b.opts.Interfaces) })
@@ -239,6 +249,9 @@ func TestRemoveLeavesNothing(t *testing.T) {
 			}
 			if eth1.Attrs().Index == 0 {
 				t.Error("no index")
+			}
+			if x := eth1.Attrs().Xdp; x != nil && x.Attached {
+				t.Errorf("XDP program %d", x.ProgId)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,6 +33,9 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 		{ModeFullNAT, true, HookAuto},
 		{ModeOneArm, true, HookAuto},
 		{ModeFullNAT, false, HookClsact},
+		{ModeFullNAT, false, HookXDP},
+		{ModeDNAT, false, HookXDP},
+		{ModeOneArm, true, HookXDP},
 	} {
 		legs := "two legs"
 		if row.oneLeg {
@@ -39,11 +43,16 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("%s %s %s", row.mode, legs, row.hook), func(t *testing.T) {
 			l := newLab(t, row.oneLeg, 1)
+			if row.hook == HookXDP {
+				l.forXDP()
+			}
 			l.serve()
 			d := l.open(0, func(o *Options) { o.Hook = row.hook })
-			want := map[string]string{HookAuto: usedTCX, HookClsact: usedClsact}[row.hook]
+			want := map[string]string{
+				HookAuto: usedTCX, HookClsact: usedClsact, HookXDP: usedXDP + usedTCX,
+			}[row.hook]
 			for name, used := range d.Interfaces() {
-				if used.Hook != want && !(row.hook == HookAuto && used.Hook == usedClsact) {
+				if used.Hook != want && !(row.hook != HookClsact && used.Hook == strings.Replace(want, usedTCX, usedClsact, 1)) {
 					t.Errorf("%s: %+v", name, used)
 				}
 			}
@@ -63,6 +72,9 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 				if n > 0 && reason != "no_flow" {
 					t.Errorf("%d drops for %s", n, reason)
 				}
+			}
+			if n := stats.Counters["xdp_forward"]; row.hook == HookXDP && n < bulk/1500 {
+				t.Errorf("XDP forwarded %d packets: %v", n, stats.Counters)
 			}
 			if stats.Counters["next_hop_miss"] > 200 {
 				t.Errorf("%d FIB lookups: next hops are not cached", stats.Counters["next_hop_miss"])

@@ -17,21 +17,6 @@ import (
 // percent sign of theirs is escaped.
 const xdpSuffix = "%xdp"
 
-// xdpMode says which XDP an interface is to have.
-type xdpMode uint8
-
-const (
-	xdpNone xdpMode = iota
-	xdpNative
-	xdpGeneric
-)
-
-// Values of IFLA_XDP_ATTACHED (linux/if_link.h).
-const (
-	xdpAttachedDriver  = 1
-	xdpAttachedGeneric = 2
-)
-
 // device is what the choice of a hook depends on.
 type device struct {
 	kind       string // of a virtual interface: veth, bridge, vlan, …
@@ -44,7 +29,7 @@ type device struct {
 
 // choice is the hook for an interface and why.
 type choice struct {
-	mode   xdpMode
+	xdp    bool
 	reason string
 }
 
@@ -55,9 +40,7 @@ func choose(hook string, d device) choice {
 	c := choice{reason: "asked for"}
 	switch {
 	case hook == HookXDP:
-		c.mode = xdpNative
-	case hook == HookXDPGeneric:
-		c.mode = xdpGeneric
+		c.xdp = true
 	case hook != HookAuto:
 		return c
 	case d.bus == "":
@@ -65,7 +48,7 @@ func choose(hook string, d device) choice {
 	case d.bus == "virtio" || d.bus == "vmbus" || d.bus == "xen":
 		return choice{reason: "network card of a virtual machine (" + d.bus + "): XDP would lose receive offload"}
 	default:
-		c = choice{mode: xdpNative, reason: "network card: XDP is fastest"}
+		c = choice{xdp: true, reason: "network card: XDP is fastest"}
 	}
 	if d.foreign != 0 {
 		return choice{reason: "another XDP program is attached: number " + strconv.FormatUint(uint64(d.foreign), 10)}
@@ -95,9 +78,7 @@ func (h *hooks) look(name string, iface netlink.Link) device {
 	return d
 }
 
-func (h *hooks) mayXDP() bool {
-	return h.hook == HookAuto || h.hook == HookXDP || h.hook == HookXDPGeneric
-}
+func (h *hooks) mayXDP() bool { return h.hook == HookAuto || h.hook == HookXDP }
 
 // wantXDP tells whether an interface that is there wants XDP.
 func (h *hooks) wantXDP() bool {
@@ -106,7 +87,7 @@ func (h *hooks) wantXDP() bool {
 	}
 	for _, name := range h.names {
 		iface, err := h.nl.LinkByName(name)
-		if err == nil && choose(h.hook, h.look(name, iface)).mode != xdpNone {
+		if err == nil && choose(h.hook, h.look(name, iface)).xdp {
 			return true
 		}
 	}
@@ -137,48 +118,43 @@ func xdpIndex(l link.Link) int {
 // attachXDP brings the interface to the chosen XDP, or to none. The TC program is there already,
 // so packets are served whichever way this ends. The second result is false when there is no XDP.
 func (h *hooks) attachXDP(name string, iface netlink.Link, c choice) (string, bool) {
-	if c.mode != xdpNone && h.programs.xdp == nil {
+	if c.xdp && h.programs.xdp == nil {
 		c = choice{reason: "XDP programs are not loaded: " + c.reason}
 	}
-	if c.mode == xdpNone {
-		if err := removeLink(h.xdpPin(name)); err != nil {
+	if !c.xdp {
+		if err := dropLink(h.xdpPin(name)); err != nil {
 			h.log.Warn("XDP not taken off", "interface", name, "err", err)
 		}
 		return c.reason, false
 	}
-	if err := h.linkXDP(name, iface, c.mode); err != nil {
+	if err := h.linkXDP(name, iface.Attrs().Index); err != nil {
 		h.log.Warn("interface takes no XDP: TC does without", "interface", name, "err", err)
 		return "XDP refused: " + err.Error(), false
 	}
-	if iface.Attrs().ParentDevBus == "" && c.mode == xdpNative {
+	if iface.Attrs().ParentDevBus == "" {
 		h.log.Warn("native XDP on a virtual interface: its other end must send whole checksums (tx-checksumming off) and receive by NAPI (gro on)",
 			"interface", name)
 	}
 	return c.reason, true
 }
 
-// linkXDP replaces the program in the pinned link if that still leads to the interface in the
-// wanted mode, else makes a new link.
-func (h *hooks) linkXDP(name string, iface netlink.Link, mode xdpMode) error {
-	flags, attached := link.XDPDriverMode, uint32(xdpAttachedDriver)
-	if mode == xdpGeneric {
-		flags, attached = link.XDPGenericMode, xdpAttachedGeneric
-	}
-	a := iface.Attrs()
+// linkXDP replaces the program in the pinned link if that still leads to the interface, else
+// makes a new link.
+func (h *hooks) linkXDP(name string, index int) error {
 	old, err := link.LoadPinnedLink(h.xdpPin(name), nil)
 	switch {
 	case err == nil:
 		defer old.Close()
-		if xdpIndex(old) == a.Index && a.Xdp != nil && a.Xdp.AttachMode == attached {
+		if xdpIndex(old) == index {
 			return old.Update(h.programs.xdp)
 		}
-		if err := errors.Join(detachLink(h.xdpPin(name)), removeLink(h.xdpPin(name))); err != nil {
+		if err := dropLink(h.xdpPin(name)); err != nil {
 			return err
 		}
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("open pinned link: %w", err)
 	}
-	l, err := link.AttachXDP(link.XDPOptions{Interface: a.Index, Program: h.programs.xdp, Flags: flags})
+	l, err := link.AttachXDP(link.XDPOptions{Interface: index, Program: h.programs.xdp, Flags: link.XDPDriverMode})
 	if err != nil {
 		return err
 	}
@@ -187,6 +163,16 @@ func (h *hooks) linkXDP(name string, iface netlink.Link, mode xdpMode) error {
 		return fmt.Errorf("pin link: %w", err)
 	}
 	return nil
+}
+
+// dropLink detaches and unpins a link if there is one. Unpinning alone detaches some time later.
+func dropLink(path string) error {
+	if err := detachLink(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return removeLink(path)
 }
 
 // xdpFrags tells whether the kernel (5.18 and later) lets XDP programs have frames of several

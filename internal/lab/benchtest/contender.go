@@ -45,7 +45,7 @@ func Contenders() []Contender {
 		{Name: nftablesName, Start: startNftables},
 		{Name: "haproxy", Start: startHAProxy},
 		{Name: "pontoon-tc", Start: startPontoon("tc", "tcx", "clsact")},
-		{Name: "pontoon-xdp", XDP: true, Start: startPontoon("xdp", "xdp")},
+		{Name: "pontoon-xdp", XDP: true, Start: startPontoon("xdp", "xdp+tcx", "xdp+clsact")},
 	}
 }
 
