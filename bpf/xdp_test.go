@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -97,4 +98,12 @@ func TestXDPForwardsByItselfOnceTheNextHopIsKnown(t *testing.T) {
 	if n := b.Stats().Counters["xdp_forward"] - before; n != 20 {
 		t.Errorf("XDP forwarded %d of 20 packets; counters %v", n, b.Stats().Counters)
 	}
+}
+
+// wantXDP says what is wrong with an interface that ought to have XDP.
+func wantXDP(a Attachment) error {
+	if !strings.HasPrefix(a.Hook, usedXDP) {
+		return fmt.Errorf("%+v", a)
+	}
+	return nil
 }
