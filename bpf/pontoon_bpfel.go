@@ -97,6 +97,7 @@ const (
 	pontoonCounterDROP_DOOMED            pontoonCounter = 20
 	pontoonCounterDROP_LAND              pontoonCounter = 21
 	pontoonCounterDROP_NO_PROGRAM        pontoonCounter = 22
+	pontoonCounterDROP_MARTIAN           pontoonCounter = 23
 	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 32
 	pontoonCounterCOUNTER_CREATED        pontoonCounter = 33
 	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 34

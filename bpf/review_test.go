@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/gopacket/gopacket/layers"
+	"github.com/vishvananda/netlink"
 
 	"pontoon/bpf/bpftest"
 )
@@ -313,5 +314,61 @@ func TestOnlyFragmentsOfFlowsAreRemembered(t *testing.T) {
 	}
 	if to, _ := netip.AddrFromSlice(out[30:34]); to != endpoint1.Addr() {
 		t.Errorf("the second fragment went to %s", to)
+	}
+}
+
+// The kernel's router would drop these; the endpoints are not to see them either.
+func TestSourcesThatNoHostHasAreRefused(t *testing.T) {
+	b := newBench(t, nil)
+	b.sync(service(ModeDNAT, endpoint1))
+	sources := []string{"127.0.0.1", "0.0.0.0", "0.1.2.3", "224.0.0.5", "239.1.1.1", "255.255.255.255"}
+	for _, s := range sources {
+		source := netip.AddrPortFrom(netip.MustParseAddr(s), 40000)
+		if action, _ := b.fromClient(bpftest.Packet{Src: source, Dst: vipPort, Flags: bpftest.SYN}); action != actDrop {
+			t.Errorf("%s: action %d", s, action)
+		}
+	}
+	if n := b.drops("martian"); n != uint64(len(sources)) || len(b.flows()) != 0 {
+		t.Errorf("%d drops, flows %+v", n, b.flows())
+	}
+	if action, _ := b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.SYN}); action != actRedirect {
+		t.Errorf("a client: action %d", action)
+	}
+}
+
+// A packet that is larger than the way to the endpoint is not sent and not lost without a word,
+// also when the next hop is known already.
+func TestPacketLargerThanTheWayIsTold(t *testing.T) {
+	b := newBench(t, nil)
+	b.ns.Do(func() {
+		out, err := netlink.LinkByName("eth2")
+		if err == nil {
+			err = netlink.LinkSetMTU(out, 1400)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.sync(service(ModeFullNAT, endpoint1))
+	b.talk(clientPort, vipPort)
+	fits := bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK, Payload: make([]byte, 1360)}
+	if action, _ := b.fromClient(fits); action != actRedirect {
+		t.Fatalf("1400 bytes: action %d", action)
+	}
+	large := fits
+	large.Payload = make([]byte, 1361)
+	_, out := b.fromClient(large)
+	stats := b.Stats()
+	if stats.Drops["fragmentation_needed"] != 1 || stats.Counters["too_big"] != 1 {
+		t.Errorf("drops %v, counters %v", stats.Drops, stats.Counters)
+	}
+	if out[23] != 1 || out[34] != 3 || out[35] != 4 || binary.BigEndian.Uint16(out[40:]) != 1400 {
+		t.Errorf("the client got %x", out[14:min(len(out), 42)])
+	}
+	if dst, _ := netip.AddrFromSlice(out[30:34]); dst != client {
+		t.Errorf("it went to %s", dst)
+	}
+	if f := b.flows(); f[0].Packets != 4 {
+		t.Errorf("%d packets counted, want 4", f[0].Packets)
 	}
 }

@@ -39,12 +39,16 @@ static __always_inline int ingress(struct __sk_buff *skb, struct packet *p)
 {
 	struct packet *current;
 	struct flow *f;
+	int action;
 
 	if (!plain(p))
 		return tc_jump_any(skb, p, TAIL_PARSE);
 	f = bpf_map_lookup_elem(&flows, &p->key);
-	if (f && !needs_care(p, f) && p->ttl > 1 && same_family(p, f) && f->mode != MODE_DSR_TUNNEL)
-		return tc_forward(skb, p, f);
+	if (f && !needs_care(p, f) && p->ttl > 1 && same_family(p, f) && f->mode != MODE_DSR_TUNNEL) {
+		action = tc_forward(skb, p, f);
+		if (action != TC_TOO_BIG)
+			return action;
+	}
 	current = current_packet();
 	if (current)
 		*current = *p;
@@ -101,6 +105,8 @@ int pontoon_parse(struct __sk_buff *skb)
 /* tc_send sends what the core has decided to forward. */
 static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, struct flow *f)
 {
+	int action;
+
 	note_flow(STEP_SEND, f);
 	if (p->ttl <= 1)
 		return tc_say(skb, ANSWER_EXPIRED, 0);
@@ -110,7 +116,10 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 		return tc_jump(skb, TAIL_XLAT);
 	if (p->key.proto == IPPROTO_SCTP && tc_fix_sctp(skb, p, port_pair(f->new_sport, f->new_dport)))
 		return tc_drop(DROP_REWRITE);
-	return tc_forward(skb, p, f);
+	action = tc_forward(skb, p, f);
+	if (action == TC_TOO_BIG)
+		return tc_say(skb, ANSWER_TOO_BIG, way_mtu(skb, p, &f->new_saddr, &f->new_daddr));
+	return action;
 }
 
 static __always_inline int slow(struct __sk_buff *skb)

@@ -183,6 +183,16 @@ static __always_inline int is_land(const struct packet *p)
 	return p->key.saddr.d[1] == p->key.daddr.d[1] && p->key.saddr.d[0] == p->key.daddr.d[0];
 }
 
+/* is_martian tells whether no host has such an address, or none that packets are passed on for
+ * (RFC 1812, 5.3.7; RFC 4291, 2.5 and 2.7). */
+static __always_inline int is_martian(const struct addr *a)
+{
+	if (is_v4(a))
+		return !a->b[12] || a->b[12] == 127 || (a->b[12] & 0xf0) == 224 || a->w[3] == ~0U;
+	return a->b[0] == 0xff || (a->b[0] == 0xfe && (a->b[1] & 0xc0) == 0x80) ||
+	       (!a->d[0] && !a->w[2] && !(a->w[3] & ~bpf_htonl(1)));
+}
+
 /* miss handles a packet that has an entry neither in flows nor in half_open. V_FORWARD:
  * there is one in half_open now. */
 static __noinline int miss(const struct packet *p)
@@ -197,6 +207,9 @@ static __noinline int miss(const struct packet *p)
 		return drop(DROP_MALFORMED);
 	if (is_land(p))
 		return drop(DROP_LAND);
+	/* Neighbour discovery has such sources by right. */
+	if (p->kind == KIND_FLOW && is_martian(&p->key.saddr))
+		return drop(DROP_MARTIAN);
 	if (p->kind == KIND_FLOW && !(p->flags & (PACKET_F_LATER | PACKET_F_BODY))) {
 		svc = find_service(p, vip);
 		if (svc) {

@@ -4,6 +4,8 @@
 
 #include "tc_rewrite.h"
 
+#define TC_TOO_BIG (-2)
+
 /* tc_neighbour hands the packet to the kernel's neighbour resolution. */
 static __always_inline int tc_neighbour(const struct bpf_fib_lookup *fib)
 {
@@ -138,13 +140,27 @@ static __noinline __u32 way_mtu(struct __sk_buff *skb, const struct packet *p,
 	return rc == BPF_FIB_LKUP_RET_NO_NEIGH ? tc_mtu(skb, fib.ifindex) : 0;
 }
 
-/* tc_forward rewrites by f and sends, both ends being of one family. */
+/* tc_too_big tells whether the packet, or a segment of it, is larger than the way takes. */
+static __always_inline int tc_too_big(struct __sk_buff *skb, const struct packet *p,
+				      const struct next_hop *hop)
+{
+	__u32 length = p->bytes, header = p->l4_off - p->l3_off;
+
+	if (skb->gso_size) /* without the options of TCP, of which nothing is known here */
+		length = skb->gso_size + header + (p->key.proto == IPPROTO_TCP ? sizeof(struct tcphdr) : sizeof(struct udphdr));
+	return hop->mtu && length > hop->mtu;
+}
+
+/* tc_forward rewrites by f and sends, both ends being of one family. TC_TOO_BIG: the packet does
+ * not fit and is as it was. */
 static __always_inline int tc_forward(struct __sk_buff *skb, const struct packet *p,
 				      struct flow *f)
 {
 	__u32 generation, ifindex = 0;
 	struct next_hop *hop = next_hop_of(p, &f->new_daddr, &generation);
 
+	if (hop && tc_too_big(skb, p, hop))
+		return TC_TOO_BIG;
 	if (hop)
 		ifindex = hop->ifindex;
 	if (f->mode == MODE_DSR) {
