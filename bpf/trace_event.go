@@ -35,7 +35,7 @@ type TraceEvent struct {
 
 	Reply    bool           // from the endpoint to the client
 	Service  uint32         // 0: of none
-	Client   netip.AddrPort // of its connection, if it belongs to one
+	Client   netip.AddrPort // of its connection, if it belongs to one; not of an ICMP error that the client's side sends
 	Endpoint netip.AddrPort // of its connection, if it belongs to one
 
 	Verdict TraceVerdict
@@ -130,11 +130,7 @@ func (s *session) connection(e *TraceEvent, t *pontoonTrace, steps []pontoonTrac
 		return
 	}
 	e.Service = uint32(f.Service)
-	if e.Reply = f.reply(); e.Reply {
-		e.Client, e.Endpoint = addrPort(f.NewDaddr, f.NewDport), e.Src
-	} else {
-		e.Client, e.Endpoint = e.Src, addrPort(f.NewDaddr, f.NewDport)
-	}
+	s.ends(e, f)
 	switch e.Verdict {
 	case TraceForwarded:
 		if e.Out == "" {
@@ -146,3 +142,22 @@ func (s *session) connection(e *TraceEvent, t *pontoonTrace, steps []pontoonTrac
 		e.Out = ""
 	}
 }
+
+// ends names client and endpoint. The sender of an ICMP error may be neither: then the one it
+// goes to is known, and the endpoint by its number.
+func (s *session) ends(e *TraceEvent, f *pontoonFlow) {
+	to, icmp := addrPort(f.NewDaddr, f.NewDport), isICMP(e.Protocol)
+	e.Reply = f.reply()
+	switch {
+	case e.Reply && icmp:
+		e.Client, e.Endpoint = to, s.endpoint(f.Endpoint)
+	case e.Reply:
+		e.Client, e.Endpoint = to, e.Src
+	case icmp:
+		e.Endpoint = to
+	default:
+		e.Client, e.Endpoint = e.Src, to
+	}
+}
+
+func isICMP(protocol uint8) bool { return protocol == protoICMP || protocol == protoICMPv6 }

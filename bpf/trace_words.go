@@ -123,6 +123,10 @@ func (w *words) send(step pontoonTraceStep) {
 		w.say("state", "%s, was %s", now, w.state)
 	}
 	mode := Mode(step.Number >> 24)
+	if isICMP(w.event.Protocol) {
+		w.say("flow", "an error about a packet of %s, %s: goes to %s", w.serviceName(uint32(f.Service)), mode, addrPort(f.NewDaddr, f.NewDport))
+		return
+	}
 	if mode >= ModeDSR {
 		w.say("rewrite", "%s: addresses and ports stay; endpoint %s", mode, fromAddr(f.NewDaddr))
 		return

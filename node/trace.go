@@ -79,7 +79,7 @@ func (m *member) webTrace(e bpf.TraceEvent) web.TraceEvent {
 	if e.Service != 0 {
 		out.Service = m.serviceOf(e.Service)
 	}
-	if e.Client.IsValid() {
+	if e.Endpoint.IsValid() {
 		out.Direction = "forward"
 		if e.Reply {
 			out.Direction = "reply"
