@@ -186,3 +186,35 @@ func TestNoErrorForPacketsWithoutOneSender(t *testing.T) {
 		}
 	}
 }
+
+// A packet that is larger than the way out takes is not cut, but its sender is told what would fit.
+func TestSenderLearnsTheSizeThatFits(t *testing.T) {
+	kinds := map[string][2]uint8{"IPv4": {3, 4}, "IPv6": {2, 0}}
+	for _, f := range families {
+		for _, protocol := range []uint8{protoTCP, protoUDP} {
+			d := newDuo(t, f, nil)
+			d.out.SetMTU(1300)
+			d.serve(ModeFullNAT, protocol)
+			d.open(protocol, d.clientPort())
+			fits := 1300 - f.header - map[uint8]int{protoTCP: 20, protoUDP: 8}[protocol]
+			asked := ports{d.clientPort(), d.vipPort()}
+			if action, _ := d.send(true, asked.frame(protocol, bpftest.ACK, make([]byte, fits))); action != actRedirect || d.Stats().Counters["too_big"] != 0 {
+				t.Fatalf("%s: what fits: action %d", f.name, action)
+			}
+			n := uint64(0)
+			for _, in := range d.shapes(asked.frame(protocol, bpftest.ACK, make([]byte, fits+1))) {
+				d.side(true, &in)
+				action, out := d.send(true, in)
+				l := d.expectError(t, in, action, out, kinds[f.name][0], kinds[f.name][1])
+				if mtu := binary.BigEndian.Uint32(l.L4[4:]); mtu != 1300 {
+					t.Errorf("%s: MTU %d", f.name, mtu)
+				}
+				n++
+			}
+			d.expectDrops(t, "fragmentation_needed", n)
+			if got := d.Stats().Counters["too_big"]; got != n {
+				t.Errorf("%s: %d answers, want %d", f.name, got, n)
+			}
+		}
+	}
+}

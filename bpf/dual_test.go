@@ -53,7 +53,7 @@ type duo struct {
 func newDuo(tb testing.TB, f family, change func(*Options)) *duo {
 	tb.Helper()
 	d := &duo{newBench(tb, change), f}
-	d.ns.EnableIPv6(d.in, d.out)
+	d.ns.EnableSix()
 	six := families[1]
 	d.in.Address(six.lb.String() + "/64")
 	d.in.Address(six.vip.String() + "/128")

@@ -18,7 +18,7 @@ func (l *lab) echoUDP() {
 	for _, e := range l.endpoints {
 		server := e.ListenUDP("0.0.0.0:8080")
 		go func() {
-			buffer := make([]byte, 2048)
+			buffer := make([]byte, 65536)
 			for {
 				n, from, err := server.ReadFromUDPAddrPort(buffer)
 				if err != nil {
