@@ -218,3 +218,41 @@ func TestSenderLearnsTheSizeThatFits(t *testing.T) {
 		}
 	}
 }
+
+// RFC 9260, 8.4: one who does not know the association says so with the tag of the packet, or with the
+// one that an INIT brings.
+func TestSCTPIsAnsweredWithAbort(t *testing.T) {
+	for _, f := range families {
+		d := newDuo(t, f, nil)
+		d.serve(ModeFullNAT, protoSCTP)
+		closed := ports{d.clientPort(), netip.AddrPortFrom(d.vip, 81)}
+		seen := d.open(protoSCTP, d.clientPort())
+		d.doom()
+		asked := ports{d.clientPort(), d.vipPort()}
+		shutdown := asked.frame(protoSCTP, bpftest.ACK, []byte("x"))
+		shutdown.L4 = bpftest.SCTPBytes(asked.src, asked.dst, 0x5eed, bpftest.Chunk(8, 0, nil))
+		for i, row := range []struct {
+			fromClient  bool
+			in          bpftest.Frame
+			kind, flags byte
+		}{
+			{true, closed.frame(protoSCTP, bpftest.SYN, nil), 6, 0},
+			{true, asked.frame(protoSCTP, bpftest.PSH, []byte("data")), 6, 1},
+			{false, seen.turned().frame(protoSCTP, bpftest.PSH, []byte("data")), 6, 1},
+			{true, shutdown, 14, 1},
+		} {
+			for name, in := range d.shapes(row.in) {
+				d.side(row.fromClient, &in)
+				action, out := d.send(row.fromClient, in)
+				l := d.expectAnswer(t, in, action, out)
+				want := bpftest.SCTPBytes(netip.AddrPortFrom(l.Src, l.SrcP.Port()), l.DstP, 0x5eed, bpftest.Chunk(row.kind, row.flags, nil))
+				if !bytes.Equal(l.L4, want) {
+					t.Errorf("%s row %d %s: %x, want %x", f.name, i, name, l.L4, want)
+				}
+			}
+		}
+		if action, _ := d.send(true, asked.frame(protoSCTP, bpftest.RST, nil)); action != actDrop {
+			t.Errorf("an ABORT: action %d", action)
+		}
+	}
+}

@@ -124,7 +124,11 @@ func (p ports) frame(protocol, flags uint8, payload []byte) bpftest.Frame {
 	case bpftest.ProtoUDP:
 		f.L4 = bpftest.UDPBytes(p.src, p.dst, payload)
 	case bpftest.ProtoSCTP:
-		f.L4 = bpftest.SCTPBytes(p.src, p.dst, 0x5eed, sctpChunk(flags, payload))
+		tag := uint32(0x5eed)
+		if flags == bpftest.SYN {
+			tag = 0 // RFC 9260, 8.5.1
+		}
+		f.L4 = bpftest.SCTPBytes(p.src, p.dst, tag, sctpChunk(flags, payload))
 	}
 	return f
 }
