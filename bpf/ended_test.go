@@ -209,6 +209,11 @@ func TestBothSidesOfADoomedFlowAreTold(t *testing.T) {
 	s.Endpoints = s.Endpoints[:1]
 	b.sync(s)
 	b.mustSweep()
+	for _, f := range b.flows() {
+		if f.Ended != (f.Client.Port() == endedPort) {
+			t.Errorf("shown as %+v", f)
+		}
+	}
 	c := netip.AddrPortFrom(client, endedPort)
 	action, out := b.fromClient(bpftest.Packet{Src: c, Dst: vipPort, Flags: bpftest.ACK, Seq: 100, Ack: 777})
 	if src, dst := tuple(out); action != actRedirect || src != vipPort || dst != c || out[47]&bpftest.RST == 0 {

@@ -26,6 +26,7 @@ type Flow struct {
 	Packets   uint64 // both directions
 	Bytes     uint64 // both directions, IP packets
 	HalfOpen  bool
+	Ended     bool // by user space; whoever still sends is told so
 }
 
 // dump yields the content of a flow map in chunks. The slices are valid until the next turn.
@@ -132,6 +133,7 @@ func (c *connection) flow(now instant) Flow {
 		Packets:   f.packets() + c.reply.packets(),
 		Bytes:     f.bytes() + c.reply.bytes(),
 		HalfOpen:  FlowState(f.State) < StateEstablished,
+		Ended:     f.doomed(),
 	}
 }
 

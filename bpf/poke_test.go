@@ -3,6 +3,7 @@ package bpf
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"syscall"
@@ -80,7 +81,7 @@ func (l *lab) idlePair(t *testing.T) idlePair {
 func (p idlePair) expectResets(t *testing.T) {
 	t.Helper()
 	for who, c := range map[string]net.Conn{"client": p.client, "endpoint": p.server} {
-		if err := c.SetReadDeadline(time.Now().Add(8 * time.Second)); err != nil {
+		if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
@@ -123,4 +124,60 @@ func TestBothEndsOfAnIdleConnectionHearThatTheEndpointIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.expectResets(t)
+}
+
+// Sides that speak IPv6 answer to old segments, too: the connection goes as soon as both have been
+// told, however long there would be time for that.
+func TestBothEndsOfAnIdleIPv6ConnectionSpeak(t *testing.T) {
+	l := newLab(t, false, 1)
+	for _, ns := range append([]*bpftest.NS{l.client, l.lbs[0]}, l.endpoints...) {
+		ns.Do(func() {
+			for _, name := range []string{"all", "eth1", "eth2"} {
+				ns.Sysctl("net/ipv6/conf/"+name+"/accept_dad", "0")
+				ns.Sysctl("net/ipv6/conf/"+name+"/disable_ipv6", "0")
+			}
+			ns.Sysctl("net/ipv6/conf/all/forwarding", "1")
+		})
+	}
+	v, e := netip.MustParseAddr("fd00:9::100"), netip.MustParseAddrPort("[fd00:8::21]:8080")
+	l.client.Lookup("eth1").Address("fd00:9::5/64")
+	for _, a := range []string{"fd00:9::1/64", v.String() + "/128"} {
+		l.lbs[0].Lookup("eth1").Address(a)
+	}
+	l.lbs[0].Lookup("eth2").Address("fd00:8::1/64")
+	l.endpoints[0].Lookup("eth1").Address("fd00:8::21/64")
+	d := l.open(0, func(o *Options) {
+		o.timeouts = defaultTimeouts()
+		o.timeouts.doomed, o.timeouts.lastWord = time.Hour, time.Hour
+	})
+	s := Service{
+		ID: 7, VIP: netip.AddrPortFrom(v, 80), Protocol: protoTCP, Mode: ModeFullNAT, Algorithm: AlgorithmRR,
+		IdleTimeout: time.Second, IdleReset: true,
+		Endpoints: []Endpoint{{ID: 1, Addr: e, Weight: 1, Sources: []netip.Addr{netip.MustParseAddr("fd00:8::1")}}},
+	}
+	if err := d.Sync(context.Background(), Desired{VIPs: []netip.Addr{v}, Services: []Service{s}}); err != nil {
+		t.Fatal(err)
+	}
+	listener := l.endpoints[0].Listen("[::]:8080")
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := listener.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	var c net.Conn
+	eventually(t, "connection", func() (err error) {
+		c, err = l.client.Dial(&net.Dialer{Timeout: time.Second}, "tcp6", s.VIP.String())
+		return err
+	})
+	defer c.Close()
+	server := <-accepted
+	defer server.Close()
+	runDataplane(t, d)
+	eventually(t, "the end", func() error {
+		if n := entriesOf(t, d); n > 0 {
+			return fmt.Errorf("%d halves", n)
+		}
+		return nil
+	})
 }

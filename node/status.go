@@ -239,8 +239,12 @@ func webFlow(f bpf.Flow, service, node string) web.Flow {
 	if snat == f.Client {
 		snat = netip.AddrPort{}
 	}
+	state := f.State.String()
+	if f.Ended {
+		state = "ended"
+	}
 	return web.Flow{
-		Protocol: protocolName(f.Protocol), Client: f.Client, VIP: f.VIP, SNAT: snat, Endpoint: f.Endpoint, State: f.State.String(),
+		Protocol: protocolName(f.Protocol), Client: f.Client, VIP: f.VIP, SNAT: snat, Endpoint: f.Endpoint, State: state,
 		Service: service, Node: fsm.NodeID(node), Owner: f.Owner, AgeS: f.Age.Seconds(), IdleS: f.Idle.Seconds(),
 		Packets: f.Packets, Bytes: f.Bytes,
 	}

@@ -40,7 +40,7 @@ type Flow struct {
 	VIP      netip.AddrPort `json:"vip"`
 	SNAT     netip.AddrPort `json:"snat" doc:"The source the endpoint sees; empty where it is the client's own."`
 	Endpoint netip.AddrPort `json:"endpoint"`
-	State    string         `json:"state" example:"established"`
+	State    string         `json:"state" example:"established" doc:"ended: by an endpoint's removal or idleness; whoever still sends is told so."`
 	Service  string         `json:"service"`
 	Node     fsm.NodeID     `json:"node" doc:"The node whose table this is."`
 	Owner    bool           `json:"owner" doc:"This node forwards it; otherwise it holds a copy."`

@@ -138,8 +138,11 @@ func finishSchemas(r huma.Registry) {
 	// What GET answers can be sent back with PUT: the fields that only say how
 	// things are may stand in a request and mean nothing there.
 	for _, at := range []struct{ schema, field, typ string }{
-		{"Endpoint", "health", huma.TypeString}, {"Endpoint", "flows", huma.TypeInteger}, {"Service", "flows", huma.TypeInteger},
-		{"Endpoint", "traffic", huma.TypeObject}, {"Service", "traffic", huma.TypeObject},
+		{"Endpoint", "health", huma.TypeString},
+		{"Endpoint", "flows", huma.TypeInteger},
+		{"Service", "flows", huma.TypeInteger},
+		{"Endpoint", "traffic", huma.TypeObject},
+		{"Service", "traffic", huma.TypeObject},
 	} {
 		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
 	}

@@ -216,7 +216,7 @@ func (n *NS) Listen(address string) net.Listener {
 	var l net.Listener
 	n.Do(func() {
 		var err error
-		l, err = net.Listen("tcp4", address)
+		l, err = net.Listen("tcp", address) // the family of the address
 		n.must("listen on "+address, err)
 	})
 	n.tb.Cleanup(func() { _ = l.Close() })
