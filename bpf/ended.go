@@ -66,6 +66,13 @@ func (e *endings) replace(services []Service) bool {
 	return news
 }
 
+// forget ends nothing any more.
+func (e *endings) forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.known, e.ended, e.drains = map[uint16]bool{}, map[uint16]bool{}, nil
+}
+
 // of tells whether f's endpoint has ended at now, and by what policy.
 func (e *endings) of(f *pontoonFlow, now time.Time) (Policy, bool) {
 	e.mu.RLock()

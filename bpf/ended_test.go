@@ -158,6 +158,30 @@ func TestRestartedNodeEndsWhatWasRemovedMeanwhile(t *testing.T) {
 	}
 }
 
+// Other nodes have its connections by now, and a straggling packet must not end them.
+func TestRetiredNodeEndsNothing(t *testing.T) {
+	b, s := endedBench(t, PolicyReset, nil)
+	if err := b.Sync(context.Background(), Desired{Retired: true}); err != nil {
+		t.Fatal(err)
+	}
+	b.mustSweep()
+	for _, port := range []uint16{stayingPort, endedPort} {
+		if f := b.halves(port); len(f) != 2 || f[0].doomed() {
+			t.Errorf("flow: %+v", f)
+		}
+		if action, _ := b.fromClient(bpftest.Packet{Src: netip.AddrPortFrom(client, port), Dst: vipPort, Flags: bpftest.ACK}); action != actRedirect {
+			t.Errorf("a straggler: action %d", action)
+		}
+	}
+	b.sync(s)
+	s.Endpoints = s.Endpoints[:1]
+	b.sync(s)
+	b.mustSweep()
+	if f := b.halves(endedPort); len(f) != 2 || !f[0].doomed() {
+		t.Errorf("after it came back: %+v", f)
+	}
+}
+
 // A peer may have heard of an endpoint earlier than we have.
 func TestFlowsOfUnknownEndpointsAreLeftAlone(t *testing.T) {
 	a, _ := endedBench(t, PolicyDrop, nil)

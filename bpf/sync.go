@@ -50,7 +50,9 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	}
 	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
-	if d.endings.replace(want.Services) {
+	if want.Retired {
+		d.endings.forget()
+	} else if d.endings.replace(want.Services) {
 		d.wakeSweep()
 	}
 	if changed > 0 {

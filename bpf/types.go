@@ -235,6 +235,9 @@ type Desired struct {
 	Gen      uint64 // of the state it was made from; for the log only
 	VIPs     []netip.Addr
 	Services []Service
+	// Retired says that this node has left: there is nothing to forward any more, but what it still
+	// forwards is another's by now, and its flows are left to run out instead of being ended.
+	Retired bool
 }
 
 // Service is one VIP, port range and protocol with all its endpoints.

@@ -61,7 +61,7 @@ type Services struct {
 }
 
 // Compile computes the plan of self at s. A node that is not in the state, or
-// that is a witness, gets an empty plan. Every load balancer forwards for
+// that is a witness, gets an empty plan, by which its flows run out. Every load balancer forwards for
 // every service, master or not: what still reaches a backup must go on.
 func Compile(s *fsm.State, self Self) Plan {
 	return CompileServices(s, self).Plan(s, self)
@@ -73,7 +73,7 @@ func Compile(s *fsm.State, self Self) Plan {
 func CompileServices(s *fsm.State, self Self) Services {
 	me, ok := s.Node(self.Node)
 	if !ok || me.Role != fsm.RoleLB {
-		return Services{}
+		return Services{dataplane: bpf.Desired{Retired: true}}
 	}
 	vips := s.VIPs()
 	var p Plan
