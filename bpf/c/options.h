@@ -27,7 +27,12 @@ static __noinline int find_option(struct __sk_buff *skb, __u32 off, __u32 length
 	struct chunk *c = bpf_map_lookup_elem(&chunks, &zero);
 	int i;
 
-	if (!c || length < 4 || length > OPTIONS_MAX)
+	if (!c || length < 4)
+		return -1;
+	/* clang makes one comparison of the two, on a copy; the verifiers of 6.1 and 6.12 then do
+	 * not know the lower bound of the original. */
+	asm volatile("" : "+r"(length));
+	if (length > OPTIONS_MAX)
 		return -1;
 	__builtin_memset(c->b, 0, OPTIONS_MASK + 1);
 	if (bpf_skb_load_bytes(skb, off, c->b, length))

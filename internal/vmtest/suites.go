@@ -37,7 +37,7 @@ var suites = []suite{
 	{name: "announce", pkg: "node/announce", timeout: 2 * time.Minute},
 	{name: "host", pkg: "node/host", timeout: 2 * time.Minute},
 	{
-		name: "sctp", pkg: "node/e2e", run: "^TestSCTP", must: []string{"TestSCTPAssociationBetweenTwoHosts"},
+		name: "sctp", pkg: "node/e2e", run: "^TestSCTP", must: []string{"TestSCTPAssociationBetweenTwoHosts", "TestSCTPAssociationThroughAService", "TestSCTPAssociationSurvivesTheMastersPowerLoss"},
 		timeout: 4 * time.Minute, product: true, paced: true,
 	},
 	{name: "e2e", pkg: "node/e2e", run: "^(" + strings.Join(clusterTests, "|") + ")$", must: clusterTests, timeout: 8 * time.Minute, product: true, paced: true},

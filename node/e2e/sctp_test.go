@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -163,8 +162,7 @@ func TestSCTPAssociationBetweenTwoHosts(t *testing.T) {
 	}
 }
 
-// declareSCTP makes a service on a port of the service VIP, or skips while the
-// product does not take the protocol.
+// declareSCTP makes a service on a port of the service VIP.
 func declareSCTP(t testing.TB, l *lab.Lab, mode string, port uint16) {
 	t.Helper()
 	n := l.Nodes()[0]
@@ -175,11 +173,7 @@ func declareSCTP(t testing.TB, l *lab.Lab, mode string, port uint16) {
 	for _, ep := range l.Endpoints() {
 		args = append(args, "--endpoint", netip.AddrPortFrom(ep.Addr(), sctpPort).String())
 	}
-	_, err := n.CLI(within(t, 30*time.Second), args...)
-	if err != nil && strings.Contains(err.Error(), "sctp is not supported yet") {
-		t.Skip(err)
-	}
-	if err != nil {
+	if _, err := n.CLI(within(t, 30*time.Second), args...); err != nil {
 		t.Fatal(err)
 	}
 	waitApplied(t, l)
