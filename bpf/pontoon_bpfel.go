@@ -293,7 +293,8 @@ type pontoonPacket struct {
 	Kind     uint8
 	IcmpType uint8
 	Flags    uint8
-	Pad      [3]uint8
+	Missed   uint8
+	Pad      [2]uint8
 	_        [4]byte
 }
 

@@ -104,13 +104,35 @@ func TestMaglevSharesFollowWeights(t *testing.T) {
 			seen[at]++
 		}
 		for i, e := range endpoints {
-			// Turns are dealt out by weight, so a share is off by two turns at most.
+			// Turns are dealt out by weight: what rounding takes from all is shared by weight too.
 			share := float64(len(table)) * float64(e.Weight) / float64(sum)
-			if math.Abs(float64(seen[i])-share) > 2+share*0.02 {
+			if math.Abs(float64(seen[i])-share) > 1+share*0.01 {
 				t.Fatalf("endpoint %d of weight %d/%d has %d of %d, its share is %.1f", i, e.Weight, sum, seen[i], len(table), share)
 			}
 		}
 	})
+}
+
+func TestMaglevImbalanceIsAtMostOnePerCent(t *testing.T) {
+	worst := 0.0
+	for n := 1; n <= 2621; n += 1 + n/8 {
+		endpoints := make([]Endpoint, n)
+		for i := range endpoints {
+			endpoints[i] = Endpoint{Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 7, byte(i >> 8), byte(i)}), 80), Weight: 3}
+		}
+		table := selectionTable(AlgorithmMaglev, uint32(n), endpoints)
+		seen := make([]int, n)
+		for _, at := range table {
+			seen[at]++
+		}
+		mean := float64(len(table)) / float64(n)
+		most, least := float64(slices.Max(seen))/mean, float64(slices.Min(seen))/mean
+		worst = max(worst, most-1, 1-least)
+		if most > 1.01 || least < 0.99 {
+			t.Errorf("%d endpoints, table of %d: shares from %.4f to %.4f of the mean", n, len(table), least, most)
+		}
+	}
+	t.Logf("imbalance is at most %.2f %%", 100*worst)
 }
 
 func isPrime(n int) bool {

@@ -447,7 +447,8 @@ struct packet {
 	__u8 kind;
 	__u8 icmp_type;
 	__u8 flags;
-	__u8 pad[3];
+	__u8 missed; /* the entry program has not found it in flows */
+	__u8 pad[2];
 };
 
 /* What the packet tracer tells (trace.h). */

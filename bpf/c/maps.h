@@ -248,6 +248,15 @@ static __always_inline struct binding *get_binding(void)
 	return b;
 }
 
+/* just_made returns the forward half that the packet at hand has put into half_open; its state is
+ * FLOW_NONE when another CPU has put one there. */
+static __always_inline struct flow *just_made(void)
+{
+	struct binding *b = bpf_map_lookup_elem(&bindings, (const void *)&zero_key);
+
+	return b ? &b->v : NULL;
+}
+
 /* count adds to a counter of this CPU. */
 static __always_inline void count(__u32 index)
 {

@@ -49,6 +49,7 @@ static __always_inline int ingress(struct __sk_buff *skb, struct packet *p)
 		if (action != TC_TOO_BIG)
 			return action;
 	}
+	p->missed = !f;
 	current = current_packet();
 	if (current)
 		*current = *p;

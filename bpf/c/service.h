@@ -7,32 +7,46 @@
 #include "flood.h"
 #include "fragment.h"
 
+/* insert_half puts the forward half into half_open. Where the packet is rewritten by v, and not
+ * by the entry found again, it is counted here. */
+static __always_inline long insert_half(const struct packet *p, struct flow *v)
+{
+	long err;
+
+	if (same_family(p, v) && v->mode != MODE_DSR_TUNNEL) {
+		v->bytes_lo = p->bytes;
+		v->packets_lo = p->segments;
+	}
+	err = bpf_map_update_elem(&half_open, &p->key, v, BPF_NOEXIST);
+	if (err)
+		v->state = FLOW_NONE; /* nothing to rewrite by */
+	else
+		count(COUNTER_CREATED);
+	return err;
+}
+
 /* bind_one creates the one entry of a connection whose replies do not pass here. */
 static __noinline int bind_one(const struct packet *p, const struct service *svc, __u32 id)
 {
 	struct endpoint *ep = get_endpoint(id);
-	struct flow v = {};
+	struct binding *b = get_binding();
 	long err;
 
-	if (!ep || ep->service != svc->id) /* the table has been replaced since it was read */
+	if (!b || !ep || ep->service != svc->id) /* the table has been replaced since it was read */
 		return V_RETRY;
-	v.state = FLOW_SYN;
-	v.service = svc->id;
-	v.endpoint = id;
-	v.mode = svc->mode;
-	v.owner_slot = cfg_slot;
-	v.last_seen = p->now;
-	v.created = p->created;
-	v.new_saddr = p->key.saddr;
-	v.new_sport = p->key.sport;
-	v.new_daddr = ep->addr;
-	v.new_dport = p->key.dport;
-	err = bpf_map_update_elem(&half_open, &p->key, &v, BPF_NOEXIST);
-	if (err && err != -EEXIST)
-		return drop(DROP_HALF_OPEN);
-	if (!err)
-		count(COUNTER_CREATED);
-	return V_FORWARD;
+	b->v.state = FLOW_SYN;
+	b->v.service = svc->id;
+	b->v.endpoint = id;
+	b->v.mode = svc->mode;
+	b->v.owner_slot = cfg_slot;
+	b->v.last_seen = p->now;
+	b->v.created = p->created;
+	b->v.new_saddr = p->key.saddr;
+	b->v.new_sport = p->key.sport;
+	b->v.new_daddr = ep->addr;
+	b->v.new_dport = p->key.dport;
+	err = insert_half(p, &b->v);
+	return err && err != -EEXIST ? drop(DROP_HALF_OPEN) : V_FORWARD;
 }
 
 /* bind creates both half-open entries towards one endpoint. */
@@ -77,7 +91,7 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 	if (err)
 		return V_RETRY;
 	turn(&b->v, &b->rkey);
-	err = bpf_map_update_elem(&half_open, &p->key, &b->v, BPF_NOEXIST);
+	err = insert_half(p, &b->v);
 	if (err) {
 		/* Another CPU was faster with the same packet, in dnat even with the same tuple. */
 		there = bpf_map_lookup_elem(&half_open, &p->key);
@@ -85,7 +99,6 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 			bpf_map_delete_elem(&half_open, &b->rkey);
 		return err == -EEXIST ? V_FORWARD : drop(DROP_HALF_OPEN);
 	}
-	count(COUNTER_CREATED);
 	return V_FORWARD;
 }
 
@@ -194,7 +207,7 @@ static __always_inline int is_martian(const struct addr *a)
 }
 
 /* miss handles a packet that has an entry neither in flows nor in half_open. V_FORWARD:
- * there is one in half_open now. */
+ * there is one in half_open now, and what just_made returns. */
 static __noinline int miss(const struct packet *p)
 {
 	__u32 *vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
@@ -245,13 +258,29 @@ static __always_inline struct flow *in_half_open(const struct packet *p, struct 
 	return *verdict == V_FORWARD ? f : NULL;
 }
 
+/* created returns what the packet is rewritten by after miss has found a service: the entry as it
+ * was made. Looking it up would take time, and would tell the LRU that it is in use when nobody
+ * has answered yet. */
+static __always_inline struct flow *created(const struct packet *p, int *verdict)
+{
+	struct flow *f = just_made();
+
+	if (!f || f->state == FLOW_NONE)
+		f = bpf_map_lookup_elem(&half_open, &p->key);
+	if (f)
+		note_flow(STEP_CREATED, f);
+	else
+		*verdict = drop(DROP_HALF_OPEN);
+	return f;
+}
+
 static __always_inline struct flow *find_whole(const struct packet *p, int *verdict)
 {
 	struct flow *f;
 
 	if (p->kind != KIND_FLOW || p->flags & PACKET_F_LATER)
 		goto missed;
-	f = bpf_map_lookup_elem(&flows, &p->key);
+	f = p->missed ? NULL : bpf_map_lookup_elem(&flows, &p->key);
 	if (f) {
 		note_flow(STEP_FLOW, f);
 		*verdict = needs_care(p, f) ? flow_care(p, f) : V_FORWARD;
@@ -269,12 +298,7 @@ missed:
 	*verdict = miss(p);
 	if (*verdict != V_FORWARD)
 		return NULL;
-	f = bpf_map_lookup_elem(&half_open, &p->key);
-	if (f)
-		note_flow(STEP_CREATED, f);
-	else
-		*verdict = drop(DROP_HALF_OPEN);
-	return f;
+	return created(p, verdict);
 }
 
 /* find_slow is the core of the packet path, the same for every hook: it returns the entry by
