@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 )
 
 // Run with GODEBUG=asyncpreemptoff=1: Go's preemption signal breaks long test runs.
@@ -39,6 +40,15 @@ type replayer struct {
 
 func newReplayer(b testing.TB, frames [][]byte) *replayer {
 	b.Helper()
+	return newReplayerFor(b, frames, ebpf.SchedCLS)
+}
+
+func newReplayerFor(b testing.TB, frames [][]byte, hook ebpf.ProgramType) *replayer {
+	b.Helper()
+	store := asm.FnSkbStoreBytes // a fifth argument is flags
+	if hook == ebpf.XDP {
+		store = asm.FnXdpStoreBytes
+	}
 	r := &replayer{
 		input:  frames[0],
 		frames: mustMap(b, &ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: frameSize, MaxEntries: uint32(len(frames))}),
@@ -50,7 +60,7 @@ func newReplayer(b testing.TB, frames [][]byte) *replayer {
 			b.Fatal(err)
 		}
 	}
-	r.program = mustProgram(b, asm.Instructions{
+	r.program = mustProgramOf(b, hook, asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
 		asm.StoreImm(asm.RFP, -4, 0, asm.Word),
 		asm.LoadMapPtr(asm.R1, r.state.FD()),
@@ -68,7 +78,7 @@ func newReplayer(b testing.TB, frames [][]byte) *replayer {
 		asm.JEq.Imm(asm.R0, 0, "out"),
 		asm.Mov.Reg(asm.R1, asm.R6), asm.Mov.Imm(asm.R2, 0), asm.Mov.Reg(asm.R3, asm.R0),
 		asm.Mov.Imm(asm.R4, frameSize), asm.Mov.Imm(asm.R5, 0),
-		asm.FnSkbStoreBytes.Call(),
+		store.Call(),
 		asm.Mov.Reg(asm.R1, asm.R6),
 		asm.LoadMapPtr(asm.R2, r.target.FD()),
 		asm.Mov.Imm(asm.R3, 0),
@@ -91,7 +101,17 @@ func mustMap(b testing.TB, spec *ebpf.MapSpec) *ebpf.Map {
 
 func mustProgram(b testing.TB, code asm.Instructions) *ebpf.Program {
 	b.Helper()
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: code, License: "Dual BSD/GPL"})
+	return mustProgramOf(b, ebpf.SchedCLS, code)
+}
+
+func mustProgramOf(b testing.TB, hook ebpf.ProgramType, code asm.Instructions) *ebpf.Program {
+	b.Helper()
+	var flags uint32
+	var attach ebpf.AttachType
+	if hook == ebpf.XDP { // programs of one array agree in both
+		flags, attach = unix.BPF_F_XDP_HAS_FRAGS, ebpf.AttachXDP
+	}
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: hook, AttachType: attach, Flags: flags, Instructions: code, License: "Dual BSD/GPL"})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,7 +15,9 @@ import (
 // bench has XDP attached, too.
 const xdpRows = "TestXDPPassesThePacketTestsOfTC"
 
-func viaXDP(tb testing.TB) bool { return strings.HasPrefix(tb.Name(), xdpRows+"/") }
+func viaXDP(tb testing.TB) bool {
+	return strings.HasPrefix(tb.Name(), xdpRows+"/") || strings.HasPrefix(tb.Name(), xdpBench+"/")
+}
 
 // xdpMD is struct xdp_md, the context of a test run.
 type xdpMD struct {
