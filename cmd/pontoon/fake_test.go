@@ -114,10 +114,13 @@ func (d *fakeDaemon) Status(context.Context) (web.Status, error) {
 			{Peer: "lb2", State: web.ReplicationStreaming, Sent: 1200, Acked: 1200, LagMS: 0.4},
 			{Peer: "lb3", State: web.ReplicationDown, Sent: 10, Dropped: 2},
 		},
-		Flows:      web.FlowCounts{Established: 12, HalfOpen: 1, Owned: 9, Replica: 3, Adopted: 2, Max: 1 << 20},
-		Drops:      map[string]uint64{"no_service": 7, "bad_checksum": 0},
-		Interfaces: []web.InterfaceStatus{{Name: "eth1", Up: true, Hook: "tcx"}, {Name: "eth2"}},
-		Warnings:   []string{"eth2 has no carrier"},
+		Flows: web.FlowCounts{Established: 12, HalfOpen: 1, Owned: 9, Replica: 3, Adopted: 2, Max: 1 << 20},
+		Drops: map[string]uint64{"no_service": 7, "bad_checksum": 0},
+		Interfaces: []web.InterfaceStatus{
+			{Name: "eth1", Up: true, Hook: "tcx", HookReason: "virtual interface (veth): XDP would lose segmentation offload"},
+			{Name: "eth2", HookReason: "find interface eth2: link not found"},
+		},
+		Warnings: []string{"eth2 has no carrier"},
 	}
 	st.Nodes = fakeNodes(s)
 	for _, i := range s.Instances() {

@@ -109,4 +109,23 @@ func drawInterfaces(t *table, interfaces []web.InterfaceStatus) {
 	if len(words) > 0 {
 		t.line("  interfaces: %s", strings.Join(words, ", "))
 	}
+	drawReasons(t, interfaces)
+}
+
+// drawReasons says why interfaces are attached as they are, those alike in one line.
+func drawReasons(t *table, interfaces []web.InterfaceStatus) {
+	names := map[string][]string{}
+	var reasons []string
+	for _, i := range interfaces {
+		if i.HookReason == "" {
+			continue
+		}
+		if names[i.HookReason] == nil {
+			reasons = append(reasons, i.HookReason)
+		}
+		names[i.HookReason] = append(names[i.HookReason], i.Name)
+	}
+	for _, reason := range reasons {
+		t.line("    hook of %s: %s", strings.Join(names[reason], ", "), reason)
+	}
 }
