@@ -14,12 +14,13 @@ import (
 
 // tailPrograms are the programs that the entry program of the TC hook jumps to.
 var tailPrograms = map[pontoonTail]string{
-	pontoonTailTAIL_PARSE:  pontoonProgPontoonParse,
-	pontoonTailTAIL_SLOW:   pontoonProgPontoonSlow,
-	pontoonTailTAIL_ANSWER: pontoonProgPontoonAnswer,
-	pontoonTailTAIL_XLAT:   pontoonProgPontoonXlat,
-	pontoonTailTAIL_TUNNEL: pontoonProgPontoonTunnel,
-	pontoonTailTAIL_ICMP:   pontoonProgPontoonIcmp,
+	pontoonTailTAIL_PARSE:     pontoonProgPontoonParse,
+	pontoonTailTAIL_SLOW:      pontoonProgPontoonSlow,
+	pontoonTailTAIL_ANSWER:    pontoonProgPontoonAnswer,
+	pontoonTailTAIL_XLAT:      pontoonProgPontoonXlat,
+	pontoonTailTAIL_XLAT_ICMP: pontoonProgPontoonXlatIcmp,
+	pontoonTailTAIL_TUNNEL:    pontoonProgPontoonTunnel,
+	pontoonTailTAIL_ICMP:      pontoonProgPontoonIcmp,
 }
 
 // xdpTailPrograms are those of the XDP hook.

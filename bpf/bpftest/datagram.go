@@ -245,3 +245,21 @@ func (n *NS) EnableSix() {
 		n.Sysctl("net/ipv6/conf/all/forwarding", "1")
 	})
 }
+
+// Error builds an ICMP or ICMPv6 error, whichever the addresses ask for; rest is its second word.
+func (d Datagram) Error(tb testing.TB, kind, code uint8, rest uint32, quoted []byte) []byte {
+	tb.Helper()
+	message := binary.BigEndian.AppendUint32([]byte{kind, code, 0, 0}, rest)
+	message = append(message, quoted...)
+	start := uint32(0)
+	d.Protocol = ProtocolICMP
+	if d.Six() {
+		d.Protocol = ProtocolICMPv6
+		src, dst := d.Src.Addr().As16(), d.Dst.Addr().As16()
+		pseudo := append(append([]byte(nil), src[:]...), dst[:]...)
+		pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(message)))
+		start = uint32(sum(append(pseudo, 0, 0, 0, ProtocolICMPv6), 0))
+	}
+	binary.BigEndian.PutUint16(message[2:], ^sum(message, start))
+	return d.Around(tb, message)
+}

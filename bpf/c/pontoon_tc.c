@@ -6,6 +6,7 @@
 #include "tc_trace.h"
 #include "tc_tunnel.h"
 #include "pontoon_xdp.h" /* one object, so that both hooks have the same maps and settings */
+#include "tc_xlat_icmp.h"
 
 /* tc_jump goes on with another program. It is missing only while another set of programs is
  * being put in place; the host must not answer for us then. */
@@ -228,6 +229,14 @@ SEC("tc")
 int pontoon_xlat(struct __sk_buff *skb)
 {
 	return tc_done(skb, translate(skb));
+}
+
+SEC("tc")
+int pontoon_xlat_icmp(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+
+	return tc_done(skb, p ? xlat_icmp(skb, p) : TC_ACT_SHOT);
 }
 
 static __always_inline int encapsulate(struct __sk_buff *skb)
