@@ -259,6 +259,7 @@ func newDirectLab(t *testing.T, tunnel Tunnel, hook string, mtu int) (*bpftest.N
 		server.Sysctl("net/ipv4/conf/all/arp_ignore", "1") // the VIP is the load balancer's to answer for
 		server.Sysctl("net/ipv4/conf/all/arp_announce", "2")
 		server.Sysctl("net/ipv4/conf/all/rp_filter", "0")
+		server.Sysctl("net/ipv6/conf/eth1/mtu", "1500") // the room above is for tunnels
 	})
 	lo := server.Lookup("lo")
 	lo.Address(vip.String() + "/32")
