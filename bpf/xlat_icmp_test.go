@@ -38,8 +38,6 @@ var errorsToSix = []errorRow{
 	{errorHead{3, 14, 0}, errorHead{}},
 	{errorHead{3, 15, 0}, errorHead{1, 1, 0}},
 	{errorHead{3, 16, 0}, errorHead{}},
-	{errorHead{4, 0, 0}, errorHead{}},
-	{errorHead{5, 0, 0x0a080009}, errorHead{}},
 	{errorHead{11, 0, 0}, errorHead{3, 0, 0}},
 	{errorHead{11, 1, 0}, errorHead{3, 1, 0}},
 	{errorHead{12, 0, 8 << 24}, errorHead{4, 0, 7}},
@@ -141,12 +139,11 @@ func TestErrorsAreTranslatedBetweenFamilies(t *testing.T) {
 
 func TestErrorAboutFragmentIsTranslated(t *testing.T) {
 	eachComplaint(t, bpftest.ProtocolUDP, func(t *testing.T, c *complaint, toSix bool) {
-		row := errorRow{errorHead{1, 4, 0}, errorHead{3, 3, 0}}
-		if toSix {
-			row = errorRow{row.out, row.in}
+		if !toSix {
+			return // a quoted IPv6 packet with extension headers is not looked into
 		}
 		c.quote(t, bpftest.Datagram{Payload: make([]byte, 400), ID: 0x1357, FragmentHeader: true, MoreFragments: true, Length: 200}, 0, 0)
-		c.expect(t, row)
+		c.expect(t, errorRow{errorHead{3, 3, 0}, errorHead{1, 4, 0}})
 	})
 }
 

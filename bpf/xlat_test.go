@@ -58,7 +58,6 @@ func newCrossing(t *testing.T, six bool, protocol uint8) *crossing {
 	} else {
 		c.client, c.vip, c.endpoint = clientPort, vipPort, endpointSix
 	}
-	c.errorsToXlat()
 	c.syncDual(Service{
 		ID: 7, VIP: c.vip, Protocol: protocol, Mode: ModeFullNAT, Algorithm: AlgorithmRR,
 		Endpoints: []Endpoint{{Addr: c.endpoint, Weight: 1, Sources: []netip.Addr{source}}},

@@ -7,7 +7,7 @@
 #include "tc_xlat.h"
 #include "xlat_icmp.h"
 
-#define ICMP_TOO_BIG 2    /* of ICMPv6 */
+#define TYPE_TOO_BIG 2    /* of ICMPv6 */
 #define ERROR_MAX_V4 576  /* RFC 1812, 4.3.2.3 */
 #define ERROR_MAX_V6 1280 /* RFC 4443, 2.4 (c) */
 
@@ -167,7 +167,7 @@ static __noinline int xlat_head(struct __sk_buff *skb, const struct packet *p, c
 	__u32 too_big;
 
 	if (p->flags & PACKET_F_V6) {
-		if (h->type != ICMP_TOO_BIG)
+		if (h->type != TYPE_TOO_BIG)
 			return icmp_to_v4(h);
 		too_big = told_mtu(skb, p, q, bpf_ntohl(h->rest), out);
 		return set_icmp(h, 3, 4, bpf_htonl(too_big & 0xffff));
@@ -175,7 +175,7 @@ static __noinline int xlat_head(struct __sk_buff *skb, const struct packet *p, c
 	if (h->type != 3 || h->code != 4)
 		return icmp_to_v6(h);
 	too_big = told_mtu(skb, p, q, bpf_ntohl(h->rest) & 0xffff, out);
-	return set_icmp(h, ICMP_TOO_BIG, 0, bpf_htonl(too_big));
+	return set_icmp(h, TYPE_TOO_BIG, 0, bpf_htonl(too_big));
 }
 
 /* quoted_bytes is how much of the error to keep from the quoted packet's L4 header on: not the
@@ -285,8 +285,8 @@ static __noinline int error_to_v6(struct __sk_buff *skb, const struct packet *p,
 	return bpf_skb_store_bytes(skb, 0, &to.eth, ERROR_V6, BPF_F_RECOMPUTE_CSUM);
 }
 
-/* pseudo_sum is what ICMPv6 adds to the sum of the message, and ICMP does not. */
-static __always_inline __u64 pseudo_sum(const struct addr *a, const struct addr *b, __u32 length)
+/* icmpv6_sum is what ICMPv6 adds to the sum of the message, and ICMP does not. */
+static __always_inline __u64 icmpv6_sum(const struct addr *a, const struct addr *b, __u32 length)
 {
 	return addr_sum(a, 1) + addr_sum(b, 1) + bpf_htonl(length) + bpf_htonl(IPPROTO_ICMPV6);
 }
@@ -305,7 +305,7 @@ static __noinline int finish_error(struct __sk_buff *skb, const struct packet *p
 		return -1;
 	sum = fold32(sum) + (__u64)(__u32)~before;
 	if (to_v6)
-		sum += pseudo_sum(&f->new_saddr, &f->new_daddr, length);
+		sum += icmpv6_sum(&f->new_saddr, &f->new_daddr, length);
 	check = ~fold(fold32(sum));
 	return bpf_skb_store_bytes(skb, off + offsetof(struct icmp_head, check), &check, sizeof(check), BPF_F_RECOMPUTE_CSUM);
 }
@@ -324,7 +324,7 @@ static __noinline int xlat_error(struct __sk_buff *skb, const struct packet *p, 
 	if (sum < 0)
 		return -1;
 	if (p->flags & PACKET_F_V6)
-		sum = fold32(sum) + pseudo_sum(&p->key.saddr, &p->key.daddr, p->payload);
+		sum = fold32(sum) + icmpv6_sum(&p->key.saddr, &p->key.daddr, p->payload);
 	before = fold(fold32(sum));
 	end = q->l4_off + quoted_bytes(p, q, &h);
 	h.check = 0;
