@@ -233,10 +233,10 @@ func TestTranslatesBetweenFamilies(t *testing.T) {
 	}
 }
 
-// oneWay are packets that have a form in one family only.
 func TestTranslatesWhatOnlyOneFamilyHas(t *testing.T) {
 	body := []byte("pontoon!")
 	plain := bpftest.Datagram{Flags: bpftest.ACK, Payload: body}
+	crossings := map[bool]*crossing{true: newCrossing(t, true, bpftest.ProtocolTCP), false: newCrossing(t, false, bpftest.ProtocolTCP)}
 	for _, row := range []struct {
 		name  string
 		six   bool
@@ -263,7 +263,7 @@ func TestTranslatesWhatOnlyOneFamilyHas(t *testing.T) {
 		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			c := newCrossing(t, row.six, bpftest.ProtocolTCP)
+			c := crossings[row.six]
 			action, got := c.forward(row.in)
 			if row.drops {
 				if action != actDrop || c.drops("translate") != 1 {

@@ -145,7 +145,7 @@ func (l *crossLab) mustDropNothing() {
 }
 
 func TestRealTrafficArrivesWholeInTheOtherFamily(t *testing.T) {
-	for _, row := range []struct {
+	for i, row := range []struct {
 		name string
 		six  bool
 		hook string
@@ -158,6 +158,9 @@ func TestRealTrafficArrivesWholeInTheOtherFamily(t *testing.T) {
 		{"NAT64 narrow client", true, HookAuto, 1400},
 		{"NAT46 wide client", false, HookAuto, 9000},
 	} {
+		if testing.Short() && i > 1 {
+			break
+		}
 		t.Run(row.name, func(t *testing.T) {
 			l := newCrossLab(t, row.six, row.hook, row.mtu)
 			start := time.Now()
@@ -296,7 +299,7 @@ func newDirectLab(t *testing.T, tunnel Tunnel, hook string, mtu int) (*bpftest.N
 }
 
 func TestRealTrafficArrivesWholeByDirectReturn(t *testing.T) {
-	for _, row := range []struct {
+	for i, row := range []struct {
 		name   string
 		tunnel Tunnel
 		hook   string
@@ -305,6 +308,9 @@ func TestRealTrafficArrivesWholeByDirectReturn(t *testing.T) {
 		{"tunnel", TunnelIPIP, HookAuto},
 		{"tunnel clsact", TunnelIPIP, HookClsact},
 	} {
+		if testing.Short() && i > 1 {
+			break
+		}
 		t.Run(row.name, func(t *testing.T) {
 			client, d := newDirectLab(t, row.tunnel, row.hook, 1600)
 			for _, address := range []netip.Addr{vip, vipSix} {
