@@ -543,58 +543,59 @@ type pontoonWorkspace struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	pontoonMapActive          = "active"
-	pontoonMapAffinities      = "affinities"
-	pontoonMapBindings        = "bindings"
-	pontoonMapChunks          = "chunks"
-	pontoonMapClocks          = "clocks"
-	pontoonMapControl         = "control"
-	pontoonMapCounters        = "counters"
-	pontoonMapEndpoints       = "endpoints"
-	pontoonMapEvents          = "events"
-	pontoonMapFlows           = "flows"
-	pontoonMapFragments       = "fragments"
-	pontoonMapHalfOpen        = "half_open"
-	pontoonMapNextHops        = "next_hops"
-	pontoonMapRanges          = "ranges"
-	pontoonMapScratch         = "scratch"
-	pontoonMapSelection       = "selection"
-	pontoonMapServices        = "services"
-	pontoonMapSources         = "sources"
-	pontoonMapStations        = "stations"
-	pontoonMapSynMarks        = "syn_marks"
-	pontoonMapTails           = "tails"
-	pontoonMapTraceBuffer     = "trace_buffer"
-	pontoonMapTraces          = "traces"
-	pontoonMapTraffic         = "traffic"
-	pontoonMapVips            = "vips"
-	pontoonMapWork            = "work"
-	pontoonMapWorkspaces      = "workspaces"
-	pontoonMapXdpTails        = "xdp_tails"
-	pontoonProgPontoonAnswer  = "pontoon_answer"
-	pontoonProgPontoonClock   = "pontoon_clock"
-	pontoonProgPontoonIcmp    = "pontoon_icmp"
-	pontoonProgPontoonIngress = "pontoon_ingress"
-	pontoonProgPontoonParse   = "pontoon_parse"
-	pontoonProgPontoonSlow    = "pontoon_slow"
-	pontoonProgPontoonTraced  = "pontoon_traced"
-	pontoonProgPontoonTunnel  = "pontoon_tunnel"
-	pontoonProgPontoonXdp     = "pontoon_xdp"
-	pontoonProgPontoonXdpSlow = "pontoon_xdp_slow"
-	pontoonProgPontoonXlat    = "pontoon_xlat"
-	pontoonVarCfgHz           = "cfg_hz"
-	pontoonVarCfgMaxFlows     = "cfg_max_flows"
-	pontoonVarCfgNextHopTtl   = "cfg_next_hop_ttl"
-	pontoonVarCfgSlot         = "cfg_slot"
-	pontoonVarCfgTrace        = "cfg_trace"
-	pontoonVarCfgTraceClient  = "cfg_trace_client"
-	pontoonVarCfgTraceMask    = "cfg_trace_mask"
-	pontoonVarCfgTracePort    = "cfg_trace_port"
-	pontoonVarCfgTraceService = "cfg_trace_service"
-	pontoonVarCfgXdpFrags     = "cfg_xdp_frags"
-	pontoonVarCfgXdpMax       = "cfg_xdp_max"
-	pontoonVarVocabulary      = "vocabulary"
-	pontoonVarZeroKey         = "zero_key"
+	pontoonMapActive           = "active"
+	pontoonMapAffinities       = "affinities"
+	pontoonMapBindings         = "bindings"
+	pontoonMapChunks           = "chunks"
+	pontoonMapClocks           = "clocks"
+	pontoonMapControl          = "control"
+	pontoonMapCounters         = "counters"
+	pontoonMapEndpoints        = "endpoints"
+	pontoonMapEvents           = "events"
+	pontoonMapFlows            = "flows"
+	pontoonMapFragments        = "fragments"
+	pontoonMapHalfOpen         = "half_open"
+	pontoonMapNextHops         = "next_hops"
+	pontoonMapRanges           = "ranges"
+	pontoonMapScratch          = "scratch"
+	pontoonMapSelection        = "selection"
+	pontoonMapServices         = "services"
+	pontoonMapSources          = "sources"
+	pontoonMapStations         = "stations"
+	pontoonMapSynMarks         = "syn_marks"
+	pontoonMapTails            = "tails"
+	pontoonMapTraceBuffer      = "trace_buffer"
+	pontoonMapTraces           = "traces"
+	pontoonMapTraffic          = "traffic"
+	pontoonMapVips             = "vips"
+	pontoonMapWork             = "work"
+	pontoonMapWorkspaces       = "workspaces"
+	pontoonMapXdpTails         = "xdp_tails"
+	pontoonProgPontoonAnswer   = "pontoon_answer"
+	pontoonProgPontoonClock    = "pontoon_clock"
+	pontoonProgPontoonIcmp     = "pontoon_icmp"
+	pontoonProgPontoonIngress  = "pontoon_ingress"
+	pontoonProgPontoonParse    = "pontoon_parse"
+	pontoonProgPontoonSlow     = "pontoon_slow"
+	pontoonProgPontoonTraced   = "pontoon_traced"
+	pontoonProgPontoonTunnel   = "pontoon_tunnel"
+	pontoonProgPontoonXdp      = "pontoon_xdp"
+	pontoonProgPontoonXdpSlow  = "pontoon_xdp_slow"
+	pontoonProgPontoonXlat     = "pontoon_xlat"
+	pontoonProgPontoonXlatIcmp = "pontoon_xlat_icmp"
+	pontoonVarCfgHz            = "cfg_hz"
+	pontoonVarCfgMaxFlows      = "cfg_max_flows"
+	pontoonVarCfgNextHopTtl    = "cfg_next_hop_ttl"
+	pontoonVarCfgSlot          = "cfg_slot"
+	pontoonVarCfgTrace         = "cfg_trace"
+	pontoonVarCfgTraceClient   = "cfg_trace_client"
+	pontoonVarCfgTraceMask     = "cfg_trace_mask"
+	pontoonVarCfgTracePort     = "cfg_trace_port"
+	pontoonVarCfgTraceService  = "cfg_trace_service"
+	pontoonVarCfgXdpFrags      = "cfg_xdp_frags"
+	pontoonVarCfgXdpMax        = "cfg_xdp_max"
+	pontoonVarVocabulary       = "vocabulary"
+	pontoonVarZeroKey          = "zero_key"
 )
 
 // loadPontoon returns the embedded CollectionSpec for pontoon.
@@ -639,17 +640,18 @@ type pontoonSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonProgramSpecs struct {
-	PontoonAnswer  *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
-	PontoonClock   *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
-	PontoonIcmp    *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
-	PontoonIngress *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
-	PontoonParse   *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
-	PontoonSlow    *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
-	PontoonTraced  *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
-	PontoonTunnel  *ebpf.ProgramSpec `ebpf:"pontoon_tunnel"`
-	PontoonXdp     *ebpf.ProgramSpec `ebpf:"pontoon_xdp"`
-	PontoonXdpSlow *ebpf.ProgramSpec `ebpf:"pontoon_xdp_slow"`
-	PontoonXlat    *ebpf.ProgramSpec `ebpf:"pontoon_xlat"`
+	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
+	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
+	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
+	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
+	PontoonParse    *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
+	PontoonSlow     *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
+	PontoonTraced   *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
+	PontoonTunnel   *ebpf.ProgramSpec `ebpf:"pontoon_tunnel"`
+	PontoonXdp      *ebpf.ProgramSpec `ebpf:"pontoon_xdp"`
+	PontoonXdpSlow  *ebpf.ProgramSpec `ebpf:"pontoon_xdp_slow"`
+	PontoonXlat     *ebpf.ProgramSpec `ebpf:"pontoon_xlat"`
+	PontoonXlatIcmp *ebpf.ProgramSpec `ebpf:"pontoon_xlat_icmp"`
 }
 
 // pontoonMapSpecs contains maps before they are loaded into the kernel.
@@ -811,17 +813,18 @@ type pontoonVariables struct {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonPrograms struct {
-	PontoonAnswer  *ebpf.Program `ebpf:"pontoon_answer"`
-	PontoonClock   *ebpf.Program `ebpf:"pontoon_clock"`
-	PontoonIcmp    *ebpf.Program `ebpf:"pontoon_icmp"`
-	PontoonIngress *ebpf.Program `ebpf:"pontoon_ingress"`
-	PontoonParse   *ebpf.Program `ebpf:"pontoon_parse"`
-	PontoonSlow    *ebpf.Program `ebpf:"pontoon_slow"`
-	PontoonTraced  *ebpf.Program `ebpf:"pontoon_traced"`
-	PontoonTunnel  *ebpf.Program `ebpf:"pontoon_tunnel"`
-	PontoonXdp     *ebpf.Program `ebpf:"pontoon_xdp"`
-	PontoonXdpSlow *ebpf.Program `ebpf:"pontoon_xdp_slow"`
-	PontoonXlat    *ebpf.Program `ebpf:"pontoon_xlat"`
+	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
+	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
+	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
+	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
+	PontoonParse    *ebpf.Program `ebpf:"pontoon_parse"`
+	PontoonSlow     *ebpf.Program `ebpf:"pontoon_slow"`
+	PontoonTraced   *ebpf.Program `ebpf:"pontoon_traced"`
+	PontoonTunnel   *ebpf.Program `ebpf:"pontoon_tunnel"`
+	PontoonXdp      *ebpf.Program `ebpf:"pontoon_xdp"`
+	PontoonXdpSlow  *ebpf.Program `ebpf:"pontoon_xdp_slow"`
+	PontoonXlat     *ebpf.Program `ebpf:"pontoon_xlat"`
+	PontoonXlatIcmp *ebpf.Program `ebpf:"pontoon_xlat_icmp"`
 }
 
 func (p *pontoonPrograms) Close() error {
@@ -837,6 +840,7 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonXdp,
 		p.PontoonXdpSlow,
 		p.PontoonXlat,
+		p.PontoonXlatIcmp,
 	)
 }
 
