@@ -244,7 +244,7 @@ func newDirectLab(t *testing.T, tunnel Tunnel, hook string, mtu int) (*bpftest.N
 	t.Helper()
 	bpftest.RequirePrivilege(t)
 	client, lb, server, sw := host(t), host(t), host(t), host(t)
-	segment := &segment{ns: sw, name: "port"}
+	segment := &segment{lab: &lab{}, ns: sw, name: "port"}
 	plug := func(ns *bpftest.NS, four, six string, mtu int) bpftest.Iface {
 		i := segment.plug(ns, "eth1", four+"/24")
 		i.AddressSix(six + "/64")
