@@ -200,6 +200,8 @@ func (p *pair) expect(in []byte, action uint32, out []byte, src, dst netip.AddrP
 // that a small packet has, and some of those that a test run takes, each with other bytes.
 func TestSCTPChecksumIsRightForEveryLength(t *testing.T) {
 	p := newPair(t, false)
+	p.bench.out.SetMTU(9000)
+	p.end.SetMTU(9000)
 	p.serve(ModeFullNAT, 5000)
 	p.associate()
 	random := rand.New(rand.NewPCG(1, 2))

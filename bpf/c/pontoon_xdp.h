@@ -24,6 +24,7 @@ int pontoon_xdp(struct xdp_md *ctx)
 			return xdp_leave();
 		return xdp_forward(ctx, &p, f);
 	}
+	p.missed = !f;
 	current = current_packet();
 	if (current)
 		*current = p;
@@ -36,7 +37,7 @@ int pontoon_xdp_slow(struct xdp_md *ctx)
 {
 	struct packet *p = current_packet();
 	struct flow *f;
-	int verdict;
+	int verdict, action;
 
 	/* A full table is answered, and counted, by TC. */
 	if (!p || get_active(0) >= cfg_max_flows)
@@ -45,7 +46,10 @@ int pontoon_xdp_slow(struct xdp_md *ctx)
 	if (f) {
 		if (!same_family(p, f) || f->mode == MODE_DSR_TUNNEL)
 			return xdp_leave();
-		return xdp_forward(ctx, p, f);
+		action = xdp_forward(ctx, p, f);
+		if (action == XDP_PASS)
+			uncount_made(p, f);
+		return action;
 	}
 	if (verdict == V_DROP)
 		return XDP_DROP;

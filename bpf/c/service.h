@@ -274,6 +274,20 @@ static __always_inline struct flow *created(const struct packet *p, int *verdict
 	return f;
 }
 
+/* uncount_made takes the packet out of the entry it has made: another hook will count it. */
+static __always_inline void uncount_made(const struct packet *p, const struct flow *f)
+{
+	struct flow *h;
+
+	if (f != just_made())
+		return;
+	h = bpf_map_lookup_elem(&half_open, &p->key);
+	if (h) {
+		h->packets_lo = 0;
+		h->bytes_lo = 0;
+	}
+}
+
 static __always_inline struct flow *find_whole(const struct packet *p, int *verdict)
 {
 	struct flow *f;
