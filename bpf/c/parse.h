@@ -124,7 +124,8 @@ static __always_inline int parse_v4(void *data, void *end, struct packet *p, int
 
 	if ((void *)(ip + 1) > end || ip->version != 4 || ip->ihl < 5)
 		return V_PASS;
-	header = ip->ihl * 4;
+	/* A number where the entry program needs one: the verifier of 6.1 loses its bounds. */
+	header = deep ? ip->ihl * 4 : sizeof(*ip);
 	total = bpf_ntohs(ip->tot_len);
 	if (!total && p->segments > 1) /* longer than 16 bits can say: only receive offload makes it */
 		total = p->bytes;
@@ -133,12 +134,16 @@ static __always_inline int parse_v4(void *data, void *end, struct packet *p, int
 	p->key.proto = ip->protocol;
 	p->ttl = ip->ttl;
 	p->l4_off = p->l3_off + header;
+	if (ip->ihl > 5) {
+		p->flags |= PACKET_F_OPTIONS;
+		if (!deep)
+			return V_CONTINUE;
+	}
 	if (total < header || total > p->bytes)
 		return malformed(p);
 	p->payload = total - header;
-	if (header > sizeof(*ip)) {
-		p->flags |= PACKET_F_OPTIONS;
-		if (deep && long_header_bad(ip, end))
+	if (p->flags & PACKET_F_OPTIONS) {
+		if (long_header_bad(ip, end))
 			return malformed(p);
 	} else if (fold(sum_words(ip, 10)) != 0xffff) {
 		return malformed(p);
