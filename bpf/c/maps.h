@@ -239,9 +239,16 @@ static __always_inline struct packet *current_packet(void)
 	return bpf_map_lookup_elem(&scratch, &zero);
 }
 
+/* The binding at hand, as it is. */
+static __always_inline struct binding *same_binding(void)
+{
+	return bpf_map_lookup_elem(&bindings, (const void *)&zero_key);
+}
+
+/* A new one. */
 static __always_inline struct binding *get_binding(void)
 {
-	struct binding *b = bpf_map_lookup_elem(&bindings, (const void *)&zero_key);
+	struct binding *b = same_binding();
 
 	if (b)
 		__builtin_memset(b, 0, sizeof(*b));
@@ -252,7 +259,7 @@ static __always_inline struct binding *get_binding(void)
  * FLOW_NONE when another CPU has put one there. */
 static __always_inline struct flow *just_made(void)
 {
-	struct binding *b = bpf_map_lookup_elem(&bindings, (const void *)&zero_key);
+	struct binding *b = same_binding();
 
 	return b ? &b->v : NULL;
 }

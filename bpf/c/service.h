@@ -86,7 +86,7 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 		if (!source)
 			return drop(DROP_NO_ENDPOINT);
 		b->rkey.daddr = *source;
-		err = claim_snat(p, &b->rkey, &b->v, hash);
+		err = claim_snat(hash);
 	}
 	if (err)
 		return V_RETRY;
