@@ -37,10 +37,10 @@ test:
 	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
 
 test-unit: build
-	$(GO) test -timeout 10m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
+	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
 
 test-e2e: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 15m -p 1 -v $(CLUSTER_TESTS)
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -p 1 -v $(CLUSTER_TESTS)
 
 lint:
 	@fmt=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go' | grep -v '_bpfel\.go$$')); \

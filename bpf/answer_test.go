@@ -179,7 +179,7 @@ func TestNoErrorForPacketsWithoutOneSender(t *testing.T) {
 			if action, _ := d.send(true, in); action != actDrop {
 				t.Errorf("%s: action %d", source, action)
 			}
-			d.expectDrops(t, "ttl", uint64(i)+1)
+			d.expectDrops(t, "martian", uint64(i)+1)
 		}
 		if n := d.Stats().Counters["expired"]; n != 0 {
 			t.Errorf("%d answers", n)

@@ -208,7 +208,8 @@ func TestNewFlowRateIsExactInEverySecond(t *testing.T) {
 	f.send(500)
 	sent += 500
 	windows, stats := second()-start+1, b.Stats()
-	if n := stats.Counters["created"]; n < 200 || n > 100*windows || n+stats.Drops["flood"] != uint64(sent) {
+	// More than was asked for may have been sent: a run that a signal ends is run again.
+	if n := stats.Counters["created"]; n < 200 || n > 100*windows || n+stats.Drops["flood"] < uint64(sent) {
 		t.Errorf("%d made, %d refused of %d in %d windows", n, stats.Drops["flood"], sent, windows)
 	}
 }

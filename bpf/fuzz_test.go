@@ -21,7 +21,7 @@ type victim struct {
 
 func newVictim(tb testing.TB) *victim {
 	tb.Helper()
-	v := &victim{bench: newBench(tb, nil)}
+	v := &victim{bench: newBench(tb, whole)}
 	udp := service(ModeDNAT, endpoint2)
 	udp.ID, udp.Protocol = 8, protoUDP
 	v.sync(service(ModeFullNAT, endpoint1), udp)

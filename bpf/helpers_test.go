@@ -51,7 +51,7 @@ func newBench(tb testing.TB, change func(*Options)) *bench {
 	b.in.Neighbour(client.String(), b.far.MAC)
 	b.out.Neighbour(endpoint1.Addr().String(), b.end.MAC)
 	b.out.Neighbour(endpoint2.Addr().String(), b.end.MAC)
-	opts := Options{PinDir: bpftest.PinDir(tb), Interfaces: []string{"eth1", "eth2"}, MaxFlows: 1024, MaxHalfOpen: 4096, Slot: 3}
+	opts := Options{PinDir: bpftest.PinDir(tb), Interfaces: []string{"eth1", "eth2"}, MaxFlows: 1024, MaxHalfOpen: 4096, Slot: 3, without: translators()}
 	if change != nil {
 		change(&opts)
 	}
@@ -208,3 +208,9 @@ func sourcesOf(mode Mode) []netip.Addr {
 	}
 	return nil
 }
+
+// translators are the programs between IP families, half of what the kernel has to look through.
+func translators() []string { return []string{pontoonProgPontoonXlat, pontoonProgPontoonXlatIcmp} }
+
+// whole is for tests that need the translators, too.
+func whole(o *Options) { o.without = nil }

@@ -74,6 +74,9 @@ func sizes(spec *ebpf.CollectionSpec, opts Options) {
 // of the maps as they are.
 func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 	delete(spec.Programs, pontoonProgPontoonClock)
+	for _, name := range opts.without {
+		delete(spec.Programs, name)
+	}
 	delete(spec.Maps, pontoonMapClocks)
 	settings := map[string]any{
 		pontoonVarCfgSlot:       opts.Slot,

@@ -50,9 +50,9 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, ent
 			delete(spec.Programs, name)
 		}
 	}
-	spec.Maps[pontoonMapTails].Contents = contents(tailPrograms)
+	spec.Maps[pontoonMapTails].Contents = contents(spec, tailPrograms)
 	if xdp {
-		spec.Maps[pontoonMapXdpTails].Contents = contents(xdpTailPrograms)
+		spec.Maps[pontoonMapXdpTails].Contents = contents(spec, xdpTailPrograms)
 	} else {
 		withoutXDP(spec)
 	}
@@ -79,10 +79,12 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, ent
 	return p, nil
 }
 
-func contents(tails map[pontoonTail]string) []ebpf.MapKV {
+func contents(spec *ebpf.CollectionSpec, tails map[pontoonTail]string) []ebpf.MapKV {
 	var out []ebpf.MapKV
 	for index, name := range tails {
-		out = append(out, ebpf.MapKV{Key: uint32(index), Value: name})
+		if spec.Programs[name] != nil {
+			out = append(out, ebpf.MapKV{Key: uint32(index), Value: name})
+		}
 	}
 	return out
 }

@@ -128,7 +128,7 @@ func TestLeftoverHalfDoesNotCloseAnotherConnection(t *testing.T) {
 
 // While one set of programs replaces another a jump may lead nowhere for a moment.
 func TestMissingProgramLeaksNothingToTheHost(t *testing.T) {
-	b := newBench(t, nil)
+	b := newBench(t, whole)
 	b.sync(service(ModeFullNAT, endpoint1))
 	snat, _ := b.talk(clientPort, vipPort)
 	fresh := netip.AddrPortFrom(client, 40001)

@@ -137,7 +137,7 @@ func pingPong(t *testing.T, c net.Conn) datagrams {
 
 // While nobody traces, the kernel holds no instruction of the tracer.
 func TestNothingOfTheTracerIsInTheUsualPrograms(t *testing.T) {
-	b := newBench(t, nil)
+	b := newBench(t, whole)
 	if n := tracerReferences(t, b.programs); n != 0 {
 		t.Errorf("%d references to the tracer's maps in the usual programs", n)
 	}
@@ -166,7 +166,7 @@ func tracerReferences(t *testing.T, set programs) int {
 
 // A packet's steps are told by the program it leaves by, whichever that is.
 func TestEveryProgramTellsWhatWasTraced(t *testing.T) {
-	b := newBench(t, nil)
+	b := newBench(t, whole)
 	traced, err := b.loadTraced(anyOfClient)
 	if err != nil {
 		t.Fatal(err)

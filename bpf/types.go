@@ -180,6 +180,8 @@ type Options struct {
 
 	// timeouts other than the default ones are for tests.
 	timeouts timeouts
+	// without names programs that a test can do without: the kernel takes long to look through them.
+	without []string
 }
 
 // Validate reports everything that is wrong, joined.
