@@ -13,8 +13,6 @@ type removal struct {
 	replies  []pontoonFlowKey
 }
 
-func (r *removal) empty() bool { return len(r.forwards)+len(r.replies) == 0 }
-
 // remove deletes both kinds; keys that are gone already are no error. Call with flowMu held.
 // A forward half in the flow table goes by a call of its own, because only the kernel knows
 // whether it was still there, and open or closed, at that moment.

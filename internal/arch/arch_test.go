@@ -37,7 +37,7 @@ var rooms = map[string][]string{
 var fences = map[string][]string{
 	"github.com/cilium/ebpf":              {"bpf"},
 	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab"},
-	"github.com/vishvananda/netns":        {"node/host", "internal/lab"},
+	"github.com/vishvananda/netns":        {"node/host", "internal/lab", "bpf"},
 	"github.com/mdlayher/packet":          {"node/announce"},
 	"github.com/hashicorp/raft":           {"node", "transport"},
 	"github.com/hashicorp/raft-boltdb":    {"node"},
