@@ -77,10 +77,16 @@ func TestPauseStopsAndResumeContinues(t *testing.T) {
 	if err := n.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-	defer cancel()
-	if _, err := n.Status(ctx); err == nil {
-		t.Error("a paused node answered")
+	// The signal takes a moment to reach every thread.
+	if err := WaitFor(deadline(t, 5*time.Second), "a node that does not answer", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+		defer cancel()
+		if _, err := n.Status(ctx); err == nil {
+			return errors.New("it answered")
+		}
+		return nil
+	}); err != nil {
+		t.Error(err)
 	}
 	if err := n.Resume(); err != nil {
 		t.Fatal(err)

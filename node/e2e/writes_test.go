@@ -144,8 +144,10 @@ func TestADrainedEndpointKeepsWhatItHas(t *testing.T) {
 		t.Error("the resumed endpoint gets nothing")
 	}
 
-	// A deleted service takes nobody new; what runs goes on to its own end.
+	// A deleted service takes nobody new; what runs goes on to its own end, if that was asked for.
 	t.Run("connections outlive their service", func(t *testing.T) {
+		cli(t, l.Nodes()[0], "service", "update", "web", "--on-remove", "keep")
+		waitApplied(t, l)
 		w, wf := clients.Window(), fresh.Window()
 		cli(t, l.Nodes()[0], "service", "delete", "web")
 		waitApplied(t, l)
