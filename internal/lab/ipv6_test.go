@@ -16,6 +16,9 @@ func needIPv6(t *testing.T) {
 	t.Helper()
 	needRoot(t)
 	if !haveIPv6() {
+		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+			t.Fatal("the kernel was started without IPv6, and PONTOON_REQUIRE_PRIV=1 forbids to skip")
+		}
 		t.Skip("the kernel was started without IPv6")
 	}
 }
