@@ -185,6 +185,17 @@ func benchEnds(first netip.Addr) []netip.AddrPort {
 	return ends
 }
 
+// frames are one packet of each of n flows, in random order.
+func (p benchPath) frames(n int) [][]byte {
+	frames := make([][]byte, n)
+	for i := range frames {
+		frames[i] = loopFrame(p.client(i), netip.AddrPortFrom(p.vip, 80), bpftest.ACK)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	random.Shuffle(n, func(i, j int) { frames[i], frames[j] = frames[j], frames[i] })
+	return frames
+}
+
 // benchClient6 is the i-th client over IPv6.
 func benchClient6(i int) netip.AddrPort {
 	a := netip.MustParseAddr("2001:db8:5::").As16()
@@ -290,12 +301,7 @@ func BenchmarkEstablished(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/flows=%d", path.name, flows), func(b *testing.B) {
 				bench := benchDataplane(b, uint32(max(flows, 1<<17)))
 				bench.establish(flows, path)
-				frames := make([][]byte, flows)
-				for i := range frames {
-					frames[i] = loopFrame(path.client(i), netip.AddrPortFrom(path.vip, 80), bpftest.ACK)
-				}
-				random := rand.New(rand.NewPCG(1, 2))
-				random.Shuffle(flows, func(i, j int) { frames[i], frames[j] = frames[j], frames[i] })
+				frames := path.frames(flows)
 				report(b, bench, newReplayer(b, frames), max(flows, 200_000), actRedirect)
 			})
 		}

@@ -2,12 +2,9 @@ package bpf
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
-
-	"pontoon/bpf/bpftest"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -23,12 +20,7 @@ func BenchmarkEstablishedXDP(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/flows=%d", path.name, flows), func(b *testing.B) {
 				bench := benchDataplane(b, uint32(max(flows, 1<<17)))
 				bench.establish(flows, path)
-				frames := make([][]byte, flows)
-				for i := range frames {
-					frames[i] = loopFrame(path.client(i), netip.AddrPortFrom(path.vip, 80), bpftest.ACK)
-				}
-				random := rand.New(rand.NewPCG(1, 2))
-				random.Shuffle(flows, func(i, j int) { frames[i], frames[j] = frames[j], frames[i] })
+				frames := path.frames(flows)
 				r := newReplayerFor(b, frames, ebpf.XDP)
 				empty := mustProgramOf(b, ebpf.XDP, asm.Instructions{asm.Mov.Imm(asm.R0, xdpRedirect), asm.Return()})
 				repeat := max(flows, 200_000)

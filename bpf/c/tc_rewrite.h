@@ -80,12 +80,31 @@ static __always_inline int tc_rewrite(struct __sk_buff *skb, const struct packet
 	return 0;
 }
 
+/* pass_on takes one hop off the packet's life, and changes nothing else of its IP header. */
+static __always_inline int pass_on(void *header, void *end, const struct packet *p)
+{
+	if (p->flags & PACKET_F_V6) {
+		struct ipv6hdr *ip = header;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->hop_limit = p->ttl - 1;
+	} else {
+		struct iphdr *ip = header;
+
+		if ((void *)(ip + 1) > end)
+			return -1;
+		ip->check = csum_add(ip->check, (__u16)~bpf_htons(0x0100));
+		ip->ttl = p->ttl - 1;
+	}
+	return 0;
+}
+
 /* tc_pass_on is all the rewriting of DSR by L2: one hop less, and the way to the endpoint. */
 static __always_inline int tc_pass_on(struct __sk_buff *skb, const struct packet *p,
 				      const struct next_hop *hop)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	__u32 l3 = p->l3_off & 0x1f;
 	struct ethhdr *eth = data;
 
 	if ((void *)(eth + 1) > end)
@@ -94,19 +113,5 @@ static __always_inline int tc_pass_on(struct __sk_buff *skb, const struct packet
 		__builtin_memcpy(eth->h_dest, hop->dmac, ETH_ALEN);
 		__builtin_memcpy(eth->h_source, hop->smac, ETH_ALEN);
 	}
-	if (p->flags & PACKET_F_V6) {
-		struct ipv6hdr *ip = data + l3;
-
-		if ((void *)(ip + 1) > end)
-			return -1;
-		ip->hop_limit = p->ttl - 1;
-	} else {
-		struct iphdr *ip = data + l3;
-
-		if ((void *)(ip + 1) > end)
-			return -1;
-		ip->check = csum_add(ip->check, (__u16)~bpf_htons(0x0100));
-		ip->ttl = p->ttl - 1;
-	}
-	return 0;
+	return pass_on(data + (p->l3_off & 0x1f), end, p);
 }

@@ -77,24 +77,9 @@ static __always_inline int xdp_pass_on(struct xdp_md *ctx, const struct packet *
 				       const struct next_hop *hop)
 {
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
-	__u32 l3 = p->l3_off & 0x1f;
 
-	if (data + ETH_HLEN > end)
+	if (data + ETH_HLEN > end || pass_on(data + (p->l3_off & 0x1f), end, p))
 		return -1;
-	if (p->flags & PACKET_F_V6) {
-		struct ipv6hdr *ip = data + l3;
-
-		if ((void *)(ip + 1) > end)
-			return -1;
-		ip->hop_limit = p->ttl - 1;
-	} else {
-		struct iphdr *ip = data + l3;
-
-		if ((void *)(ip + 1) > end)
-			return -1;
-		ip->check = csum_add(ip->check, (__u16)~bpf_htons(0x0100));
-		ip->ttl = p->ttl - 1;
-	}
 	xdp_set_macs(data, hop);
 	return 0;
 }
