@@ -74,6 +74,14 @@ func checkPolicies(chk *checker, svc Service) {
 	}
 	oneOf(chk, "on_remove", svc.OnRemove, RemoveReset, RemoveDrop, RemoveKeep)
 	oneOf(chk, "on_full", svc.OnFull, FullDrop, FullReset)
+	oneOf(chk, "replicate", svc.Replicate, ReplicateEstablished, ReplicateAll, ReplicateNone)
+	switch {
+	case svc.ReplicateMinAge == 0:
+	case svc.Replicate == ReplicateEstablished:
+		chk.span("replicate_min_age", svc.ReplicateMinAge, 0, MaxReplicateMinAge)
+	default:
+		chk.bad("replicate_min_age", svc.ReplicateMinAge, "goes with replicate %s only: leave it out", ReplicateEstablished)
+	}
 }
 
 func (d *draft) checkEndpoints(chk *checker, svc Service) {

@@ -16,6 +16,7 @@ func withDefaults(svc Service) Service {
 	svc.OnRemove = cmp.Or(svc.OnRemove, RemoveReset)
 	svc.OnFull = cmp.Or(svc.OnFull, FullDrop)
 	svc.NewFlowRate = cmp.Or(svc.NewFlowRate, DefaultNewFlowRate)
+	svc.Replicate = cmp.Or(svc.Replicate, ReplicateEstablished)
 	if svc.Mode == ModeDSR {
 		svc.Tunnel = cmp.Or(svc.Tunnel, TunnelL2)
 	}

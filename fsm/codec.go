@@ -8,11 +8,20 @@ import (
 	"io"
 )
 
-// commandVersion is the version of the envelope and of the commands in it. It
-// is raised when an older version could misread a command; the older one then
-// stops with ErrUnsupported rather than let its replica drift. Version 1 knew
-// fewer settings of a service; what it wrote reads as it is.
-const commandVersion = 2
+// commandVersion is the newest version of the envelope and of the commands in
+// it. It is raised when an older version could misread a command; the older one
+// then stops with ErrUnsupported rather than let its replica drift. Version 1
+// knew fewer settings of a service; what it wrote reads as it is. Version 3
+// knows what of a service is replicated.
+//
+// A command is written in the oldest version since baseVersion that can say it,
+// and so is a snapshot. While the nodes of a cluster are upgraded one after the
+// other, those that are not yet go on reading, until somebody uses what they do
+// not know.
+const (
+	commandVersion = 3
+	baseVersion    = 2
+)
 
 type envelope struct {
 	Version int             `json:"v"`
@@ -26,15 +35,32 @@ func Encode(c Command) ([]byte, error) {
 	if c == nil {
 		return nil, refuse(ErrInvalid, "encode command: there is none")
 	}
+	version := baseVersion
+	if put, ok := c.(PutService); ok {
+		put.Service, version = oldest(put.Service)
+		c = put
+	}
 	data, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode command %s: %w", c.kind(), err)
 	}
-	b, err := json.Marshal(envelope{Version: commandVersion, Type: c.kind(), Data: data})
+	b, err := json.Marshal(envelope{Version: version, Type: c.kind(), Data: data})
 	if err != nil {
 		return nil, fmt.Errorf("encode command %s: %w", c.kind(), err)
 	}
 	return b, nil
+}
+
+// oldest returns a service in the oldest version that can say all of it, and
+// which that is. What it leaves out is the default, which every reader fills in.
+func oldest(svc Service) (Service, int) {
+	if svc.Replicate == ReplicateEstablished {
+		svc.Replicate = ""
+	}
+	if svc.Replicate != "" || svc.ReplicateMinAge != 0 {
+		return svc, commandVersion
+	}
+	return svc, baseVersion
 }
 
 // Decode reads what Encode wrote. A newer version or an unknown type matches

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	stdcmp "cmp"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -17,6 +18,7 @@ func allCommands() []Command {
 	svc := normalService(webService())
 	svc.PortEnd, svc.Affinity, svc.AffinityTimeout, svc.IdleReset = 81, AffinityClientIP, MinAffinityTimeout, true
 	svc.OnRemove, svc.OnFull, svc.DrainTimeout = RemoveKeep, FullReset, MinDrainTimeout
+	svc.Replicate, svc.ReplicateMinAge = ReplicateEstablished, MaxReplicateMinAge
 	svc.Endpoints[1].Admin, svc.Endpoints[1].DrainUntil = AdminDrain, epoch0
 	cmds := []Command{
 		initCluster(), join[0],
@@ -45,6 +47,9 @@ func sameValues() cmp.Options {
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
 		cmp.Comparer(func(a, b time.Time) bool { return a.Equal(b) }),
+		cmp.Comparer(func(a, b Replicate) bool {
+			return stdcmp.Or(a, ReplicateEstablished) == stdcmp.Or(b, ReplicateEstablished)
+		}),
 	}
 }
 
@@ -76,6 +81,48 @@ func TestLogFormat(t *testing.T) {
 	}
 }
 
+// A node that knows nothing of a setting must go on reading the log and the
+// snapshots of newer nodes until the setting is used.
+func TestWhatIsWrittenIsAsOldAsItCanBe(t *testing.T) {
+	put := func(change func(*Service)) PutService {
+		svc := webService()
+		change(&svc)
+		return PutService{Service: svc}
+	}
+	plain := put(func(s *Service) { s.Replicate = ReplicateEstablished })
+	for name, r := range map[string]struct {
+		c    PutService
+		want int
+	}{
+		"nothing said":  {put(func(*Service) {}), 2},
+		"the default":   {plain, 2},
+		"nothing":       {put(func(s *Service) { s.Replicate = ReplicateNone }), 3},
+		"after a while": {put(func(s *Service) { s.ReplicateMinAge = Duration(time.Second) }), 3},
+	} {
+		b, err := Encode(r.c)
+		if err != nil || peekVersion(b) != r.want || r.want == 2 && strings.Contains(string(b), "replicate") {
+			t.Errorf("%s: %s (%v), want version %d", name, b, err, r.want)
+		}
+		s := do(t, threeNodes(t), r.c)
+		bytes := snap(t, s)
+		if peekVersion(bytes) != r.want || r.want == 2 && strings.Contains(string(bytes), "replicate") {
+			t.Errorf("%s: snapshot %s, want version %d", name, bytes, r.want)
+		}
+		back, err := Restore(bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		was, _ := s.Service("web")
+		if is, _ := back.Service("web"); is.Replicate != was.Replicate || was.Replicate == "" || is.ReplicateMinAge != was.ReplicateMinAge {
+			t.Errorf("%s: %+v became %+v", name, was, is)
+		}
+	}
+	batch, err := Encode(Batch{Commands: []Command{plain, put(func(s *Service) { s.Replicate = ReplicateAll })}})
+	if err != nil || !strings.HasPrefix(string(batch), `{"v":2,`) || strings.Count(string(batch), `"v":3`) != 1 {
+		t.Errorf("batch %s (%v)", batch, err)
+	}
+}
+
 func TestDecodeRefusals(t *testing.T) {
 	for _, r := range []struct {
 		in    string
@@ -87,13 +134,13 @@ func TestDecodeRefusals(t *testing.T) {
 		{`{"v":1,"type":"set_voter","data":{"node":"a"}} x`, ErrInvalid, ""},
 		{`{"v":1,"type":"set_voter"}`, ErrInvalid, "set_voter"},
 		{`{"v":1,"type":"set_voter","data":{"nod":"a"}}`, ErrInvalid, "nod"},
-		{`{"v":3,"type":"set_voter","data":{}}`, ErrUnsupported, "version 3"},
-		{`{"v":3,"kind":"x"}`, ErrUnsupported, "version 3"},
+		{`{"v":4,"type":"set_voter","data":{}}`, ErrUnsupported, "version 4"},
+		{`{"v":4,"kind":"x"}`, ErrUnsupported, "version 4"},
 		{`{"v":1,"kind":"x"}`, ErrInvalid, "kind"},
 		{`{"v":1,"type":"fly","data":{}}`, ErrUnsupported, "fly"},
 		{`{"v":1,"type":"put_service","data":{"service":{"endpoints":[{"wait":1}]},"create":true}}`, ErrInvalid, "wait"},
 		{`{"v":1,"type":"batch","data":{"commands":[{"v":1,"type":"batch","data":{"commands":[]}}]}}`, ErrInvalid, "inside"},
-		{`{"v":1,"type":"batch","data":{"commands":[{"v":3,"type":"x","data":{}}]}}`, ErrUnsupported, "version 3"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":4,"type":"x","data":{}}]}}`, ErrUnsupported, "version 4"},
 	} {
 		_, err := Decode([]byte(r.in))
 		if !errors.Is(err, r.kind) || !strings.Contains(err.Error(), r.words) {
@@ -139,7 +186,7 @@ func TestRestoreRefusals(t *testing.T) {
 		from, to string
 		kind     error
 	}{
-		{`{"v":2,`, `{"v":3,"new":true,`, ErrUnsupported},
+		{`{"v":2,`, `{"v":4,"new":true,`, ErrUnsupported},
 		{`{"v":2,`, `{"v":0,`, ErrInvalid},
 		{`{"v":2,`, `{"v":2,"new":true,`, ErrInvalid},
 		{`{"v":2,`, `{`, ErrInvalid},

@@ -90,7 +90,7 @@ func TestDefaultsOfService(t *testing.T) {
 	want := Service{
 		Name: "a", ID: 2, VIP: addr("10.0.0.100"), Port: 1, Protocol: TCP, Mode: ModeFullNAT, Algorithm: RoundRobin,
 		Affinity: AffinityNone, IdleTimeout: DefaultIdleTimeout, OnRemove: RemoveReset, OnFull: FullDrop, NewFlowRate: 50000,
-		Endpoints: []Endpoint{},
+		Replicate: ReplicateEstablished, Endpoints: []Endpoint{},
 	}
 	if diff := cmp.Diff(want, a, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); diff != "" {
 		t.Error(diff)

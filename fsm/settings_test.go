@@ -41,6 +41,8 @@ func TestSettingsThatFit(t *testing.T) {
 		"week of affinity": on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.Affinity, s.AffinityTimeout = AffinityClientIP, MaxAffinityTimeout }),
 		"keep and reset":   on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.OnRemove, s.OnFull = RemoveKeep, FullReset }),
 		"drain":            on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.DrainTimeout = MaxDrainTimeout }),
+		"replicate all":    on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.Replicate = ReplicateAll }),
+		"replicate late":   on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.ReplicateMinAge = MaxReplicateMinAge }),
 		"no rate limit":    on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.NewFlowRate = math.MaxUint32 }),
 	} {
 		if err := s.Check(c); err != nil {
@@ -72,6 +74,10 @@ func TestSettingsThatDoNotFit(t *testing.T) {
 		{"drain negative", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.DrainTimeout = -1 }), "drain_timeout -1ns", "1s to 168h"},
 		{"on remove", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.OnRemove = "x" }), "on_remove x must be reset or drop or keep", ""},
 		{"on full", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.OnFull = "keep" }), "on_full keep must be drop or reset", ""},
+		{"replicate", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.Replicate = "some" }), "replicate some must be established or all or none", ""},
+		{"replicate too late", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.ReplicateMinAge = MaxReplicateMinAge + 1 }), "replicate_min_age", "0s to 1h"},
+		{"replicate before it begins", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.ReplicateMinAge = -1 }), "replicate_min_age -1ns", "0s to 1h"},
+		{"replicate nothing late", on("10.0.0.101", "10.1.0.1:80", func(s *Service) { s.Replicate, s.ReplicateMinAge = ReplicateNone, 1 }), "replicate_min_age 1ns goes with replicate established only", "leave it out"},
 		{"snat vip", on("10.1.0.101", "10.1.0.1:80", nil), "is of kind snat", "use one of kind service"},
 		{"endpoint on a snat vip", on("10.0.0.101", "10.1.0.101:80", nil), "is a VIP of this cluster", ""},
 		{"link-local endpoint", on("2001:db8::100", "[fe80::1]:80", nil), "is a link-local address", "global scope"},

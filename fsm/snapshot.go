@@ -6,9 +6,10 @@ import (
 	"fmt"
 )
 
-// snapshotVersion is the version of the snapshot's form; see commandVersion.
-// Version 1 had no ids of endpoints, and ids of services without a bound.
-const snapshotVersion = 2
+// snapshotVersion is the newest version of the snapshot's form, which goes with
+// commandVersion. Version 1 had no ids of endpoints, and ids of services without
+// a bound; version 2 said nothing of what is replicated.
+const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
 // storedService when read.
@@ -47,11 +48,17 @@ func (in storedService) service() Service {
 // Snapshot returns the state as bytes. Equal states give equal bytes. It may
 // take long for a big state, and may run beside Apply.
 func (s *State) Snapshot() ([]byte, error) {
+	version, services := baseVersion, s.services.values()
+	for i, svc := range services {
+		needed := 0
+		services[i], needed = oldest(svc)
+		version = max(version, needed)
+	}
 	b, err := json.Marshal(snapshot[Service]{
-		Version: snapshotVersion, Index: s.index, Cluster: s.cluster,
+		Version: version, Index: s.index, Cluster: s.cluster,
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
 		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: s.vips.values(),
-		Services: s.services.values(), Tokens: s.tokens.values(),
+		Services: services, Tokens: s.tokens.values(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)

@@ -167,6 +167,19 @@ const (
 	FullReset FullPolicy = "reset" // TCP reset, SCTP abort, ICMP unreachable
 )
 
+// Replicate says which flows of a service the other nodes hold copies of.
+type Replicate string
+
+// What is copied to the other nodes, and so survives the loss of one.
+const (
+	ReplicateEstablished Replicate = "established" // complete connections, both ways heard
+	ReplicateAll         Replicate = "all"         // half-open ones too
+	ReplicateNone        Replicate = "none"        // nothing: short exchanges that a client just repeats
+)
+
+// MaxReplicateMinAge is the greatest Service.ReplicateMinAge.
+const MaxReplicateMinAge = Duration(time.Hour)
+
 // AdminState is the operator's wish for an endpoint.
 type AdminState string
 
@@ -258,9 +271,11 @@ type Service struct {
 	// defence starts: TCP clients then have to repeat their SYN, which those with
 	// a made-up address do not, and new flows of other protocols are dropped.
 	// Default 50000.
-	NewFlowRate  uint32     `json:"new_flow_rate" required:"false"`
-	DrainTimeout Duration   `json:"drain_timeout,omitempty"`    // how long a drained endpoint keeps its flows; 0 is without end
-	Endpoints    []Endpoint `json:"endpoints" required:"false"` // sorted by address
+	NewFlowRate     uint32     `json:"new_flow_rate" required:"false"`
+	DrainTimeout    Duration   `json:"drain_timeout,omitempty"`     // how long a drained endpoint keeps its flows; 0 is without end
+	Replicate       Replicate  `json:"replicate,omitempty"`         // default "established"
+	ReplicateMinAge Duration   `json:"replicate_min_age,omitempty"` // a flow that ends before this age is never copied; 0: at once
+	Endpoints       []Endpoint `json:"endpoints" required:"false"`  // sorted by address
 }
 
 // LastPort is the last port of the service: PortEnd of a range, else Port.

@@ -82,7 +82,13 @@ func serviceDocs() map[string]fieldDoc {
 		"on_remove":     {text: "What the flows of an endpoint get that is deleted, set down, or drained until its deadline. reset (default): they are refused. drop: nothing is said. keep: they go on.", values: []any{fsm.RemoveReset, fsm.RemoveDrop, fsm.RemoveKeep}},
 		"on_full":       {text: "What a new connection gets when the flow table is full. drop (default) or reset.", values: []any{fsm.FullDrop, fsm.FullReset}},
 		"new_flow_rate": {text: "New flows a second and node before the flood defence starts: TCP then has to repeat its SYN, others are dropped. Default 50000.", max: math.MaxUint32},
-		"drain_timeout": {text: "How long a drained endpoint keeps its flows, 1s to 168h; without end when left out."},
+		"replicate": {
+			text: "Which flows the other nodes hold copies of, so that they outlive this one. established (default): complete connections. " +
+				"all: half-open ones too. none: nothing.",
+			values: []any{fsm.ReplicateEstablished, fsm.ReplicateAll, fsm.ReplicateNone},
+		},
+		"replicate_min_age": {text: "With replicate established only: a flow is copied once it is this old, 0s (default) to 1h. Those that end before cost the peers nothing, and are lost with the node."},
+		"drain_timeout":     {text: "How long a drained endpoint keeps its flows, 1s to 168h; without end when left out."},
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 const fullService = `{"vip":"2001:db8:80::200","port":8000,"port_end":8100,"protocol":"sctp","mode":"dsr","tunnel":"ipip","algorithm":"lc",
 "affinity":"client-ip","affinity_timeout":"30m","idle_timeout":"20m","idle_reset":true,"on_remove":"keep","on_full":"reset",
-"new_flow_rate":7,"drain_timeout":"10m","endpoints":[{"address":"[2001:db8:77::21]:8000","weight":3}]}`
+"new_flow_rate":7,"drain_timeout":"10m","replicate":"established","replicate_min_age":"3s","endpoints":[{"address":"[2001:db8:77::21]:8000","weight":3}]}`
 
 // endpointsOf asks the API for the endpoints of a service.
 func endpointsOf(t *testing.T, b *fakeBackend, o *fakeOps, service string) []EndpointStatus {

@@ -41,11 +41,11 @@ var contractCommands = map[string][]string{
 	"service show":    {"output"},
 	"service create": {
 		"affinity", "affinity-timeout", "algorithm", "drain-timeout", "endpoint", "idle-reset", "idle-timeout", "instance", "mode",
-		"new-flow-rate", "on-full", "on-remove", "port", "protocol", "tunnel", "vip",
+		"new-flow-rate", "on-full", "on-remove", "port", "protocol", "replicate", "replicate-min-age", "tunnel", "vip",
 	},
 	"service update": {
 		"add-endpoint", "affinity", "affinity-timeout", "algorithm", "drain-timeout", "endpoint", "idle-reset", "idle-timeout", "instance", "mode",
-		"new-flow-rate", "on-full", "on-remove", "port", "protocol", "remove-endpoint", "tunnel", "vip",
+		"new-flow-rate", "on-full", "on-remove", "port", "protocol", "remove-endpoint", "replicate", "replicate-min-age", "tunnel", "vip",
 	},
 	"service delete":        {},
 	"endpoint list":         {"output"},

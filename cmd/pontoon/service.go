@@ -171,6 +171,7 @@ func drawService(t *table, s web.ServiceStatus) {
 	t.row("drain timeout", orWord(s.DrainTimeout, "none"))
 	t.row("on remove", s.OnRemove)
 	t.row("on full", s.OnFull)
+	t.row("replicate", replicateOf(s.Service))
 	t.row("new flows", fmt.Sprintf("%d a second and node before the flood defence starts", s.NewFlowRate))
 	t.row("flows", s.Flows)
 	t.line("")
@@ -211,6 +212,13 @@ func idleOf(s fsm.Service) string {
 		return s.IdleTimeout.String() + ", then both sides are told"
 	}
 	return s.IdleTimeout.String()
+}
+
+func replicateOf(s fsm.Service) string {
+	if s.ReplicateMinAge == 0 {
+		return string(s.Replicate)
+	}
+	return fmt.Sprintf("%s, from an age of %s", s.Replicate, s.ReplicateMinAge)
 }
 
 // orWord is a duration, or a word where it is 0.

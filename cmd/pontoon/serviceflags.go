@@ -31,6 +31,8 @@ type serviceFlags struct {
 	onFull      *choice
 	newFlowRate uint32
 	drainFor    time.Duration
+	replicate   *choice
+	minAge      time.Duration
 	endpoints   endpointsFlag
 	add         endpointsFlag
 	remove      endpointsFlag
@@ -74,6 +76,9 @@ func (f *serviceFlags) addPoliciesTo(cmd *cobra.Command) {
 	f.onFull.addTo(cmd, "on-full", "", "what a new flow gets when the flow table is full (default drop)")
 	fs.Uint32Var(&f.newFlowRate, "new-flow-rate", 0,
 		"new flows a second and node before the flood defence starts: TCP has to repeat its SYN, others are dropped (default 50000)")
+	f.replicate = newChoice("", string(fsm.ReplicateEstablished), string(fsm.ReplicateAll), string(fsm.ReplicateNone))
+	f.replicate.addTo(cmd, "replicate", "", "which flows the other nodes hold copies of; all: half-open ones too (default established)")
+	fs.DurationVar(&f.minAge, "replicate-min-age", 0, "copy a flow to the other nodes only once it is this old, 0s to 1h (default 0s)")
 	fs.DurationVar(&f.drainFor, "drain-timeout", 0, "how long a drained endpoint keeps its flows, 1s to 168h; 0s is without end (default 0s)")
 }
 
@@ -122,6 +127,9 @@ func (f *serviceFlags) merge(cmd *cobra.Command, s *fsm.Service) error {
 	set(&s.Algorithm, f.algorithm)
 	set(&s.OnRemove, f.onRemove)
 	set(&s.OnFull, f.onFull)
+	if set(&s.Replicate, f.replicate) && s.Replicate != fsm.ReplicateEstablished {
+		s.ReplicateMinAge = 0 // it goes with established only
+	}
 	if set(&s.Mode, f.mode) && s.Mode != fsm.ModeDSR {
 		s.Tunnel = "" // it went with the mode that was
 	}
@@ -150,6 +158,9 @@ func (f *serviceFlags) mergeNumbers(cmd *cobra.Command, s *fsm.Service) {
 	}
 	if changed("new-flow-rate") {
 		s.NewFlowRate = f.newFlowRate
+	}
+	if changed("replicate-min-age") {
+		s.ReplicateMinAge = fsm.Duration(f.minAge)
 	}
 	if changed("drain-timeout") {
 		s.DrainTimeout = fsm.Duration(f.drainFor)

@@ -77,6 +77,7 @@ const settings = (svc) => [
   svc.algorithm,
   svc.affinity === "client-ip" && `client affinity ${span(svc.affinity_timeout)}`,
   svc.idle_timeout && `idle ${span(svc.idle_timeout)}`,
+  svc.replicate && svc.replicate !== 'established' && `replicates ${svc.replicate}`,
   svc.drain_timeout && `drain ${span(svc.drain_timeout)}`,
   svc.instance && `instance ${svc.instance}`,
 ].filter(Boolean).join(" · ");
