@@ -294,7 +294,8 @@ type pontoonPacket struct {
 	IcmpType uint8
 	Flags    uint8
 	Missed   uint8
-	Pad      [2]uint8
+	Vip      uint8
+	Pad      uint8
 	_        [4]byte
 }
 
@@ -414,6 +415,7 @@ const (
 	pontoonTailTAIL_ANSWER    pontoonTail = 4
 	pontoonTailTAIL_PARSE     pontoonTail = 5
 	pontoonTailTAIL_XLAT_ICMP pontoonTail = 6
+	pontoonTailTAIL_NEW       pontoonTail = 7
 	pontoonTailTAIL_MAX       pontoonTail = 8
 )
 
@@ -575,11 +577,13 @@ const (
 	pontoonProgPontoonClock    = "pontoon_clock"
 	pontoonProgPontoonIcmp     = "pontoon_icmp"
 	pontoonProgPontoonIngress  = "pontoon_ingress"
+	pontoonProgPontoonNew      = "pontoon_new"
 	pontoonProgPontoonParse    = "pontoon_parse"
 	pontoonProgPontoonSlow     = "pontoon_slow"
 	pontoonProgPontoonTraced   = "pontoon_traced"
 	pontoonProgPontoonTunnel   = "pontoon_tunnel"
 	pontoonProgPontoonXdp      = "pontoon_xdp"
+	pontoonProgPontoonXdpNew   = "pontoon_xdp_new"
 	pontoonProgPontoonXdpSlow  = "pontoon_xdp_slow"
 	pontoonProgPontoonXlat     = "pontoon_xlat"
 	pontoonProgPontoonXlatIcmp = "pontoon_xlat_icmp"
@@ -644,11 +648,13 @@ type pontoonProgramSpecs struct {
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
+	PontoonNew      *ebpf.ProgramSpec `ebpf:"pontoon_new"`
 	PontoonParse    *ebpf.ProgramSpec `ebpf:"pontoon_parse"`
 	PontoonSlow     *ebpf.ProgramSpec `ebpf:"pontoon_slow"`
 	PontoonTraced   *ebpf.ProgramSpec `ebpf:"pontoon_traced"`
 	PontoonTunnel   *ebpf.ProgramSpec `ebpf:"pontoon_tunnel"`
 	PontoonXdp      *ebpf.ProgramSpec `ebpf:"pontoon_xdp"`
+	PontoonXdpNew   *ebpf.ProgramSpec `ebpf:"pontoon_xdp_new"`
 	PontoonXdpSlow  *ebpf.ProgramSpec `ebpf:"pontoon_xdp_slow"`
 	PontoonXlat     *ebpf.ProgramSpec `ebpf:"pontoon_xlat"`
 	PontoonXlatIcmp *ebpf.ProgramSpec `ebpf:"pontoon_xlat_icmp"`
@@ -817,11 +823,13 @@ type pontoonPrograms struct {
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
+	PontoonNew      *ebpf.Program `ebpf:"pontoon_new"`
 	PontoonParse    *ebpf.Program `ebpf:"pontoon_parse"`
 	PontoonSlow     *ebpf.Program `ebpf:"pontoon_slow"`
 	PontoonTraced   *ebpf.Program `ebpf:"pontoon_traced"`
 	PontoonTunnel   *ebpf.Program `ebpf:"pontoon_tunnel"`
 	PontoonXdp      *ebpf.Program `ebpf:"pontoon_xdp"`
+	PontoonXdpNew   *ebpf.Program `ebpf:"pontoon_xdp_new"`
 	PontoonXdpSlow  *ebpf.Program `ebpf:"pontoon_xdp_slow"`
 	PontoonXlat     *ebpf.Program `ebpf:"pontoon_xlat"`
 	PontoonXlatIcmp *ebpf.Program `ebpf:"pontoon_xlat_icmp"`
@@ -833,11 +841,13 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonClock,
 		p.PontoonIcmp,
 		p.PontoonIngress,
+		p.PontoonNew,
 		p.PontoonParse,
 		p.PontoonSlow,
 		p.PontoonTraced,
 		p.PontoonTunnel,
 		p.PontoonXdp,
+		p.PontoonXdpNew,
 		p.PontoonXdpSlow,
 		p.PontoonXlat,
 		p.PontoonXlatIcmp,

@@ -16,6 +16,7 @@ import (
 var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_PARSE:     pontoonProgPontoonParse,
 	pontoonTailTAIL_SLOW:      pontoonProgPontoonSlow,
+	pontoonTailTAIL_NEW:       pontoonProgPontoonNew,
 	pontoonTailTAIL_ANSWER:    pontoonProgPontoonAnswer,
 	pontoonTailTAIL_XLAT:      pontoonProgPontoonXlat,
 	pontoonTailTAIL_XLAT_ICMP: pontoonProgPontoonXlatIcmp,
@@ -26,6 +27,7 @@ var tailPrograms = map[pontoonTail]string{
 // xdpTailPrograms are those of the XDP hook.
 var xdpTailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_SLOW: pontoonProgPontoonXdpSlow,
+	pontoonTailTAIL_NEW:  pontoonProgPontoonXdpNew,
 }
 
 // programs is one set: for each hook the program that is attached, and the array of those it

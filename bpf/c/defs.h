@@ -385,18 +385,20 @@ enum verdict {
 	V_MISS = 4,    /* treat as a packet without a flow */
 	V_RETRY = 5,   /* try another endpoint */
 	V_ICMP = 6,    /* to a VIP or about a flow: the ICMP program decides */
+	V_NEW = 7,     /* to a VIP, with ports and without a flow: the program for new ones decides */
 };
 
 /* Programs that the entry program of a hook jumps to: what the verifier would otherwise have
  * to follow in one piece, and the stack, end at the jump. */
 enum tail {
-	TAIL_SLOW = 0,   /* everything but one more packet of an established connection */
+	TAIL_SLOW = 0,   /* everything but one more packet of an established connection, and new ones */
 	TAIL_ICMP = 1,   /* ICMP errors */
 	TAIL_XLAT = 2,   /* NAT64, NAT46 */
 	TAIL_TUNNEL = 3, /* IP in IP */
 	TAIL_ANSWER = 4, /* resets, aborts, unreachables, "too big" */
 	TAIL_PARSE = 5,  /* options, extension headers, fragments, ICMP, SCTP */
 	TAIL_XLAT_ICMP = 6, /* ICMP errors about flows of NAT64 and NAT46 */
+	TAIL_NEW = 7,       /* to a VIP, by an entry neither in flows nor in half_open */
 	TAIL_MAX = 8,
 };
 
@@ -448,7 +450,8 @@ struct packet {
 	__u8 icmp_type;
 	__u8 flags;
 	__u8 missed; /* the entry program has not found it in flows */
-	__u8 pad[2];
+	__u8 vip;    /* enum vip_flag of the destination, once it is known to be a VIP */
+	__u8 pad;
 };
 
 /* What the packet tracer tells (trace.h). */

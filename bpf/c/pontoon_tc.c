@@ -124,6 +124,21 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 	return action;
 }
 
+/* tc_conclude does what the core has decided: sends by f, or goes by the verdict. */
+static __always_inline int tc_conclude(struct __sk_buff *skb, struct packet *p, struct flow *f,
+				       int verdict)
+{
+	if (f)
+		return tc_send(skb, p, f);
+	if (verdict == V_PASS)
+		return TC_ACT_UNSPEC;
+	if (verdict == V_NEW)
+		return tc_jump(skb, TAIL_NEW);
+	if (verdict == V_REFUSE)
+		return tc_say(skb, ANSWER_REFUSE, 0);
+	return TC_ACT_SHOT;
+}
+
 static __always_inline int slow(struct __sk_buff *skb)
 {
 	struct packet *p = current_packet();
@@ -133,19 +148,31 @@ static __always_inline int slow(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	f = find_slow(p, &verdict);
-	if (f)
-		return tc_send(skb, p, f);
-	if (verdict == V_PASS)
-		return TC_ACT_UNSPEC;
-	if (verdict == V_REFUSE)
-		return tc_say(skb, ANSWER_REFUSE, 0);
-	return TC_ACT_SHOT;
+	return tc_conclude(skb, p, f, verdict);
 }
 
 SEC("tc")
 int pontoon_slow(struct __sk_buff *skb)
 {
 	return tc_done(skb, slow(skb));
+}
+
+static __always_inline int new(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	struct flow *f;
+	int verdict;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	f = find_new(p, &verdict);
+	return tc_conclude(skb, p, f, verdict);
+}
+
+SEC("tc")
+int pontoon_new(struct __sk_buff *skb)
+{
+	return tc_done(skb, new(skb));
 }
 
 SEC("tc")

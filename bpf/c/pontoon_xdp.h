@@ -32,26 +32,50 @@ int pontoon_xdp(struct xdp_md *ctx)
 	return XDP_PASS;
 }
 
+/* xdp_conclude does what the core has decided, as far as this hook can. */
+static __always_inline int xdp_conclude(struct xdp_md *ctx, const struct packet *p, struct flow *f,
+					int verdict)
+{
+	if (f) {
+		if (!same_family(p, f) || f->mode == MODE_DSR_TUNNEL)
+			return xdp_leave();
+		return xdp_forward(ctx, p, f);
+	}
+	if (verdict == V_DROP)
+		return XDP_DROP;
+	return verdict == V_PASS ? XDP_PASS : xdp_leave();
+}
+
 SEC("xdp.frags")
 int pontoon_xdp_slow(struct xdp_md *ctx)
 {
 	struct packet *p = current_packet();
 	struct flow *f;
-	int verdict, action;
+	int verdict;
 
 	/* A full table is answered, and counted, by TC. */
 	if (!p || get_active(0) >= cfg_max_flows)
 		return XDP_PASS;
 	f = find_slow(p, &verdict);
-	if (f) {
-		if (!same_family(p, f) || f->mode == MODE_DSR_TUNNEL)
-			return xdp_leave();
-		action = xdp_forward(ctx, p, f);
-		if (action == XDP_PASS)
-			uncount_made(p, f);
-		return action;
+	if (verdict == V_NEW) {
+		bpf_tail_call(ctx, &xdp_tails, TAIL_NEW);
+		return XDP_PASS;
 	}
-	if (verdict == V_DROP)
-		return XDP_DROP;
-	return verdict == V_PASS ? XDP_PASS : xdp_leave();
+	return xdp_conclude(ctx, p, f, verdict);
+}
+
+SEC("xdp.frags")
+int pontoon_xdp_new(struct xdp_md *ctx)
+{
+	struct packet *p = current_packet();
+	struct flow *f;
+	int verdict, action;
+
+	if (!p)
+		return XDP_PASS;
+	f = find_new(p, &verdict);
+	action = xdp_conclude(ctx, p, f, verdict);
+	if (f && action == XDP_PASS)
+		uncount_made(p, f);
+	return action;
 }

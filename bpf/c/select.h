@@ -50,7 +50,7 @@ static __noinline struct service *find_range(const struct packet *p, struct serv
 }
 
 /* find_service returns the service that listens where the packet goes. */
-static __always_inline struct service *find_service(const struct packet *p, const __u32 *vip)
+static __always_inline struct service *find_service(const struct packet *p)
 {
 	struct service_key skey = {};
 	struct service *svc;
@@ -59,7 +59,7 @@ static __always_inline struct service *find_service(const struct packet *p, cons
 	skey.port = p->key.dport;
 	skey.proto = p->key.proto;
 	svc = bpf_map_lookup_elem(&services, &skey);
-	if (svc || !(*vip & VIP_F_RANGES))
+	if (svc || !(p->vip & VIP_F_RANGES))
 		return svc;
 	return find_range(p, &skey);
 }

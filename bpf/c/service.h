@@ -206,16 +206,15 @@ static __always_inline int is_martian(const struct addr *a)
 	       (!a->d[0] && !a->w[2] && !(a->w[3] & ~bpf_htonl(1)));
 }
 
-/* miss handles a packet that has an entry neither in flows nor in half_open. V_FORWARD:
- * there is one in half_open now, and what just_made returns. */
-static __noinline int miss(const struct packet *p)
+/* miss handles a packet that has an entry neither in flows nor in half_open. */
+static __noinline int miss(struct packet *p)
 {
 	__u32 *vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
-	struct service *svc;
 
 	step(STEP_VIP, 0, vip != NULL);
 	if (!vip)
 		return V_PASS;
+	p->vip = *vip;
 	if (p->flags & PACKET_F_MALFORMED)
 		return drop(DROP_MALFORMED);
 	if (is_land(p))
@@ -223,16 +222,8 @@ static __noinline int miss(const struct packet *p)
 	/* Neighbour discovery has such sources by right. */
 	if (p->kind == KIND_FLOW && is_martian(&p->key.saddr))
 		return drop(DROP_MARTIAN);
-	if (p->kind == KIND_FLOW && !(p->flags & (PACKET_F_LATER | PACKET_F_BODY))) {
-		svc = find_service(p, vip);
-		if (svc) {
-			note_service(svc);
-			if (p->key.proto != IPPROTO_UDP &&
-			    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
-				return drop(DROP_NO_FLOW);
-			return new_flow(p, svc);
-		}
-	}
+	if (p->kind == KIND_FLOW && !(p->flags & (PACKET_F_LATER | PACKET_F_BODY)))
+		return V_NEW;
 	return to_vip(p);
 }
 
@@ -258,37 +249,7 @@ static __always_inline struct flow *in_half_open(const struct packet *p, struct 
 	return *verdict == V_FORWARD ? f : NULL;
 }
 
-/* created returns what the packet is rewritten by after miss has found a service: the entry as it
- * was made. Looking it up would take time, and would tell the LRU that it is in use when nobody
- * has answered yet. */
-static __always_inline struct flow *created(const struct packet *p, int *verdict)
-{
-	struct flow *f = just_made();
-
-	if (!f || f->state == FLOW_NONE)
-		f = bpf_map_lookup_elem(&half_open, &p->key);
-	if (f)
-		note_flow(STEP_CREATED, f);
-	else
-		*verdict = drop(DROP_HALF_OPEN);
-	return f;
-}
-
-/* uncount_made takes the packet out of the entry it has made: another hook will count it. */
-static __always_inline void uncount_made(const struct packet *p, const struct flow *f)
-{
-	struct flow *h;
-
-	if (f != just_made())
-		return;
-	h = bpf_map_lookup_elem(&half_open, &p->key);
-	if (h) {
-		h->packets_lo = 0;
-		h->bytes_lo = 0;
-	}
-}
-
-static __always_inline struct flow *find_whole(const struct packet *p, int *verdict)
+static __always_inline struct flow *find_whole(struct packet *p, int *verdict)
 {
 	struct flow *f;
 
@@ -310,13 +271,12 @@ static __always_inline struct flow *find_whole(const struct packet *p, int *verd
 	}
 missed:
 	*verdict = miss(p);
-	if (*verdict != V_FORWARD)
-		return NULL;
-	return created(p, verdict);
+	return NULL;
 }
 
-/* find_slow is the core of the packet path, the same for every hook: it returns the entry by
- * which the packet is rewritten, or NULL and a verdict. */
+/* find_slow and find_new are the core of the packet path, the same for every hook: they return
+ * the entry by which the packet is rewritten, or NULL and a verdict. That of find_slow may be
+ * V_NEW: find_new goes on, in a program of its own. */
 static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
 {
 	struct flow *f;
@@ -327,4 +287,62 @@ static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
 	if (f && p->flags & PACKET_F_FIRST)
 		note_first(p);
 	return f;
+}
+
+/* created returns what the packet is rewritten by after miss has found a service: the entry as it
+ * was made. Looking it up would take time, and would tell the LRU that it is in use when nobody
+ * has answered yet. */
+static __always_inline struct flow *created(const struct packet *p, int *verdict)
+{
+	struct flow *f = just_made();
+
+	if (!f || f->state == FLOW_NONE)
+		f = bpf_map_lookup_elem(&half_open, &p->key);
+	if (f)
+		note_flow(STEP_CREATED, f);
+	else
+		*verdict = drop(DROP_HALF_OPEN);
+	return f;
+}
+
+/* make_new creates a flow, if a service listens where the packet goes. V_FORWARD: there is an entry
+ * in half_open now, and what just_made returns. */
+static __always_inline int make_new(const struct packet *p)
+{
+	struct service *svc = find_service(p);
+
+	if (!svc)
+		return to_vip(p);
+	note_service(svc);
+	if (p->key.proto != IPPROTO_UDP &&
+	    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
+		return drop(DROP_NO_FLOW);
+	return new_flow(p, svc);
+}
+
+static __always_inline struct flow *find_new(const struct packet *p, int *verdict)
+{
+	struct flow *f;
+
+	*verdict = make_new(p);
+	if (*verdict != V_FORWARD)
+		return NULL;
+	f = created(p, verdict);
+	if (f && p->flags & PACKET_F_FIRST)
+		note_first(p);
+	return f;
+}
+
+/* uncount_made takes the packet out of the entry it has made: another hook will count it. */
+static __always_inline void uncount_made(const struct packet *p, const struct flow *f)
+{
+	struct flow *h;
+
+	if (f != just_made())
+		return;
+	h = bpf_map_lookup_elem(&half_open, &p->key);
+	if (h) {
+		h->packets_lo = 0;
+		h->bytes_lo = 0;
+	}
 }
