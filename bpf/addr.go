@@ -49,6 +49,7 @@ const (
 	flagReplica = uint8(pontoonFlowFlagFLOW_F_REPLICA)
 	flagDoomed  = uint8(pontoonFlowFlagFLOW_F_DOOMED)
 	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
+	flagFins    = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_PEER_FIN)
 	flagPeer    = uint8(pontoonFlowFlagFLOW_F_PEER_FIN | pontoonFlowFlagFLOW_F_PEER_RST)
 )
 

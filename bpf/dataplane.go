@@ -23,6 +23,7 @@ type Dataplane struct {
 	programs programs
 	spec     *ebpf.CollectionSpec // that they were loaded from
 	clock    *clock
+	doomer   *doomer
 	hooks    *hooks
 	adopted  bool
 
@@ -103,6 +104,9 @@ func (d *Dataplane) open() error {
 	d.tables.traffic = &d.traffic
 	if err := d.tables.load(&d.maps); err != nil {
 		return fmt.Errorf("read what is installed: %w", err)
+	}
+	if d.doomer, err = newDoomer(spec, d.byName); err != nil {
+		return err
 	}
 	d.spec = spec
 	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
@@ -253,6 +257,7 @@ func (d *Dataplane) Close() error {
 	if d.clock != nil {
 		d.clock.close()
 	}
+	d.doomer.close()
 	errs = append(errs, d.accounts.close(), d.poker.close(), d.programs.close())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())

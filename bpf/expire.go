@@ -172,7 +172,7 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 	if f.doomed() { // on every node by its own clock, whoever owned it
 		return now.idle(f.LastSeen) > d.idle.fixed.doomed
 	}
-	limit, known := d.idle.limit(proto, f)
+	limit, known := d.idle.limit(proto, f, now)
 	if !known {
 		return false
 	}
@@ -297,18 +297,8 @@ func (d *Dataplane) speaksFor(f *pontoonFlow, now instant) bool {
 // not forwarded.
 func (s *sweeper) doom(whole *connection, paired bool, last time.Duration) error {
 	stamp := s.now.stamp(s.d.idle.fixed.doomed - last)
-	for _, half := range []struct {
-		key   pontoonFlowKey
-		value *pontoonFlow
-	}{{whole.key, &whole.forward}, {otherKey(&whole.key, &whole.forward), &whole.reply}} {
-		if half.value == &whole.reply && !paired {
-			continue
-		}
-		half.value.Flags |= flagDoomed
-		half.value.LastSeen = stamp
-		if err := update(s.d.maps.Flows, half.key, half.value); err != nil {
-			return err
-		}
+	if err := s.d.doomer.mark(whole.key, &whole.forward, stamp); err != nil {
+		return err
 	}
 	s.poke(whole, paired)
 	return nil

@@ -20,6 +20,7 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 	var endpoint pontoonEndpoint
 	var hop pontoonNextHop
 	var r pontoonFlowRecord
+	var ending pontoonEnding
 	for name, pair := range map[string][2]uintptr{
 		"flow_key":               {unsafe.Sizeof(key), 40},
 		"flow_key.daddr":         {unsafe.Offsetof(key.Daddr), 16},
@@ -43,6 +44,9 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"service":                {unsafe.Sizeof(service), 28},
 		"endpoint":               {unsafe.Sizeof(endpoint), 32},
 		"next_hop":               {unsafe.Sizeof(hop), 28},
+		"ending":                 {unsafe.Sizeof(ending), 72},
+		"ending.key":             {unsafe.Offsetof(ending.Key), 16},
+		"ending.created":         {unsafe.Offsetof(ending.Created), 56},
 		"flow_record":            {unsafe.Sizeof(r), RecordSize},
 		"flow_record.port":       {unsafe.Offsetof(r.ClientPort), 64},
 		"flow_record.service":    {unsafe.Offsetof(r.Service), 72},

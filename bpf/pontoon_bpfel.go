@@ -124,6 +124,16 @@ const (
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
+type pontoonEnding struct {
+	_        structs.HostLayout
+	Link     [16]uint8
+	Key      pontoonFlowKey
+	Created  uint32
+	LastSeen uint32
+	Endpoint uint16
+	Pad      [6]uint8
+}
+
 type pontoonEndpoint struct {
 	_          structs.HostLayout
 	Addr       pontoonAddr
@@ -532,6 +542,29 @@ type pontoonVocabulary struct {
 		ReplyPackets   uint64
 		ReplyBytes     uint64
 	}
+	Ending struct {
+		_    structs.HostLayout
+		Link [16]uint8
+		Key  struct {
+			_     structs.HostLayout
+			Saddr struct {
+				_ structs.HostLayout
+				B [16]uint8
+			}
+			Daddr struct {
+				_ structs.HostLayout
+				B [16]uint8
+			}
+			Sport uint16
+			Dport uint16
+			Proto uint8
+			Pad   [3]uint8
+		}
+		Created  uint32
+		LastSeen uint32
+		Endpoint uint16
+		Pad      [6]uint8
+	}
 }
 
 type pontoonWorkspace struct {
@@ -575,6 +608,7 @@ const (
 	pontoonMapXdpTails         = "xdp_tails"
 	pontoonProgPontoonAnswer   = "pontoon_answer"
 	pontoonProgPontoonClock    = "pontoon_clock"
+	pontoonProgPontoonDoom     = "pontoon_doom"
 	pontoonProgPontoonIcmp     = "pontoon_icmp"
 	pontoonProgPontoonIngress  = "pontoon_ingress"
 	pontoonProgPontoonNew      = "pontoon_new"
@@ -646,6 +680,7 @@ type pontoonSpecs struct {
 type pontoonProgramSpecs struct {
 	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
+	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
 	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.ProgramSpec `ebpf:"pontoon_new"`
@@ -821,6 +856,7 @@ type pontoonVariables struct {
 type pontoonPrograms struct {
 	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
+	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
 	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.Program `ebpf:"pontoon_new"`
@@ -839,6 +875,7 @@ func (p *pontoonPrograms) Close() error {
 	return _PontoonClose(
 		p.PontoonAnswer,
 		p.PontoonClock,
+		p.PontoonDoom,
 		p.PontoonIcmp,
 		p.PontoonIngress,
 		p.PontoonNew,

@@ -68,14 +68,6 @@ func deleteKeys(m *ebpf.Map, keys []pontoonFlowKey) error {
 	return nil
 }
 
-// update writes over an entry that is there; one that is gone already is no error.
-func update(m *ebpf.Map, key pontoonFlowKey, value *pontoonFlow) error {
-	if err := m.Update(&key, value, ebpf.UpdateExist); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("change flow: %w", err)
-	}
-	return nil
-}
-
 // partner looks for the other half of the connection whose half f stands under key. It is false
 // for a connection of one half, and when its key belongs to another connection.
 func partner(m *ebpf.Map, key *pontoonFlowKey, f, other *pontoonFlow) (bool, error) {

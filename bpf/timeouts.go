@@ -9,6 +9,7 @@ import (
 // service.
 type timeouts struct {
 	halfOpen, refused, fin, closed, oneWay time.Duration
+	reset                                  time.Duration // closed by nothing but a reset, which may be forged
 	doomed                                 time.Duration // how long the sides of a connection that was ended are told so
 	lastWord                               time.Duration // the same when it had been idle for too long
 }
@@ -19,6 +20,7 @@ func defaultTimeouts() timeouts {
 		refused:  5 * time.Second,
 		fin:      30 * time.Second,
 		closed:   5 * time.Second,
+		reset:    30 * time.Second,
 		oneWay:   30 * time.Second,
 		doomed:   30 * time.Second,
 		lastWord: 10 * time.Second,
@@ -53,11 +55,14 @@ func (t *idleTimes) replace(services []Service) {
 
 // limit returns the time after which f may go. Before the first Sync after a start nobody knows
 // how long the established flows found in the maps may be idle: then they stay (false).
-func (t *idleTimes) limit(proto uint8, f *pontoonFlow) (time.Duration, bool) {
+func (t *idleTimes) limit(proto uint8, f *pontoonFlow, now instant) (time.Duration, bool) {
 	switch FlowState(f.State) {
 	case StateFin:
 		return t.fixed.fin, true
 	case StateClosed:
+		if f.Flags&flagFins == 0 && now.age(f.Created)-now.idle(f.LastSeen) >= t.fixed.reset {
+			return t.fixed.reset, true // what lived for as long is worth the doubt; a flood's does not
+		}
 		return t.fixed.closed, true
 	case StateRefused:
 		return t.fixed.refused, true

@@ -70,6 +70,7 @@ enum flow_flag {
 
 #define FLOW_F_OWN (FLOW_F_OWN_FIN | FLOW_F_OWN_RST)
 #define FLOW_F_PEER (FLOW_F_PEER_FIN | FLOW_F_PEER_RST)
+#define FLOW_F_CLOSING (FLOW_F_OWN | FLOW_F_PEER)
 
 /* One half of a connection: what becomes of a packet that matches the key. It holds no
  * number that means something on this node only, so it can be written into the map of
@@ -274,6 +275,17 @@ struct control_block {
 struct clock {
 	__u64 jiffies;
 	__u64 ktime_ns;
+};
+
+/* What user space hands to pontoon_doom, in the place of a packet: the connection, told from a later
+ * one of the same tuple, and when both halves are to have been seen last. */
+struct ending {
+	__u8 link[16]; /* a frame begins with a link header; zero */
+	struct flow_key key; /* of the forward half */
+	__u32 created;
+	__u32 last_seen;
+	__u16 endpoint;
+	__u8 pad[6];
 };
 
 enum record_op {
@@ -534,6 +546,7 @@ _Static_assert(sizeof(struct marks) == 64, "marks");
 _Static_assert(COUNTER_REFUSED == 32, "drop reasons end where the other counters begin");
 _Static_assert(sizeof(struct next_hop) == 28, "next_hop");
 _Static_assert(sizeof(struct station) == 16, "station");
+_Static_assert(sizeof(struct ending) == 72, "ending");
 _Static_assert(sizeof(struct flow_record) == 128, "flow_record");
 _Static_assert(offsetof(struct flow_record, service) == 72, "flow_record.service");
 _Static_assert(offsetof(struct flow_record, owner_slot) == 80, "flow_record.owner_slot");

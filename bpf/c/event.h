@@ -74,12 +74,16 @@ static __always_inline void fill_counters(struct flow_record *r, const struct fl
 	r->reply_bytes = reply ? flow_bytes(reply) : 0;
 }
 
-/* The closing bits as the forward half has them: own and peer are swapped in the reply half. */
+/* other_side turns closing bits into what they are in the other half: own and peer change places. */
+static __always_inline __u8 other_side(__u8 flags)
+{
+	return (flags & FLOW_F_OWN) << 1 | (flags & FLOW_F_PEER) >> 1;
+}
+
+/* The closing bits as the forward half has them. */
 static __always_inline __u8 forward_flags(__u8 flags)
 {
-	if (flags & FLOW_F_REPLY)
-		return (flags & FLOW_F_OWN) << 1 | (flags & FLOW_F_PEER) >> 1;
-	return flags & (FLOW_F_OWN | FLOW_F_PEER);
+	return flags & FLOW_F_REPLY ? other_side(flags) : flags & FLOW_F_CLOSING;
 }
 
 /* What an emitted record says, packed to keep emit at five arguments. */

@@ -14,7 +14,7 @@ static __always_inline int one_half(const struct flow *f)
 static __always_inline int needs_care(const struct packet *p, const struct flow *f)
 {
 	return (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) ||
-	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_DOOMED));
+	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_PEER_RST | FLOW_F_DOOMED));
 }
 
 /* age_of is how much older than now a stamp is; that of another CPU may be ahead. */
@@ -82,8 +82,10 @@ static __always_inline __u8 closing_state(__u8 flags)
 	return FLOW_ESTABLISHED;
 }
 
-/* The four bytes from state on, changed at once: that a connection closes or lives on is
- * counted by the CPU that changed the forward half. */
+/* The four bytes from state on. In flows they are changed together and by compare-and-swap only
+ * (change_word; user space by way of pontoon_doom), so that of two changes at once none is lost, and
+ * that a connection closes or lives on is counted by the CPU that changed the forward half. In
+ * half_open nothing but the state changes. */
 struct flow_word {
 	__u8 state;
 	__u8 flags;
@@ -93,8 +95,13 @@ struct flow_word {
 
 _Static_assert(offsetof(struct flow, mode) == offsetof(struct flow, state) + 3, "flow_word");
 
-/* set_closing sets and clears flags of one half, and the state that follows from them. */
-static __noinline int set_closing(struct flow *f, __u32 set, __u32 clear)
+/* Each failure is another CPU's success, and no packet needs more than one. */
+#define WORD_TRIES 8
+
+/* change_word sets and clears flags of one half of an established connection, and the state that
+ * follows from them; who clears FLOW_F_REPLICA becomes the owner. A doomed connection keeps its state:
+ * what its flags say is who has been told. Returns whether anything has changed. */
+static __noinline int change_word(struct flow *f, __u32 set, __u32 clear)
 {
 	union {
 		struct flow_word w;
@@ -103,52 +110,61 @@ static __noinline int set_closing(struct flow *f, __u32 set, __u32 clear)
 	__u32 *word = (__u32 *)&f->state;
 	int i;
 
-	for (i = 0; i < 4; i++) {
+	for (i = 0; i < WORD_TRIES; i++) {
 		old.u = *(volatile __u32 *)word;
 		new = old;
 		new.w.flags = (old.w.flags | set) & ~clear;
-		new.w.state = closing_state(new.w.flags);
+		if (clear & FLOW_F_REPLICA)
+			new.w.owner_slot = cfg_slot;
+		if ((set | clear) & FLOW_F_CLOSING && !(new.w.flags & FLOW_F_DOOMED))
+			new.w.state = closing_state(new.w.flags);
+		if (new.u == old.u)
+			return 0;
 		if (__sync_val_compare_and_swap(word, old.u, new.u) != old.u)
 			continue;
 		if (new.w.flags & FLOW_F_REPLY || (old.w.state == FLOW_CLOSED) == (new.w.state == FLOW_CLOSED))
-			return 0;
+			return 1;
 		if (f->endpoint)
 			add_active(f->endpoint, new.w.state == FLOW_CLOSED ? -1 : 1);
-		return 0;
+		return 1;
 	}
 	return 0;
 }
 
-/* tcp_step sets the closing bits that this packet brings, on both halves. A plain segment
- * in the direction of an earlier RST shows that the peers did not believe the RST. */
-static __always_inline void tcp_step(const struct packet *p, struct flow *f, struct flow *other)
-{
-	__u32 own = 0, peer = 0;
+/* After so long what the other side sent before a reset is no more under way. */
+#define UNDER_WAY_SECONDS 3
 
-	if (p->tcp_flags & TCP_RST) {
-		own = FLOW_F_OWN_RST;
-		peer = FLOW_F_PEER_RST;
-	} else if (p->tcp_flags & TCP_FIN) {
-		own = FLOW_F_OWN_FIN;
-		peer = FLOW_F_PEER_FIN;
-	} else if (!(p->tcp_flags & TCP_SYN) && (f->flags & FLOW_F_OWN_RST)) {
-		set_closing(f, 0, FLOW_F_OWN_RST);
-		if (other)
-			set_closing(other, 0, FLOW_F_PEER_RST);
-		count(COUNTER_REVIVED);
-		return;
-	}
-	if (!own)
-		return;
-	set_closing(f, own, 0);
-	if (other)
-		set_closing(other, peer, 0);
+/* disproved returns the flag of the reset that a plain segment shows to be forged, or out of window
+ * (RFC 5961, 3): who has reset a connection sends no data afterwards, and who has been told of a
+ * reset sends nothing once what was under way has come. */
+static __always_inline __u32 disproved(const struct packet *p, const struct flow *f,
+				       const struct flow *other)
+{
+	if (f->flags & FLOW_F_OWN_RST)
+		return FLOW_F_OWN_RST;
+	if (f->flags & FLOW_F_PEER_RST && other &&
+	    age_of(p->now, other->last_seen) >= UNDER_WAY_SECONDS * (cfg_hz ? cfg_hz : 250))
+		return FLOW_F_PEER_RST;
+	return 0;
 }
 
-static __always_inline void adopt(struct flow *f)
+/* tcp_step sets the closing bits that this packet brings, on both halves, or clears one. */
+static __always_inline void tcp_step(const struct packet *p, struct flow *f, struct flow *other)
 {
-	f->flags &= ~FLOW_F_REPLICA;
-	f->owner_slot = cfg_slot;
+	__u32 own = 0, wrong = 0;
+
+	if (p->tcp_flags & TCP_RST)
+		own = FLOW_F_OWN_RST;
+	else if (p->tcp_flags & TCP_FIN)
+		own = FLOW_F_OWN_FIN;
+	else if (!(p->tcp_flags & TCP_SYN))
+		wrong = disproved(p, f, other);
+	if (!own && !wrong)
+		return;
+	if (change_word(f, own, wrong) && wrong)
+		count(COUNTER_REVIVED);
+	if (other)
+		change_word(other, other_side(own), other_side(wrong));
 }
 
 /* is_over: nothing more is expected. In DSR the endpoint's FIN is not seen, so the client's alone
@@ -165,10 +181,28 @@ static __always_inline int begins_anew(const struct packet *p, const struct flow
 	       !(f->flags & FLOW_F_REPLY);
 }
 
+/* doom marks both halves of a connection that user space ends. */
+static __always_inline int doom(const struct ending *e)
+{
+	struct flow *f = bpf_map_lookup_elem(&flows, &e->key), *other;
+	struct flow_key okey;
+
+	if (!f || f->flags & FLOW_F_REPLY || f->created != e->created || f->endpoint != e->endpoint)
+		return 0;
+	other = other_half(&flows, &e->key, f, &okey);
+	f->last_seen = e->last_seen;
+	change_word(f, FLOW_F_DOOMED, 0);
+	if (!other)
+		return 1;
+	other->last_seen = e->last_seen;
+	change_word(other, FLOW_F_DOOMED, 0);
+	return 2;
+}
+
 /* doomed_step has the sender told that the connection is over, and notes that. */
 static __always_inline int doomed_step(const struct packet *p, struct flow *f)
 {
-	f->flags |= FLOW_F_OWN_RST;
+	change_word(f, FLOW_F_OWN_RST, 0);
 	count(DROP_DOOMED);
 	return p->tcp_flags & TCP_RST ? V_DROP : V_REFUSE;
 }
@@ -191,10 +225,9 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	if (f->flags & FLOW_F_DOOMED)
 		return doomed_step(p, f);
 	other = other_half(&flows, &p->key, f, &okey);
-	if (f->flags & FLOW_F_REPLICA) {
-		adopt(f);
+	if (f->flags & FLOW_F_REPLICA && change_word(f, 0, FLOW_F_REPLICA)) {
 		if (other)
-			adopt(other);
+			change_word(other, 0, FLOW_F_REPLICA);
 		count(COUNTER_ADOPTED);
 		reason = RECORD_ADOPT;
 	}

@@ -31,6 +31,7 @@ const volatile struct vocabulary {
 	enum packet_flag packet_flag;
 	enum answer answer;
 	struct flow_record record;
+	struct ending ending;
 } vocabulary = {};
 
 #define SNAT_PORT_MIN 1024

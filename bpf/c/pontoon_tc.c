@@ -305,5 +305,18 @@ int pontoon_clock(struct __sk_buff *skb)
 	return 0;
 }
 
+/* Run by user space: a connection ends, whoever still sends is told so. User space could only write
+ * over the whole entry, and with it over what packets change meanwhile. Returns how many halves
+ * have been marked. */
+SEC("tc")
+int pontoon_doom(struct __sk_buff *skb)
+{
+	struct ending e;
+
+	if (bpf_skb_load_bytes(skb, 0, &e, sizeof(e)))
+		return 0;
+	return doom(&e);
+}
+
 /* How the kernel spells the licence named in the first line. */
 char _license[] SEC("license") = "Dual BSD/GPL";
