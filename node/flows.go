@@ -2,7 +2,9 @@ package node
 
 import (
 	"context"
+	"fmt"
 	"iter"
+	"sync"
 	"time"
 
 	"pontoon/bpf"
@@ -18,24 +20,53 @@ const flowRecordVersion uint16 = 1
 // reads from it what a joiner must have. Both translate only between a peer's
 // name and its slot, the name flows carry.
 type (
-	flowSink   struct{ m *member }
+	flowSink struct {
+		m     *member
+		mu    sync.Mutex
+		begun map[string]uint8 // the slot under which a peer's last snapshot was begun
+	}
 	flowSource struct{ dp *bpf.Dataplane }
 )
 
 var (
-	_ transport.ReplicationSink   = flowSink{}
+	_ transport.ReplicationSink   = (*flowSink)(nil)
 	_ transport.ReplicationSource = flowSource{}
 )
 
+func newFlowSink(m *member) *flowSink { return &flowSink{m: m, begun: map[string]uint8{}} }
+
 // SnapshotBegin implements transport.ReplicationSink.
-func (s flowSink) SnapshotBegin(peer string) {
-	if slot, ok := s.m.slotOf(peer); ok {
-		s.m.dp.BeginSnapshot(slot)
+func (s *flowSink) SnapshotBegin(peer string) {
+	slot, ok := s.m.slotOf(peer)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !ok {
+		delete(s.begun, peer)
+		return
 	}
+	s.begun[peer] = slot
+	s.m.dp.BeginSnapshot(slot)
+}
+
+// slot is the peer's, if it is still the one its snapshot was begun with. A node
+// that was cut off lets in who it does not know yet: it learns of such a peer in
+// the middle of the snapshot, of which nobody has taken note then.
+func (s *flowSink) slot(peer string) (uint8, error) {
+	slot, ok := s.m.slotOf(peer)
+	s.mu.Lock()
+	begun, noted := s.begun[peer]
+	s.mu.Unlock()
+	if !ok || !noted || slot != begun {
+		return 0, fmt.Errorf("node %s was not known here when its snapshot began, or is no longer the same", peer)
+	}
+	return slot, nil
 }
 
 // Apply implements transport.ReplicationSink.
-func (s flowSink) Apply(ctx context.Context, peer string, records []byte) error {
+func (s *flowSink) Apply(ctx context.Context, peer string, records []byte) error {
+	if _, err := s.slot(peer); err != nil {
+		return err
+	}
 	res, err := s.m.dp.Import(ctx, records)
 	if err != nil {
 		s.m.logger.Warn("flows of a peer could not be written", "peer", peer, "err", err)
@@ -48,10 +79,10 @@ func (s flowSink) Apply(ctx context.Context, peer string, records []byte) error 
 }
 
 // SnapshotEnd implements transport.ReplicationSink.
-func (s flowSink) SnapshotEnd(ctx context.Context, peer string) error {
-	slot, ok := s.m.slotOf(peer)
-	if !ok {
-		return nil
+func (s *flowSink) SnapshotEnd(ctx context.Context, peer string) error {
+	slot, err := s.slot(peer)
+	if err != nil {
+		return err
 	}
 	removed, err := s.m.dp.EndSnapshot(ctx, slot)
 	if err != nil {

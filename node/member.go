@@ -151,7 +151,7 @@ func (m *member) openDataplane() (err error) {
 		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
 			return m.mux.Dial(ctx, p.Address, transport.ALPNReplication, p.Node)
 		},
-		Source: flowSource{m.dp}, Sink: flowSink{m}, Logger: m.logger,
+		Source: flowSource{m.dp}, Sink: newFlowSink(m), Logger: m.logger,
 	})
 	return err
 }

@@ -2,11 +2,7 @@ package transport
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"iter"
-	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -32,9 +28,10 @@ type ReplicationPeer struct {
 //   - a change is visible to Snapshot before it is given to Publish.
 //
 // A record that lives during the whole iteration must be named at least once;
-// naming it twice does no harm. The chunk may be reused after the loop body
-// returned. Several iterations may run at the same time, one for each peer.
-// An error ends the stream; the peer is dialled and snapshotted again.
+// naming it twice does no harm. The chunk is given away: the loop body may change
+// it, and it may be reused after the body returned. Several iterations may run at
+// the same time, one for each peer. An error ends the stream; the peer is dialled
+// and snapshotted again.
 type ReplicationSource interface {
 	Snapshot(ctx context.Context) iter.Seq2[[]byte, error]
 }
@@ -42,10 +39,18 @@ type ReplicationSource interface {
 // ReplicationSink takes what a peer sent. Calls for one peer come in order and
 // never overlap, not even when one stream replaces another; calls for different
 // peers run at the same time. An error ends the stream with that peer.
+//
+// A stream may end after any call: a snapshot or a repair that was begun need not
+// be ended. Every stream begins with SnapshotBegin, so what an earlier stream left
+// open is replaced before anything else happens for this peer, and SnapshotEnd and
+// RepairEnd are only called for what was begun on the same stream. A sink that
+// could not take note of the beginning (it does not know the peer yet) must answer
+// the next call with an error: the peer will begin again.
 type ReplicationSink interface {
 	// SnapshotBegin opens a snapshot: everything Apply gets from this peer from
 	// here to SnapshotEnd is named. A second SnapshotBegin without a SnapshotEnd
-	// throws away what was named so far and starts again.
+	// throws away what was named so far and starts again, and so it does with a
+	// repair that was begun.
 	SnapshotBegin(peer string)
 	// Apply writes whole records. The slice is reused after Apply returned. The
 	// acknowledgement is sent when Apply has returned nil. ctx ends with the stream.
@@ -55,109 +60,6 @@ type ReplicationSink interface {
 	SnapshotEnd(ctx context.Context, peer string) error
 }
 
-// ReplicationConfig is what a Replicator needs. The zero value of a field with
-// a default means the default.
-type ReplicationConfig struct {
-	// Node is this node's name, at most 255 bytes.
-	Node string
-	// RecordSize is the length of a record in bytes. Default 128.
-	RecordSize int
-	// RecordVersions are the record layouts spoken here, newest first. Publish,
-	// Source and Sink always use the first.
-	RecordVersions []uint16
-	// Convert rewrites records in place from one version to another. It is
-	// needed when RecordVersions has more than one entry, and may run in several
-	// goroutines at once.
-	Convert func(from, to uint16, records []byte) error
-	// Dial opens an authenticated connection to a peer.
-	Dial func(ctx context.Context, p ReplicationPeer) (net.Conn, error)
-	// Source and Sink are this node's data plane.
-	Source ReplicationSource
-	Sink   ReplicationSink
-	// FlushInterval is how long a record may wait for company. Default 2 ms.
-	FlushInterval time.Duration
-	// BatchRecords is how many records cut a batch at once. Default 256. A batch
-	// is at most ReplicationMaxPayload bytes.
-	BatchRecords int
-	// QueueRecords is how many unsent records a peer may be behind before it is
-	// re-synced by a snapshot. The queue is shared by the peers, so this bounds
-	// the memory of all of them together. Default 524288 (64 MiB at 128 bytes).
-	QueueRecords int
-	// ReconnectMin and ReconnectMax bound the doubling wait between two attempts
-	// to reach a peer, and between two snapshots. Defaults 50 ms and 1 s.
-	ReconnectMin, ReconnectMax time.Duration
-	// StallTimeout is how long a stream may be silent before it is down.
-	// Default 3 s. Dialling and the greeting take at most as long. A peer that is
-	// alive and applies nothing for ten times as long is down too.
-	StallTimeout time.Duration
-	// KeepaliveInterval is the longest silence this node leaves on a stream.
-	// Default 500 ms.
-	KeepaliveInterval time.Duration
-	// Logger gets state changes. Default: nothing is logged.
-	Logger *slog.Logger
-}
-
-func (c ReplicationConfig) withDefaults() ReplicationConfig {
-	setInt := func(v *int, d int) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	setDuration := func(v *time.Duration, d time.Duration) {
-		if *v == 0 {
-			*v = d
-		}
-	}
-	setInt(&c.RecordSize, 128)
-	setInt(&c.BatchRecords, 256)
-	setInt(&c.QueueRecords, 65536*8)
-	setDuration(&c.FlushInterval, 2*time.Millisecond)
-	setDuration(&c.ReconnectMin, 50*time.Millisecond)
-	setDuration(&c.ReconnectMax, time.Second)
-	setDuration(&c.StallTimeout, 3*time.Second)
-	setDuration(&c.KeepaliveInterval, 500*time.Millisecond)
-	if c.Logger == nil {
-		c.Logger = slog.New(slog.DiscardHandler)
-	}
-	return c
-}
-
-// Validate reports everything that is wrong with the configuration, with the
-// defaults filled in.
-func (c ReplicationConfig) Validate() error {
-	c = c.withDefaults()
-	var errs []error
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			errs = append(errs, fmt.Errorf(format, args...))
-		}
-	}
-	check(c.Node != "" && len(c.Node) <= 255, "node name must have 1 to 255 bytes, has %d", len(c.Node))
-	check(c.RecordSize > 0, "record size must be positive, is %d", c.RecordSize)
-	check(c.BatchRecords > 0 && c.BatchRecords*c.RecordSize <= ReplicationMaxPayload,
-		"a batch of %d records of %d bytes must have 1 to %d bytes", c.BatchRecords, c.RecordSize, ReplicationMaxPayload)
-	check(c.QueueRecords >= c.BatchRecords, "queue of %d records must hold a batch of %d", c.QueueRecords, c.BatchRecords)
-	check(len(c.RecordVersions) > 0 && len(c.RecordVersions) <= 255,
-		"1 to 255 record versions must be spoken, are %d", len(c.RecordVersions))
-	check(len(c.RecordVersions) < 2 || c.Convert != nil, "several record versions need Convert")
-	check(c.Dial != nil, "Dial is missing")
-	check(c.Source != nil, "Source is missing")
-	check(c.Sink != nil, "Sink is missing")
-	check(c.FlushInterval > 0, "flush interval must be positive, is %v", c.FlushInterval)
-	check(c.ReconnectMin > 0 && c.ReconnectMax >= c.ReconnectMin,
-		"reconnect waits must be positive and in order, are %v and %v", c.ReconnectMin, c.ReconnectMax)
-	check(c.KeepaliveInterval > 0 && c.StallTimeout >= 2*c.KeepaliveInterval,
-		"stall timeout %v must be at least two keepalive intervals of %v", c.StallTimeout, c.KeepaliveInterval)
-	if len(errs) > 0 {
-		return fmt.Errorf("replication configuration: %w", errors.Join(errs...))
-	}
-	return nil
-}
-
-// progressTimeout is how long a peer that is alive may apply nothing. It is
-// long because dropping a million records at a snapshot's end is work, not death.
-func (c ReplicationConfig) progressTimeout() time.Duration { return 10 * c.StallTimeout }
-
 // Replicator keeps the flow tables of the peers like this node's own. It knows
 // nothing of what is inside a record. All methods may be called from any
 // goroutine at any time.
@@ -166,6 +68,8 @@ type Replicator struct {
 	start time.Time
 	log   *replLog
 
+	digests replDigester
+
 	kick    chan struct{} // arms the flush timer
 	wanted  chan struct{} // SetPeers was called
 	changed chan struct{}
@@ -173,6 +77,7 @@ type Replicator struct {
 	mu      sync.Mutex
 	peers   map[string]*replPeer
 	inbound map[string]*replInboundPeer
+	served  uint64 // streams that peers opened
 }
 
 // NewReplicator checks the configuration. Nothing runs before Run.
@@ -185,6 +90,7 @@ func NewReplicator(cfg ReplicationConfig) (*Replicator, error) {
 		cfg:     cfg,
 		start:   time.Now(),
 		log:     newReplLog(cfg.RecordSize, cfg.BatchRecords, cfg.QueueRecords),
+		digests: replDigester{turn: make(chan struct{}, 1)},
 		kick:    make(chan struct{}, 1),
 		wanted:  make(chan struct{}, 1),
 		changed: make(chan struct{}, 1),
@@ -199,6 +105,9 @@ func NewReplicator(cfg ReplicationConfig) (*Replicator, error) {
 func (r *Replicator) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.flush(ctx) })
+	if r.cfg.Digests != nil {
+		g.Go(func() error { return r.rounds(ctx) })
+	}
 	g.Go(func() error {
 		for {
 			r.startPeers(ctx, g)
@@ -316,7 +225,7 @@ func (r *Replicator) Publish(records []byte) {
 // snapshot each second at most.
 func (r *Replicator) Overrun(reason string) {
 	r.cfg.Logger.Warn("replication: records were lost, every peer is re-synced", "reason", reason)
-	r.log.overrun("producer overrun: " + reason)
+	r.log.overrun(reason)
 	replPoke(r.changed)
 }
 

@@ -53,7 +53,7 @@ func TestReplicationOtherProtocolIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	reply, err := parseReplReply(body)
-	want := "a speaks replication protocol 9, b speaks 1"
+	want := "a speaks replication protocol 9, b speaks [1]"
 	if err != nil || reply.accepted || !strings.Contains(reply.reason, want) {
 		t.Errorf("reply %+v, %v", reply, err)
 	}
@@ -123,7 +123,7 @@ func (h replHand) send(b []byte) {
 
 func (h replHand) greet(from string) {
 	h.t.Helper()
-	h.send(appendReplGreeting(nil, replProtocol, replOffer{recordSize: replTestRecord, node: from, versions: []uint16{1}}.encode()))
+	h.send(appendReplGreeting(nil, replProtocolPlain, replOffer{recordSize: replTestRecord, node: from, versions: []uint16{1}}.encode()))
 	_, body, err := readReplGreeting(h.conn)
 	if err != nil {
 		h.t.Fatal(err)
@@ -223,7 +223,7 @@ func handListener(t *testing.T, n *replNet, answer []byte) func(context.Context,
 				return
 			}
 			reply := replReply{accepted: true, version: 1, node: p.Node}
-			if _, err := far.Write(append(appendReplGreeting(nil, replProtocol, reply.encode()), answer...)); err != nil {
+			if _, err := far.Write(append(appendReplGreeting(nil, replProtocolPlain, reply.encode()), answer...)); err != nil {
 				return
 			}
 			buf := make([]byte, 4096)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,18 +22,26 @@ type replInboundPeer struct {
 	current   *replInbound // nil when down
 	state     string
 	since     time.Time
-	received  uint64
+	terms     replTerms // of the running or the last stream
 	lastError string
+	snapshots uint64
+	repairs   uint64
+
+	mu       sync.Mutex // for what every frame touches
+	received uint64
+	rate     replRate
 }
 
 // replInbound is one stream from a peer.
 type replInbound struct {
-	r       *Replicator
-	conn    net.Conn
-	peer    string
-	version uint16
-	cancel  context.CancelCauseFunc
-	done    chan struct{} // closed after the last call of the sink
+	r      *Replicator
+	conn   net.Conn
+	peer   string
+	number uint64 // of all streams, in the order in which they were opened
+	terms  replTerms
+	view   *replInboundPeer
+	cancel context.CancelCauseFunc
+	done   chan struct{} // closed after the last call of the sink
 
 	sequence uint64 // of the last frame read
 	applied  atomic.Uint64
@@ -40,7 +49,11 @@ type replInbound struct {
 
 	snapshot   bool   // between begin and end
 	generation uint64 // of the running snapshot
-	named      uint64 // records of the running snapshot
+	repair     uint64 // the open repair, 0 when there is none
+	named      uint64 // records of the running snapshot or repair
+
+	digests chan replDigest // from read to compare
+	answers chan []byte     // from compare to acknowledge: whole frames
 }
 
 // Serve takes what a peer sends on conn until the stream ends, and closes conn.
@@ -51,17 +64,26 @@ type replInbound struct {
 func (r *Replicator) Serve(ctx context.Context, conn net.Conn, peer string) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	version, err := r.answer(ctx, conn, peer)
+	r.mu.Lock()
+	r.served++
+	number := r.served
+	r.mu.Unlock()
+	terms, err := r.answer(ctx, conn, peer)
 	if err != nil {
 		replHardClose(conn, true)
 		r.inboundFailed(peer, err)
 		return
 	}
 	in := &replInbound{
-		r: r, conn: conn, peer: peer, version: version, cancel: cancel,
+		r: r, conn: conn, peer: peer, number: number, terms: terms, cancel: cancel,
 		done: make(chan struct{}), progress: make(chan struct{}, 1),
+		digests: make(chan replDigest, 1), answers: make(chan []byte, 1),
 	}
-	before := r.enter(in)
+	before, ok := r.enter(in)
+	if !ok {
+		replHardClose(conn, replSayBye(conn, errReplReplaced.Error()) != nil)
+		return
+	}
 	if before != nil {
 		before.cancel(errReplReplaced)
 		<-before.done
@@ -72,55 +94,20 @@ func (r *Replicator) Serve(ctx context.Context, conn net.Conn, peer string) {
 	r.leave(in, err)
 }
 
-// answer reads the peer's offer and accepts or refuses it.
-func (r *Replicator) answer(ctx context.Context, conn net.Conn, peer string) (uint16, error) {
-	_ = conn.SetDeadline(time.Now().Add(r.cfg.StallTimeout))
-	unhook := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer unhook()
-	protocol, body, err := readReplGreeting(conn)
-	if err != nil {
-		return 0, err
-	}
-	version, refusal := r.judge(protocol, body, peer)
-	reply := replReply{accepted: refusal == nil, version: version, node: r.cfg.Node}
-	if refusal != nil {
-		reply.reason = refusal.Error()
-	}
-	if _, err := conn.Write(appendReplGreeting(nil, replProtocol, reply.encode())); err != nil && refusal == nil {
-		return 0, fmt.Errorf("answer greeting: %w", err)
-	}
-	return version, refusal
-}
-
-// judge decides about a peer's offer.
-func (r *Replicator) judge(protocol uint16, body []byte, peer string) (uint16, error) {
-	if protocol != replProtocol {
-		return 0, fmt.Errorf("%s speaks replication protocol %d, %s speaks %d: %w",
-			peer, protocol, r.cfg.Node, replProtocol, ErrReplicationRefused)
-	}
-	offer, err := parseReplOffer(body)
-	if err != nil {
-		return 0, err
-	}
-	if offer.node != peer {
-		return 0, fmt.Errorf("%s calls itself %q: %w", peer, offer.node, ErrReplicationRefused)
-	}
-	if offer.recordSize != uint32(r.cfg.RecordSize) {
-		return 0, fmt.Errorf("records of %s have %d bytes, those of %s %d: %w",
-			peer, offer.recordSize, r.cfg.Node, r.cfg.RecordSize, ErrReplicationRefused)
-	}
-	return chooseReplVersion(offer.versions, r.cfg.RecordVersions)
-}
-
-// enter makes in the peer's current stream and returns the one before it.
-func (r *Replicator) enter(in *replInbound) (before *replInbound) {
+// enter makes in the peer's current stream and returns the one before it. It does
+// not when the peer has opened another since: on a starved machine the greeting of
+// a stream that the peer has long given up may be answered last.
+func (r *Replicator) enter(in *replInbound) (before *replInbound, ok bool) {
 	r.mu.Lock()
 	p := r.inboundPeer(in.peer)
-	before, p.current = p.current, in
-	p.state, p.since, p.lastError = ReplicationSnapshot, time.Now(), ""
+	before, ok = p.current, p.current == nil || p.current.number < in.number
+	if ok {
+		p.current, in.view = in, p
+		p.state, p.since, p.lastError, p.terms = ReplicationSnapshot, time.Now(), "", in.terms
+	}
 	r.mu.Unlock()
 	replPoke(r.changed)
-	return before
+	return before, ok
 }
 
 func (r *Replicator) leave(in *replInbound, err error) {
@@ -132,10 +119,17 @@ func (r *Replicator) leave(in *replInbound, err error) {
 		r.pruneInbound(in.peer)
 	}
 	r.mu.Unlock()
-	if ours {
-		replPoke(r.changed)
-	}
 	r.cfg.Logger.Info("replication from peer: ended", "peer", in.peer, "err", err)
+	if !ours {
+		return
+	}
+	replPoke(r.changed)
+	if !errors.Is(err, context.Canceled) {
+		r.tell(ReplicationEvent{
+			Peer: in.peer, Kind: ReplicationEventDown, Inbound: true,
+			Text: "flows no longer come from " + in.peer + ": " + err.Error(),
+		})
+	}
 }
 
 // inboundFailed notes a stream that did not get past the greeting.
@@ -148,8 +142,15 @@ func (r *Replicator) inboundFailed(peer string, err error) {
 		r.pruneInbound(peer)
 	}
 	r.mu.Unlock()
-	if fresh {
-		r.cfg.Logger.Warn("replication from peer: refused", "peer", peer, "err", err)
+	if !fresh {
+		return
+	}
+	r.cfg.Logger.Warn("replication from peer: refused", "peer", peer, "err", err)
+	if errors.Is(err, ErrReplicationRefused) {
+		r.tell(ReplicationEvent{
+			Peer: peer, Kind: ReplicationEventRefused, Inbound: true,
+			Text: "flows cannot come from " + peer + ": " + err.Error(),
+		})
 	}
 }
 
@@ -182,6 +183,9 @@ func (in *replInbound) run(ctx context.Context) error {
 	interrupted := replInterrupt(streamCtx, in.conn, 0)
 	g.Go(func() error { return in.read(streamCtx) })
 	g.Go(func() error { return in.acknowledge(streamCtx) })
+	if in.terms.protocol >= replProtocolDigests {
+		g.Go(func() error { return in.compare(streamCtx) })
+	}
 	err := g.Wait()
 	<-interrupted
 	if ctx.Err() != nil {
@@ -206,7 +210,7 @@ func (in *replInbound) read(ctx context.Context) error {
 		}
 		buf = payload
 		if frame.typ == replFrameBye {
-			return fmt.Errorf("peer ended the stream: %s", payload)
+			return fmt.Errorf("%w: %s", errReplEnded, payload)
 		}
 		if frame.sequence != in.sequence+1 {
 			return fmt.Errorf("frame %d after frame %d: %w", frame.sequence, in.sequence, ErrReplicationMalformed)
@@ -225,7 +229,7 @@ func (in *replInbound) apply(ctx context.Context, frame replFrame, payload []byt
 	case replFrameKeepalive:
 		return nil
 	case replFrameSnapshotBegin:
-		in.snapshot, in.generation, in.named = true, binary.BigEndian.Uint64(payload), 0
+		in.snapshot, in.generation, in.named, in.repair = true, binary.BigEndian.Uint64(payload), 0, 0
 		in.setState(ReplicationSnapshot)
 		in.r.cfg.Sink.SnapshotBegin(in.peer)
 		return nil
@@ -233,6 +237,8 @@ func (in *replInbound) apply(ctx context.Context, frame replFrame, payload []byt
 		return in.applyRecords(ctx, frame, payload)
 	case replFrameSnapshotEnd:
 		return in.applySnapshotEnd(ctx, payload)
+	case replFrameDigest, replFrameRepairBegin, replFrameRepairEnd:
+		return in.applyDigests(ctx, frame, payload)
 	}
 	return fmt.Errorf("frame type %d from the sending side: %w", frame.typ, ErrReplicationMalformed)
 }
@@ -240,13 +246,13 @@ func (in *replInbound) apply(ctx context.Context, frame replFrame, payload []byt
 func (in *replInbound) applyRecords(ctx context.Context, frame replFrame, payload []byte) error {
 	// A stream opens with a snapshot: changes before it would be applied to a
 	// table nobody vouches for.
-	if !in.snapshot && (frame.flags&replFlagSnapshot != 0 || in.generation == 0) {
+	if in.generation == 0 || (frame.flags&replFlagSnapshot != 0 && !in.snapshot && in.repair == 0) {
 		return fmt.Errorf("records outside of a snapshot: %w", ErrReplicationMalformed)
 	}
 	cfg := &in.r.cfg
-	if in.version != cfg.RecordVersions[0] {
-		if err := cfg.Convert(in.version, cfg.RecordVersions[0], payload); err != nil {
-			return fmt.Errorf("convert records from version %d: %w", in.version, err)
+	if in.terms.version != cfg.RecordVersions[0] {
+		if err := cfg.Convert(in.terms.version, cfg.RecordVersions[0], payload); err != nil {
+			return fmt.Errorf("convert records from version %d: %w", in.terms.version, err)
 		}
 	}
 	if err := cfg.Sink.Apply(ctx, in.peer, payload); err != nil {
@@ -255,9 +261,10 @@ func (in *replInbound) applyRecords(ctx context.Context, frame replFrame, payloa
 	if frame.flags&replFlagSnapshot != 0 {
 		in.named += uint64(frame.count)
 	}
-	in.r.mu.Lock()
-	in.r.inboundPeer(in.peer).received += uint64(frame.count)
-	in.r.mu.Unlock()
+	in.view.mu.Lock()
+	in.view.received += uint64(frame.count)
+	in.view.rate.add(in.r.now(), uint64(frame.count))
+	in.view.mu.Unlock()
 	return nil
 }
 
@@ -272,6 +279,10 @@ func (in *replInbound) applySnapshotEnd(ctx context.Context, payload []byte) err
 		return fmt.Errorf("end snapshot: %w", err)
 	}
 	in.setState(ReplicationStreaming)
+	in.r.tell(ReplicationEvent{
+		Peer: in.peer, Kind: ReplicationEventStreaming, Inbound: true, Records: records,
+		Text: fmt.Sprintf("a full copy of the %d records of %s is here", records, in.peer),
+	})
 	return nil
 }
 
@@ -283,6 +294,9 @@ func (in *replInbound) setState(state string) {
 	changed := p.current == in && p.state != state
 	if changed {
 		p.state, p.since = state, time.Now()
+	}
+	if state == ReplicationStreaming {
+		p.snapshots++
 	}
 	in.r.mu.Unlock()
 	if changed {
@@ -305,8 +319,10 @@ func (in *replInbound) acknowledge(ctx context.Context) error {
 			return ctx.Err()
 		case <-in.progress:
 		case <-ticker.C:
+		case answer := <-in.answers:
+			out = append(out, answer...)
 		}
-		out = appendReplFrame(out[:0], replFrame{typ: replFrameAck, sequence: in.applied.Load()})
+		out = appendReplFrame(out, replFrame{typ: replFrameAck, sequence: in.applied.Load()})
 		_ = in.conn.SetWriteDeadline(time.Now().Add(in.r.cfg.progressTimeout()))
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -314,5 +330,6 @@ func (in *replInbound) acknowledge(ctx context.Context) error {
 		if _, err := in.conn.Write(out); err != nil {
 			return fmt.Errorf("acknowledge: %w", err)
 		}
+		out = out[:0]
 	}
 }

@@ -1,6 +1,7 @@
 package transport
 
 import (
+	"fmt"
 	"slices"
 	"sync"
 )
@@ -45,12 +46,19 @@ type replCursor struct {
 	state   replCursorState
 	pos     uint64
 	dropped uint64
-	reason  string // why it is behind
+	lost    uint64 // of dropped, when it fell behind last
+	behind  replBehind
+}
+
+// replBehind is why a cursor is behind.
+type replBehind struct {
+	cause ReplicationCause
+	text  string
 }
 
 const (
 	replNoLimit      = ^uint64(0)
-	replFreeSegments = 16
+	replFreeSegments = 64 // 8 MiB at the defaults: what a load beyond the peers' speed cycles through
 )
 
 func newReplLog(recordSize, batch, bound int) *replLog {
@@ -147,19 +155,20 @@ func (l *replLog) drop(n uint64) {
 func (l *replLog) checkBound() (overflowed bool) {
 	for _, c := range l.cursors {
 		if c.state == replCursorActive && l.head-c.pos > l.bound {
-			l.fallBehind(c, "queue overflow")
+			l.fallBehind(c, replBehind{ReplicationCauseOverflow, fmt.Sprintf("more than %d records waited", l.bound)})
 			overflowed = true
 		}
 	}
 	return overflowed
 }
 
-func (l *replLog) fallBehind(c *replCursor, reason string) {
+func (l *replLog) fallBehind(c *replCursor, why replBehind) {
 	if c.state != replCursorActive {
 		return
 	}
-	c.dropped += l.head - c.pos
-	c.state, c.reason = replCursorBehind, reason
+	c.lost = l.head - c.pos
+	c.dropped += c.lost
+	c.state, c.behind = replCursorBehind, why
 	replPoke(c.wake)
 }
 
@@ -168,7 +177,7 @@ func (l *replLog) overrun(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range l.cursors {
-		l.fallBehind(c, reason)
+		l.fallBehind(c, replBehind{ReplicationCauseOverrun, reason})
 	}
 	l.trim()
 }
@@ -217,7 +226,7 @@ func (l *replLog) flushLocked() {
 func (l *replLog) open(c *replCursor) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c.state, c.pos, c.reason = replCursorActive, l.head, ""
+	c.state, c.pos, c.behind = replCursorActive, l.head, replBehind{}
 }
 
 // close makes a cursor idle.
@@ -264,7 +273,8 @@ func (l *replLog) next(c *replCursor, limit uint64, limitRecords int, dst []byte
 // replCursorView is what Status says about a cursor.
 type replCursorView struct {
 	behind  bool
-	reason  string
+	why     replBehind
+	lost    uint64 // dropped when it fell behind
 	queued  uint64
 	oldest  int64 // when the oldest queued record was published
 	dropped uint64
@@ -273,7 +283,7 @@ type replCursorView struct {
 func (l *replLog) view(c *replCursor) replCursorView {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	v := replCursorView{behind: c.state == replCursorBehind, reason: c.reason, dropped: c.dropped}
+	v := replCursorView{behind: c.state == replCursorBehind, why: c.behind, lost: c.lost, dropped: c.dropped}
 	if c.state == replCursorActive && c.pos < l.head {
 		v.queued = l.head - c.pos
 		place := int(c.pos - l.base)

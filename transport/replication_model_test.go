@@ -27,7 +27,8 @@ type replTable struct {
 	named    map[string]map[uint64]bool
 	begun    map[string]int
 	ended    map[string]int
-	calls    map[string]int // sink calls under way, must never pass 1
+	repairs  map[string]map[uint32]bool // buckets under repair
+	calls    map[string]int             // sink calls under way, must never pass 1
 
 	chunk int                                          // records a snapshot chunk holds
 	step  func(read int)                               // called before each chunk is read
@@ -41,7 +42,8 @@ type replTable struct {
 func newReplTable(t testing.TB) *replTable {
 	return &replTable{
 		own: map[uint64]uint64{}, replicas: map[string]map[uint64]uint64{}, named: map[string]map[uint64]bool{},
-		begun: map[string]int{}, ended: map[string]int{}, calls: map[string]int{}, chunk: 64, fail: t.Errorf,
+		repairs: map[string]map[uint32]bool{},
+		begun:   map[string]int{}, ended: map[string]int{}, calls: map[string]int{}, chunk: 64, fail: t.Errorf,
 	}
 }
 
@@ -71,10 +73,15 @@ func (m *replTable) del(key uint64) []byte {
 }
 
 func (m *replTable) Snapshot(ctx context.Context) iter.Seq2[[]byte, error] {
+	return m.snapshot(ctx, func(uint64) bool { return true })
+}
+
+func (m *replTable) snapshot(ctx context.Context, wanted func(key uint64) bool) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		m.mu.Lock()
 		keys := slices.Sorted(maps.Keys(m.own))
 		m.mu.Unlock()
+		keys = slices.DeleteFunc(keys, func(k uint64) bool { return !wanted(k) })
 		for i, part := range slices.Collect(slices.Chunk(keys, m.chunk)) {
 			if m.step != nil {
 				m.step(i)
@@ -119,6 +126,7 @@ func (m *replTable) SnapshotBegin(peer string) {
 	defer m.mu.Unlock()
 	m.begun[peer]++
 	m.named[peer] = map[uint64]bool{}
+	delete(m.repairs, peer)
 }
 
 func (m *replTable) Apply(ctx context.Context, peer string, records []byte) error {
@@ -161,6 +169,9 @@ func (m *replTable) SnapshotEnd(ctx context.Context, peer string) error {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.named[peer] == nil || m.repairs[peer] != nil {
+		m.fail("a snapshot of %s ends that was not begun", peer)
+	}
 	m.ended[peer]++
 	maps.DeleteFunc(m.replicas[peer], func(k, _ uint64) bool { return !m.named[peer][k] })
 	m.named[peer] = nil

@@ -18,6 +18,15 @@ const (
 	ReplicationStreaming = "streaming"
 )
 
+// errReplEnded is wrapped by the error about a stream that the peer ended with a
+// goodbye. One whose sink fails does that again and again, at the price of a
+// snapshot each time, so it is tried less and less often.
+var errReplEnded = errors.New("peer ended the stream")
+
+// replPatience is how long such a peer is left alone at most, in units of the
+// longest wait.
+const replPatience = 5
+
 // replGoodbye is how long the end of a stream may take once it is decided.
 const replGoodbye = 200 * time.Millisecond
 
@@ -34,21 +43,44 @@ type replPeer struct {
 	cancel      context.CancelFunc
 	predecessor <-chan struct{} // the stream to the same node's former address
 
+	// round asks the stream for a round of comparison.
+	round chan struct{}
+
 	mu        sync.Mutex
 	state     string
 	since     time.Time
 	lastError string
-	sent      uint64
-	acked     uint64
-	snapshots uint64
 	lastLag   int64
+	lags      replLags
 	window    replWindow
+	replFigures
+}
+
+// replFigures are what Status reports of a peer, kept over reconnects.
+type replFigures struct {
+	terms        replTerms // of the running or the last stream
+	sent         uint64    // without what is abandoned
+	acked        uint64
+	abandoned    uint64
+	snapshots    uint64
+	resyncs      map[ReplicationCause]uint64
+	last         ReplicationResync
+	began        time.Time // the running snapshot
+	size         uint64    // records of the running snapshot
+	snapshotTook time.Duration
+	snapshotSize uint64
+	rounds       uint64
+	compared     uint64
+	repairs      uint64
+	buckets      uint64
+	repaired     uint64
 }
 
 func newReplPeer(r *Replicator, peer ReplicationPeer) *replPeer {
 	return &replPeer{
 		r: r, peer: peer, cursor: r.log.addCursor(), done: make(chan struct{}),
-		state: ReplicationDown, since: time.Now(),
+		state: ReplicationDown, since: time.Now(), round: make(chan struct{}, 1),
+		replFigures: replFigures{resyncs: map[ReplicationCause]uint64{}},
 	}
 }
 
@@ -71,17 +103,23 @@ func (p *replPeer) run(ctx context.Context) {
 		case <-p.predecessor:
 		}
 	}
-	wait := newReplBackoff(p.r.cfg.ReconnectMin, p.r.cfg.ReconnectMax)
+	cfg := &p.r.cfg
+	wait := newReplBackoff(cfg.ReconnectMin, cfg.ReconnectMax)
+	turnedAway := newReplBackoff(cfg.ReconnectMin, replPatience*cfg.ReconnectMax)
 	for {
 		err := p.session(ctx)
-		streamed := p.setDown(err)
+		if calm := p.setDown(err); calm {
+			wait.reset()
+			turnedAway.reset()
+		}
 		if ctx.Err() != nil {
 			return
 		}
-		if streamed {
-			wait.reset()
+		pause := wait.next()
+		if errors.Is(err, errReplEnded) {
+			pause = max(pause, turnedAway.next())
 		}
-		if !replSleep(ctx, wait.next()) {
+		if !replSleep(ctx, pause) {
 			return
 		}
 	}
@@ -89,16 +127,19 @@ func (p *replPeer) run(ctx context.Context) {
 
 // session is the life of one connection.
 func (p *replPeer) session(ctx context.Context) error {
-	conn, version, err := p.connect(ctx)
+	conn, terms, err := p.connect(ctx)
 	if err != nil {
 		return err
 	}
-	s := &replStream{p: p, conn: conn, version: version, turn: make(chan struct{}, 1)}
+	s := newReplStream(p, conn, terms)
 	g, streamCtx := errgroup.WithContext(ctx)
 	interrupted := replInterrupt(streamCtx, conn, replGoodbye)
 	g.Go(func() error { return s.write(streamCtx) })
 	g.Go(func() error { return s.readAcks(streamCtx) })
 	g.Go(func() error { return s.keepalive(streamCtx) })
+	if terms.protocol >= replProtocolDigests {
+		g.Go(func() error { return s.compare(streamCtx) })
+	}
 	err = g.Wait()
 	<-interrupted
 	reason := "the node stops replicating"
@@ -110,80 +151,54 @@ func (p *replPeer) session(ctx context.Context) error {
 	return err
 }
 
-func (p *replPeer) connect(ctx context.Context) (net.Conn, uint16, error) {
+func (p *replPeer) connect(ctx context.Context) (net.Conn, replTerms, error) {
 	dialCtx, cancel := context.WithTimeout(ctx, p.r.cfg.StallTimeout)
 	defer cancel()
 	conn, err := p.r.cfg.Dial(dialCtx, p.peer)
 	if err != nil {
-		return nil, 0, fmt.Errorf("dial %s: %w", p.peer.Address, err)
+		return nil, replTerms{}, fmt.Errorf("dial %s: %w", p.peer.Address, err)
 	}
-	version, err := p.greet(dialCtx, conn)
+	terms, err := p.greet(dialCtx, conn)
 	if err == nil {
 		err = replTolerate(conn, p.r.cfg.progressTimeout())
 	}
 	if err != nil {
 		replHardClose(conn, true)
-		return nil, 0, err
+		return nil, replTerms{}, err
 	}
-	return conn, version, nil
+	return conn, terms, nil
 }
 
-// greet offers what this node speaks and returns the record version the peer chose.
-func (p *replPeer) greet(ctx context.Context, conn net.Conn) (uint16, error) {
-	unhook := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer unhook()
-	cfg := &p.r.cfg
-	offer := replOffer{recordSize: uint32(cfg.RecordSize), node: cfg.Node, versions: cfg.RecordVersions}
-	if _, err := conn.Write(appendReplGreeting(nil, replProtocol, offer.encode())); err != nil {
-		return 0, fmt.Errorf("greet: %w", err)
+// enter changes the state. It is called with p.mu held.
+func (p *replPeer) enter(state string) (changed bool) {
+	if p.state == state {
+		return false
 	}
-	protocol, body, err := readReplGreeting(conn)
-	if err != nil {
-		return 0, err
-	}
-	reply, err := parseReplReply(body)
-	if err != nil {
-		return 0, err
-	}
-	if !reply.accepted {
-		return 0, fmt.Errorf("%s says: %s: %w", p.peer.Node, reply.reason, ErrReplicationRefused)
-	}
-	if protocol != replProtocol {
-		return 0, fmt.Errorf("peer answers in protocol %d, not %d: %w", protocol, replProtocol, ErrReplicationRefused)
-	}
-	if reply.node != p.peer.Node {
-		return 0, fmt.Errorf("reached node %q instead of %q: %w", reply.node, p.peer.Node, ErrReplicationRefused)
-	}
-	if _, err := chooseReplVersion([]uint16{reply.version}, cfg.RecordVersions); err != nil {
-		return 0, err
-	}
-	return reply.version, nil
+	p.state, p.since = state, time.Now()
+	return true
 }
 
-// setState is called when the stream moves on. It signals only real changes.
-func (p *replPeer) setState(state string) {
-	p.mu.Lock()
-	changed := p.state != state
-	if changed {
-		p.state, p.since = state, time.Now()
-	}
-	p.mu.Unlock()
+// moved says so.
+func (p *replPeer) moved(state string, changed bool) {
 	if changed {
 		p.r.cfg.Logger.Info("replication to peer: "+state, "peer", p.peer.Node)
 		replPoke(p.r.changed)
 	}
 }
 
-// setDown ends the bookkeeping of a connection; streamed says that its peer had
-// a full copy.
-func (p *replPeer) setDown(err error) (streamed bool) {
+// setDown ends the bookkeeping of a connection; calm says that it ran for a while
+// after its snapshot, so that the next attempt need not wait. A stream that breaks
+// soon after each snapshot costs a snapshot each time.
+func (p *replPeer) setDown(err error) (calm bool) {
 	p.r.log.close(p.cursor)
 	p.mu.Lock()
-	streamed = p.window.marked
+	calm = !p.window.marked.IsZero() && time.Since(p.window.marked) > replCalm*p.r.cfg.ReconnectMax
 	wasUp := p.state != ReplicationDown
 	text := err.Error()
 	fresh := text != p.lastError
-	p.window = replWindow{entries: p.window.entries[:0]}
+	lost := p.window.reset()
+	p.sent -= lost
+	p.abandoned += lost
 	if wasUp {
 		p.state, p.since = ReplicationDown, time.Now()
 	}
@@ -194,76 +209,26 @@ func (p *replPeer) setDown(err error) (streamed bool) {
 	if wasUp {
 		replPoke(p.r.changed)
 	}
+	if errors.Is(err, context.Canceled) {
+		return calm
+	}
 	// A peer that is away is tried every second: say it once.
-	if (wasUp || fresh) && !errors.Is(err, context.Canceled) {
+	if wasUp || fresh {
 		p.r.cfg.Logger.Warn("replication to peer: down", "peer", p.peer.Node, "err", err)
 	}
-	return streamed
-}
-
-// replWindow is what was sent on one stream and is not acknowledged yet. It is
-// bounded by what the socket buffers of both ends hold.
-type replWindow struct {
-	entries  []replSent // from first on
-	first    int
-	sequence uint64 // last sent
-	applied  uint64 // last acknowledged
-	progress time.Time
-	marker   uint64 // sequence of the snapshot's end, 0 when it is not sent
-	marked   bool   // some snapshot's end was acknowledged on this stream
-}
-
-type replSent struct {
-	sequence uint64
-	records  uint64
-	at       int64 // when its oldest record was published
-}
-
-// add puts a frame into the window and returns its sequence.
-func (w *replWindow) add(records int, at int64) uint64 {
-	if w.first == len(w.entries) {
-		w.entries, w.first = w.entries[:0], 0
-		w.progress = time.Now()
-	} else if w.first > 64 && w.first > len(w.entries)/2 {
-		w.entries = w.entries[:copy(w.entries, w.entries[w.first:])]
-		w.first = 0
+	switch {
+	case wasUp:
+		p.r.tell(ReplicationEvent{
+			Peer: p.peer.Node, Kind: ReplicationEventDown, Records: lost,
+			Text: "flows no longer go to " + p.peer.Node + ": " + text,
+		})
+	case fresh && errors.Is(err, ErrReplicationRefused):
+		p.r.tell(ReplicationEvent{
+			Peer: p.peer.Node, Kind: ReplicationEventRefused,
+			Text: "flows cannot go to " + p.peer.Node + ": " + text,
+		})
 	}
-	w.sequence++
-	w.entries = append(w.entries, replSent{w.sequence, uint64(records), at})
-	return w.sequence
-}
-
-// ack removes what the peer has applied and returns how many records that were
-// and when the oldest record of the last frame with records was published.
-func (w *replWindow) ack(sequence uint64) (records uint64, at int64, err error) {
-	if sequence > w.sequence || sequence < w.applied {
-		return 0, 0, fmt.Errorf("frame %d acknowledged, %d to %d are open: %w",
-			sequence, w.applied, w.sequence, ErrReplicationMalformed)
-	}
-	if sequence > w.applied {
-		w.progress = time.Now()
-	}
-	w.applied = sequence
-	for w.first < len(w.entries) && w.entries[w.first].sequence <= sequence {
-		if e := w.entries[w.first]; e.records > 0 {
-			records += e.records
-			at = e.at
-		}
-		w.first++
-	}
-	return records, at, nil
-}
-
-// records is how many records are not acknowledged, and when the oldest of them
-// was published.
-func (w *replWindow) records() (n uint64, oldest int64) {
-	for _, e := range w.entries[w.first:] {
-		if n == 0 {
-			oldest = e.at
-		}
-		n += e.records
-	}
-	return n, oldest
+	return calm
 }
 
 // replBackoff doubles a wait from min to max.

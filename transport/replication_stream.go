@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"os"
 	"time"
@@ -21,9 +22,9 @@ const replCalm = 10
 
 // replStream writes one connection's frames: snapshot, changes, keepalives.
 type replStream struct {
-	p       *replPeer
-	conn    net.Conn
-	version uint16
+	p     *replPeer
+	conn  net.Conn
+	terms replTerms
 
 	// turn holds one token; who has it puts frames in order and writes them. A
 	// channel and not a mutex, because a write may take long.
@@ -31,6 +32,21 @@ type replStream struct {
 	out       []byte
 	lastWrite time.Time
 	broken    bool // a write failed: the peer cannot be told anything any more
+
+	repairs  chan replRepair       // from compare to write
+	repaired chan struct{}         // the repair's end was acknowledged
+	answers  chan replDigestAnswer // from readAcks to compare
+}
+
+func newReplStream(p *replPeer, conn net.Conn, terms replTerms) *replStream {
+	p.mu.Lock()
+	p.terms = terms
+	p.mu.Unlock()
+	return &replStream{
+		p: p, conn: conn, terms: terms, turn: make(chan struct{}, 1),
+		repairs: make(chan replRepair, 1), repaired: make(chan struct{}, 1),
+		answers: make(chan replDigestAnswer, 1),
+	}
 }
 
 // write alternates between a snapshot and the stream of changes until the
@@ -38,8 +54,9 @@ type replStream struct {
 func (s *replStream) write(ctx context.Context) error {
 	cfg := &s.p.r.cfg
 	wait := newReplBackoff(cfg.ReconnectMin, cfg.ReconnectMax)
+	why := replBehind{cause: ReplicationCauseReconnect}
 	for generation := uint64(1); ; generation++ {
-		complete, err := s.snapshot(ctx, generation)
+		complete, err := s.snapshot(ctx, generation, why)
 		if err != nil {
 			return err
 		}
@@ -49,10 +66,7 @@ func (s *replStream) write(ctx context.Context) error {
 				return err
 			}
 		}
-		cfg.Logger.Warn("replication to peer: behind, a snapshot follows",
-			"peer", s.p.peer.Node, "reason", s.p.r.log.view(s.p.cursor).reason)
-		s.p.unmark()
-		s.p.setState(ReplicationSnapshot)
+		why = s.p.behind()
 		if complete && time.Since(began) > replCalm*cfg.ReconnectMax {
 			wait.reset()
 		}
@@ -66,41 +80,52 @@ func (s *replStream) write(ctx context.Context) error {
 // was published meanwhile; REPLICATION.md says why that is right. It is not
 // complete when the peer fell behind on the way: then everything was sent, but
 // not the mark that says so.
-func (s *replStream) snapshot(ctx context.Context, generation uint64) (complete bool, err error) {
+func (s *replStream) snapshot(ctx context.Context, generation uint64, why replBehind) (complete bool, err error) {
 	p := s.p
-	p.beginSnapshot()
+	p.beginSnapshot(why)
 	p.r.log.open(p.cursor)
-	if err := s.control(ctx, replFrameSnapshotBegin, binary.BigEndian.AppendUint64(nil, generation)); err != nil {
+	if err := s.control(ctx, replFrameSnapshotBegin, binary.BigEndian.AppendUint64(nil, generation), replMarkNone); err != nil {
 		return false, err
 	}
-	records := uint64(0)
-	for chunk, err := range p.r.cfg.Source.Snapshot(ctx) {
-		if err != nil {
-			return false, fmt.Errorf("read snapshot: %w", err)
-		}
-		if len(chunk)%p.r.cfg.RecordSize != 0 {
-			return false, fmt.Errorf("snapshot chunk of %d bytes is not whole records of %d", len(chunk), p.r.cfg.RecordSize)
-		}
-		if err := s.chunk(ctx, chunk); err != nil {
-			return false, err
-		}
-		records += uint64(len(chunk) / p.r.cfg.RecordSize)
-		if _, err := s.changes(ctx, p.r.log.end()); err != nil {
-			return false, err
-		}
-	}
-	if ctx.Err() != nil {
-		return false, ctx.Err()
-	}
-	behind, err := s.changes(ctx, p.r.log.end())
+	records, behind, err := s.chunks(ctx, p.r.cfg.Source.Snapshot(ctx), false)
 	if behind || err != nil {
 		return false, err
 	}
+	p.named(records)
 	end := binary.BigEndian.AppendUint64(nil, generation)
-	return true, s.control(ctx, replFrameSnapshotEnd, binary.BigEndian.AppendUint64(end, records))
+	return true, s.control(ctx, replFrameSnapshotEnd, binary.BigEndian.AppendUint64(end, records), replMarkSnapshot)
 }
 
-// stream sends changes as they come until the peer falls behind.
+// chunks sends an iteration over the source, and between two pieces of it, and
+// behind the last, what was published meanwhile. A peer that falls behind gets
+// the rest of the iteration nevertheless, unless it is to be given up then.
+func (s *replStream) chunks(ctx context.Context, source iter.Seq2[[]byte, error], giveUp bool) (records uint64, behind bool, err error) {
+	log, size := s.p.r.log, s.p.r.cfg.RecordSize
+	for chunk, err := range source {
+		if err != nil {
+			return records, false, fmt.Errorf("read snapshot: %w", err)
+		}
+		if len(chunk)%size != 0 {
+			return records, false, fmt.Errorf("snapshot chunk of %d bytes is not whole records of %d", len(chunk), size)
+		}
+		if err := s.chunk(ctx, chunk); err != nil {
+			return records, false, err
+		}
+		records += uint64(len(chunk) / size)
+		behind, err := s.changes(ctx, log.end())
+		if err != nil || (behind && giveUp) {
+			return records, behind, err
+		}
+	}
+	if ctx.Err() != nil {
+		return records, false, ctx.Err()
+	}
+	behind, err = s.changes(ctx, log.end())
+	return records, behind, err
+}
+
+// stream sends changes as they come, and repairs as they are asked for, until the
+// peer falls behind.
 func (s *replStream) stream(ctx context.Context) error {
 	for {
 		behind, err := s.changes(ctx, replNoLimit)
@@ -111,6 +136,10 @@ func (s *replStream) stream(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-s.p.cursor.wake:
+		case r := <-s.repairs:
+			if err := s.repair(ctx, r); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -131,7 +160,7 @@ func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, er
 			s.out = s.out[:place]
 			return !ok, s.flush(ctx)
 		}
-		if err := s.seal(place, 0, n, at); err != nil {
+		if err := s.seal(place, n, replSent{records: uint64(n), at: at, change: true}); err != nil {
 			return false, err
 		}
 		if len(s.out) >= replFlushBytes {
@@ -155,7 +184,7 @@ func (s *replStream) chunk(ctx context.Context, records []byte) error {
 		s.out = appendReplFrame(s.out, replFrame{})
 		s.out = append(s.out, records[:n*size]...)
 		records = records[n*size:]
-		if err := s.seal(place, replFlagSnapshot, n, now); err != nil {
+		if err := s.seal(place, n, replSent{records: uint64(n), at: now}); err != nil {
 			return err
 		}
 		if len(s.out) >= replFlushBytes {
@@ -169,30 +198,34 @@ func (s *replStream) chunk(ctx context.Context, records []byte) error {
 
 // seal converts the n records behind the header at place to the version the
 // peer reads, and writes the header.
-func (s *replStream) seal(place int, flags uint8, n int, at int64) error {
+func (s *replStream) seal(place, n int, sent replSent) error {
 	cfg := &s.p.r.cfg
 	payload := s.out[place+replFrameHeader:]
-	if s.version != cfg.RecordVersions[0] {
-		if err := cfg.Convert(cfg.RecordVersions[0], s.version, payload); err != nil {
-			return fmt.Errorf("convert records to version %d: %w", s.version, err)
+	if s.terms.version != cfg.RecordVersions[0] {
+		if err := cfg.Convert(cfg.RecordVersions[0], s.terms.version, payload); err != nil {
+			return fmt.Errorf("convert records to version %d: %w", s.terms.version, err)
 		}
+	}
+	flags := uint8(replFlagSnapshot)
+	if sent.change {
+		flags = 0
 	}
 	appendReplFrame(s.out[:place], replFrame{
 		length: uint32(len(payload)), typ: replFrameRecords, flags: flags,
-		sequence: s.p.sending(n, at, false), count: uint32(n),
+		sequence: s.p.sending(sent, replMarkNone), count: uint32(n),
 	})
 	return nil
 }
 
 // control sends a frame without records at once.
-func (s *replStream) control(ctx context.Context, typ replFrameType, payload []byte) error {
+func (s *replStream) control(ctx context.Context, typ replFrameType, payload []byte, mark replMark) error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
-	return s.controlLocked(ctx, typ, payload)
+	return s.controlLocked(ctx, typ, payload, mark)
 }
 
-func (s *replStream) controlLocked(ctx context.Context, typ replFrameType, payload []byte) error {
-	sequence := s.p.sending(0, 0, typ == replFrameSnapshotEnd)
+func (s *replStream) controlLocked(ctx context.Context, typ replFrameType, payload []byte, mark replMark) error {
+	sequence := s.p.sending(replSent{}, mark)
 	s.out = appendReplFrame(s.out, replFrame{length: uint32(len(payload)), typ: typ, sequence: sequence})
 	s.out = append(s.out, payload...)
 	return s.flush(ctx)
@@ -246,7 +279,7 @@ func (s *replStream) keepalive(ctx context.Context) error {
 		}
 		var err error
 		if time.Since(s.lastWrite) >= s.p.r.cfg.KeepaliveInterval/2 {
-			err = s.controlLocked(ctx, replFrameKeepalive, nil)
+			err = s.controlLocked(ctx, replFrameKeepalive, nil, replMarkNone)
 		}
 		<-s.turn
 		if err != nil {
@@ -273,11 +306,19 @@ func (s *replStream) readAcks(ctx context.Context) error {
 		buf = payload
 		switch frame.typ {
 		case replFrameAck:
-			if err := s.p.acknowledge(frame.sequence); err != nil {
+			repaired, err := s.p.acknowledge(frame.sequence)
+			if err != nil {
+				return err
+			}
+			if repaired {
+				replPoke(s.repaired)
+			}
+		case replFrameDigestAnswer:
+			if err := s.answered(payload); err != nil {
 				return err
 			}
 		case replFrameBye:
-			return fmt.Errorf("peer ended the stream: %s", payload)
+			return fmt.Errorf("%w: %s", errReplEnded, payload)
 		default:
 			return fmt.Errorf("frame type %d instead of an acknowledgement: %w", frame.typ, ErrReplicationMalformed)
 		}
@@ -310,60 +351,4 @@ func replStall(ctx context.Context, err error, limit time.Duration) error {
 		return fmt.Errorf("peer was silent for %v: %w", limit, err)
 	}
 	return err
-}
-
-// beginSnapshot counts a snapshot and makes it the peer's state.
-func (p *replPeer) beginSnapshot() {
-	p.mu.Lock()
-	p.snapshots++
-	p.mu.Unlock()
-	p.unmark()
-	p.setState(ReplicationSnapshot)
-}
-
-// unmark forgets the last snapshot's end: its acknowledgement must not make a
-// stream that fell behind look complete.
-func (p *replPeer) unmark() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.window.marker = 0
-}
-
-// sending puts a frame into the window.
-func (p *replPeer) sending(records int, at int64, marker bool) uint64 {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.sent += uint64(records)
-	sequence := p.window.add(records, at)
-	if marker {
-		p.window.marker = sequence
-	}
-	return sequence
-}
-
-// acknowledge takes in that the peer has applied everything up to a frame.
-func (p *replPeer) acknowledge(sequence uint64) error {
-	p.mu.Lock()
-	records, at, err := p.window.ack(sequence)
-	p.acked += records
-	if records > 0 {
-		p.lastLag = p.r.now() - at
-	}
-	complete := p.window.marker != 0 && sequence >= p.window.marker
-	if complete {
-		p.window.marker, p.window.marked = 0, true
-	}
-	stuck := p.window.first < len(p.window.entries) &&
-		time.Since(p.window.progress) > p.r.cfg.progressTimeout()
-	p.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if complete {
-		p.setState(ReplicationStreaming)
-	}
-	if stuck {
-		return p.stuck()
-	}
-	return nil
 }

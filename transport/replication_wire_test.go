@@ -38,11 +38,11 @@ func TestReplicationWireBytesAreAsDocumented(t *testing.T) {
 	if want := []byte{0, 0, 1, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0, 2, 3, 0, 0, 0, 2}; !bytes.Equal(frame, want) {
 		t.Errorf("frame is % x", frame)
 	}
-	offer := appendReplGreeting(nil, replProtocol, replOffer{recordSize: 128, node: "lb1", versions: []uint16{2, 1}}.encode())
+	offer := appendReplGreeting(nil, replProtocolPlain, replOffer{recordSize: 128, node: "lb1", versions: []uint16{2, 1}}.encode())
 	if want := "PTRP\x00\x01\x00\x0d\x00\x00\x00\x80\x03lb1\x02\x00\x02\x00\x01"; string(offer) != want {
 		t.Errorf("offer is %q", offer)
 	}
-	reply := appendReplGreeting(nil, replProtocol, replReply{accepted: true, version: 2, node: "lb2", reason: "ok"}.encode())
+	reply := appendReplGreeting(nil, replProtocolPlain, replReply{accepted: true, version: 2, node: "lb2", reason: "ok"}.encode())
 	if want := "PTRP\x00\x01\x00\x0b\x01\x00\x02\x03lb2\x00\x02ok"; string(reply) != want {
 		t.Errorf("reply is %q", reply)
 	}
@@ -53,7 +53,7 @@ func TestReplicationMalformedFramesAreRefused(t *testing.T) {
 	reserved[7] = 1
 	for name, b := range map[string][]byte{
 		"reserved bytes":       reserved,
-		"unknown type":         appendReplFrame(nil, replFrame{typ: 9}),
+		"unknown type":         appendReplFrame(nil, replFrame{typ: 99}),
 		"unknown flag":         appendReplFrame(nil, replFrame{typ: replFrameRecords, flags: 2, length: 128, count: 1}),
 		"flag on a keepalive":  appendReplFrame(nil, replFrame{typ: replFrameKeepalive, flags: 1}),
 		"no records":           appendReplFrame(nil, replFrame{typ: replFrameRecords}),

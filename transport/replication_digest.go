@@ -1,0 +1,343 @@
+package transport
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"time"
+)
+
+// ReplicationDigests compares what a peer holds of this node's records with what
+// lives here, and repairs what differs. It catches what no stream can: a record
+// that was overtaken on its way, a write that a full table refused, a fault.
+//
+// The record space is cut into buckets, the same on every node. A digest has one
+// number for each, which must not depend on the order of the records nor on
+// anything in which a correct replica may differ from its original (ages,
+// counters), and on which two nodes with one ReplicationConfig.DigestVersion agree.
+// At most 65536 buckets. Methods may run for different peers at the same time.
+type ReplicationDigests interface {
+	// Digest sums up what this node owns and replicates. The result is the
+	// caller's, who shares it between the streams.
+	Digest(ctx context.Context) ([]uint64, error)
+	// DigestOf sums up what is held here of peer's records. It runs beside Apply.
+	DigestOf(ctx context.Context, peer string) ([]uint64, error)
+	// SnapshotOf is ReplicationSource.Snapshot for some buckets, under the same
+	// two rules.
+	SnapshotOf(ctx context.Context, buckets []uint32) iter.Seq2[[]byte, error]
+	// RepairBegin opens a repair: what Apply gets from this peer from here to
+	// RepairEnd is named. It is one of the calls of ReplicationSink: in order with
+	// them and never overlapping. A second one replaces the first; SnapshotBegin
+	// ends it without effect. buckets is the callee's to keep, in rising order.
+	RepairBegin(peer string, buckets []uint32)
+	// RepairEnd drops what the peer owns in the buckets of RepairBegin and did not
+	// name since. An error ends the stream.
+	RepairEnd(ctx context.Context, peer string) error
+}
+
+const (
+	// replDigestShare is how old a digest may be that streams share: they confirm
+	// at about the same time, and reading a million records takes a second.
+	replDigestShare = 250 * time.Millisecond
+	// replDigestRounds is in how many rounds running a bucket may differ, each time
+	// in another way, before it is repaired.
+	replDigestRounds = 5
+)
+
+// replDigester makes the digests of this node's own records, one at a time.
+type replDigester struct {
+	turn  chan struct{} // guards the rest
+	began time.Time
+	sums  []uint64
+}
+
+// digest returns a digest that was begun a moment before the call at the soonest.
+func (r *Replicator) digest(ctx context.Context) ([]uint64, error) {
+	asked := time.Now()
+	d := &r.digests
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case d.turn <- struct{}{}:
+	}
+	defer func() { <-d.turn }()
+	if d.sums != nil && d.began.After(asked.Add(-replDigestShare)) {
+		return d.sums, nil
+	}
+	d.began = time.Now()
+	sums, err := r.cfg.Digests.Digest(ctx)
+	if err == nil && (len(sums) == 0 || len(sums) > replMaxBuckets) {
+		err = fmt.Errorf("%d buckets, there must be 1 to %d", len(sums), replMaxBuckets)
+	}
+	if err != nil {
+		d.sums = nil
+		return nil, fmt.Errorf("digest own records: %w", err)
+	}
+	d.sums = sums
+	return sums, nil
+}
+
+// rounds asks every stream for a round of comparison, all at the same time so
+// that they can share the digest, and nodes at different times.
+func (r *Replicator) rounds(ctx context.Context) error {
+	for {
+		jitter := 0.9 + 0.2*rand.Float64()
+		if !replSleep(ctx, time.Duration(jitter*float64(r.cfg.DigestInterval))) {
+			return nil
+		}
+		r.mu.Lock()
+		for _, p := range r.peers {
+			replPoke(p.round)
+		}
+		r.mu.Unlock()
+	}
+}
+
+// replDifference is a bucket in which a peer differs.
+type replDifference struct {
+	bucket uint32
+	xor    uint64 // of both digests
+}
+
+// replSuspects decides which buckets are repaired.
+type replSuspects struct {
+	streak map[uint32]int // in how many rounds running it differed in both comparisons
+}
+
+// judge takes the two comparisons of a round. What is on its way makes buckets
+// differ, but differently each time; what differs in the same way twice is there to
+// stay. A bucket that never holds still is repaired too when it has differed
+// for long enough, since a lasting difference may hide among the passing ones.
+func (s *replSuspects) judge(first, second []replDifference) (repair []uint32) {
+	before := make(map[uint32]uint64, len(first))
+	for _, d := range first {
+		before[d.bucket] = d.xor
+	}
+	streak := map[uint32]int{}
+	for _, d := range second {
+		xor, ok := before[d.bucket]
+		if !ok {
+			continue
+		}
+		if n := s.streak[d.bucket] + 1; xor != d.xor && n < replDigestRounds {
+			streak[d.bucket] = n
+			continue
+		}
+		repair = append(repair, d.bucket)
+	}
+	s.streak = streak
+	return repair
+}
+
+// compare does the rounds of one stream, and has repaired what they find.
+func (s *replStream) compare(ctx context.Context) error {
+	var suspects replSuspects
+	for number, seen := uint64(0), uint64(0); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.p.round:
+		}
+		snapshots, ok := s.p.streaming()
+		if !ok {
+			continue
+		}
+		if snapshots != seen { // it healed everything
+			suspects, seen = replSuspects{}, snapshots
+		}
+		number += 2
+		buckets, err := s.compareTwice(ctx, number, &suspects)
+		if err != nil {
+			return err
+		}
+		if now, ok := s.p.streaming(); len(buckets) == 0 || !ok || now != snapshots {
+			continue
+		}
+		if err := s.haveRepaired(ctx, buckets); err != nil {
+			return err
+		}
+	}
+}
+
+// compareTwice returns the buckets that are to be repaired. The second comparison
+// is spared when the first finds nothing.
+func (s *replStream) compareTwice(ctx context.Context, number uint64, suspects *replSuspects) ([]uint32, error) {
+	first, size, err := s.compareOnce(ctx, number)
+	if err != nil || size == 0 {
+		return nil, err
+	}
+	var second []replDifference
+	if len(first) > 0 {
+		if !replSleep(ctx, s.p.r.cfg.DigestConfirm) {
+			return nil, ctx.Err()
+		}
+		if second, size, err = s.compareOnce(ctx, number+1); err != nil || size == 0 {
+			return nil, err
+		}
+	}
+	s.p.comparedBuckets(size)
+	return suspects.judge(first, second), nil
+}
+
+// compareOnce sends a digest and waits for the answer. size is the number of
+// buckets compared, 0 when that was not possible this time.
+func (s *replStream) compareOnce(ctx context.Context, number uint64) (differ []replDifference, size int, err error) {
+	cfg := &s.p.r.cfg
+	sums, err := s.p.r.digest(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			cfg.Logger.Warn("replication to peer: no comparison", "peer", s.p.peer.Node, "err", err)
+		}
+		return nil, 0, ctx.Err()
+	}
+	payload := appendReplDigest(nil, replDigest{number: number, version: cfg.DigestVersion, sums: sums})
+	if err := s.control(ctx, replFrameDigest, payload, replMarkNone); err != nil {
+		return nil, 0, err
+	}
+	timeout := time.NewTimer(cfg.progressTimeout())
+	defer timeout.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		case <-timeout.C:
+			cfg.Logger.Warn("replication to peer: no answer to a digest", "peer", s.p.peer.Node)
+			return nil, 0, nil
+		case a := <-s.answers:
+			if a.number != number {
+				continue // late
+			}
+			if a.status != replDigestCompared {
+				cfg.Logger.Info("replication to peer: no comparison", "peer", s.p.peer.Node, "reason", a.status.String())
+				return nil, 0, nil
+			}
+			if n := len(a.differ); n > 0 && int(a.differ[n-1].bucket) >= len(sums) {
+				return nil, 0, fmt.Errorf("bucket %d of %d differs: %w", a.differ[n-1].bucket, len(sums), ErrReplicationMalformed)
+			}
+			return a.differ, len(sums), nil
+		}
+	}
+}
+
+// answered takes the peer's answer to a digest.
+func (s *replStream) answered(payload []byte) error {
+	if s.terms.protocol < replProtocolDigests {
+		return fmt.Errorf("answer to a digest in protocol %d: %w", s.terms.protocol, ErrReplicationMalformed)
+	}
+	a, err := parseReplDigestAnswer(payload)
+	if err != nil {
+		return err
+	}
+	replReplace(s.answers, a)
+	return nil
+}
+
+// replRepair is a repair to be done by the writer. done gets how many records it
+// had, or -1 when it was given up.
+type replRepair struct {
+	buckets []uint32
+	done    chan int64
+}
+
+// haveRepaired passes buckets to the writer and waits until the peer has applied
+// them. A repair that was given up is followed by a snapshot.
+func (s *replStream) haveRepaired(ctx context.Context, buckets []uint32) error {
+	began := time.Now()
+	r := replRepair{buckets: buckets, done: make(chan int64, 1)}
+	select {
+	case <-s.repaired: // of an earlier one
+	default:
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case s.repairs <- r:
+	}
+	records := int64(0)
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case records = <-r.done:
+	}
+	if records < 0 {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.repaired:
+	}
+	s.p.repairedBuckets(len(buckets), uint64(records), time.Since(began))
+	return nil
+}
+
+// repair sends some buckets anew while changes go on. It is given up when the
+// peer falls behind: everything is sent anew then.
+func (s *replStream) repair(ctx context.Context, r replRepair) error {
+	number := s.p.nextRepair()
+	begin := binary.BigEndian.AppendUint64(nil, number)
+	for _, b := range r.buckets {
+		begin = binary.BigEndian.AppendUint32(begin, b)
+	}
+	if err := s.control(ctx, replFrameRepairBegin, begin, replMarkNone); err != nil {
+		return err
+	}
+	records, behind, err := s.chunks(ctx, s.p.r.cfg.Digests.SnapshotOf(ctx, r.buckets), true)
+	if err != nil {
+		return err
+	}
+	if behind {
+		r.done <- -1
+		return nil
+	}
+	end := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, number), records)
+	if err := s.control(ctx, replFrameRepairEnd, end, replMarkRepair); err != nil {
+		return err
+	}
+	r.done <- int64(records)
+	return nil
+}
+
+func (p *replPeer) nextRepair() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.repairs++
+	return p.repairs
+}
+
+func (p *replPeer) comparedBuckets(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rounds++
+	p.compared += uint64(n)
+}
+
+func (p *replPeer) repairedBuckets(buckets int, records uint64, took time.Duration) {
+	p.mu.Lock()
+	p.buckets += uint64(buckets)
+	p.repaired += records
+	p.mu.Unlock()
+	p.r.cfg.Logger.Info("replication to peer: repaired what differed", "peer", p.peer.Node, "buckets", buckets, "records", records)
+	p.r.tell(ReplicationEvent{
+		Peer: p.peer.Node, Kind: ReplicationEventRepaired, Buckets: buckets, Records: records, Took: took,
+		Text: fmt.Sprintf("%s differed in %d buckets, %d records were sent anew", p.peer.Node, buckets, records),
+	})
+}
+
+// replReplace puts v into a channel with one slot in the place of what is there.
+// There is one caller for each channel.
+func replReplace[T any](c chan T, v T) {
+	for {
+		select {
+		case c <- v:
+			return
+		default:
+		}
+		select {
+		case <-c:
+		default:
+		}
+	}
+}
