@@ -22,7 +22,7 @@ demo: build
 	bin/pontoon demo
 
 # What the tests use beyond Go, from Debian: only what is missing is installed.
-DEPS := ca-certificates iproute2 iperf3 socat netcat-openbsd clang-14 llvm-14 libbpf-dev linux-libc-dev chromium
+DEPS := ca-certificates iproute2 iperf3 socat netcat-openbsd clang-14 llvm-14 libbpf-dev linux-libc-dev chromium frr bird2
 deps:
 	@missing=; for p in $(DEPS); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$p"; done; \
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \

@@ -25,6 +25,7 @@ var rooms = map[string][]string{
 	"transport":            {},
 	"node/host":            {},
 	"node/announce":        {},
+	"node/detect":          {},
 	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/traffic"},
 	"internal/lab/traffic": {},
