@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"pontoon/bpf/bpftest"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // Addresses of the test bench.
@@ -125,9 +127,18 @@ func (b *bench) runTC(from bpftest.Iface, frame []byte) (uint32, []byte) {
 	b.tb.Helper()
 	out := make([]byte, len(frame)+256)
 	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(from.Index)}}
+	if summed(b.tb) {
+		options.Flags = unix.BPF_F_TEST_SKB_CHECKSUM_COMPLETE
+	}
 	var action uint32
 	var err error
 	b.ns.Do(func() { action, err = b.programs.entry.Run(options) })
+	if options.Flags != 0 && errors.Is(err, unix.EINVAL) {
+		b.tb.Skip("the kernel runs no tests with CHECKSUM_COMPLETE (before 6.13)")
+	}
+	if errors.Is(err, unix.EBADMSG) {
+		b.tb.Fatalf("the sum over the whole packet is wrong after %x", frame)
+	}
 	if err != nil {
 		b.tb.Fatalf("run program: %v", err)
 	}

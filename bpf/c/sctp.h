@@ -139,12 +139,15 @@ static __always_inline int tc_fix_sctp(struct __sk_buff *skb, const struct packe
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct sctp_header *h = data + (p->l4_off & 0x1ff);
-	__u32 before = port_pair(p->key.sport, p->key.dport);
+	__u32 before = port_pair(p->key.sport, p->key.dport), old;
 
 	if (before == ports || p->flags & PACKET_F_BODY)
 		return 0;
 	if (p->flags & PACKET_F_FIRST || (void *)(h + 1) > end)
 		return -1;
+	old = h->checksum;
 	h->checksum = sctp_sum(h, before, ports, p->payload);
+	/* The ports will be written by who called. */
+	bpf_csum_update(skb, fold32((__u64)h->checksum + (__u32)~old + ports + (__u32)~before));
 	return 0;
 }

@@ -175,7 +175,7 @@ static __noinline int outer_ip(struct __sk_buff *skb, const struct packet *p, co
 
 	if (bpf_skb_load_bytes(skb, p->l3_off, &ip, sizeof(ip)))
 		return -1;
-	ip.check = csum_add(ip.check, fold32((__u64)diff + (__u16)~bpf_htons(0x0100)));
+	ip.check = csum_add(ip.check, fold32((__u64)diff + LESS_HOP_V4));
 	ip.ttl--;
 	ip.saddr = to.new_saddr.w[3];
 	ip.daddr = to.new_daddr.w[3];

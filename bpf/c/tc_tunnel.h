@@ -41,7 +41,7 @@ static __noinline int tunnel_v4(struct __sk_buff *skb, const struct packet *p, c
 	if (bpf_skb_load_bytes(skb, 0, &to.eth, sizeof(to.eth)) ||
 	    bpf_skb_load_bytes(skb, ETH_HLEN, &ip, sizeof(ip)))
 		return -1;
-	ip.check = csum_add(ip.check, (__u16)~bpf_htons(0x0100));
+	ip.check = csum_add(ip.check, LESS_HOP_V4);
 	ip.ttl = p->ttl - 1;
 	if (bpf_skb_store_bytes(skb, ETH_HLEN, &ip, sizeof(ip), BPF_F_RECOMPUTE_CSUM) ||
 	    grow(skb, sizeof(to.ip), BPF_F_ADJ_ROOM_ENCAP_L3_IPV4))
@@ -59,7 +59,7 @@ static __noinline int tunnel_v4(struct __sk_buff *skb, const struct packet *p, c
 	to.ip.saddr = source->w[3];
 	to.ip.daddr = f->new_daddr.w[3];
 	to.ip.check = ~fold(sum_words(&to.ip, sizeof(to.ip) / 2));
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ETH_HLEN + sizeof(to.ip), BPF_F_RECOMPUTE_CSUM);
+	return store_frame(skb, &to.eth, sizeof(to.ip));
 }
 
 /* tunnel_v6 does the same. The flow label tells connections apart on ways that share the load
@@ -90,7 +90,7 @@ static __noinline int tunnel_v6(struct __sk_buff *skb, const struct packet *p, c
 	to.ip.hop_limit = TUNNEL_TTL;
 	__builtin_memcpy(&to.ip.saddr, source, sizeof(*source));
 	__builtin_memcpy(&to.ip.daddr, &f->new_daddr, sizeof(f->new_daddr));
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ETH_HLEN + sizeof(to.ip), BPF_F_RECOMPUTE_CSUM);
+	return store_frame(skb, &to.eth, sizeof(to.ip));
 }
 
 /* tunnel_excess returns 0 when the packet in its tunnel fits an MTU, else the largest packet

@@ -53,6 +53,22 @@ static __always_inline void set_hop(struct ethhdr *eth, const struct next_hop *h
 	__builtin_memcpy(eth->h_source, hop->smac, ETH_ALEN);
 }
 
+/* store_frame writes a link header and length bytes that follow it. The link header is no part of
+ * the sum that a device computes over a packet, and so must not be recomputed into it. */
+static __always_inline int store_frame(struct __sk_buff *skb, const struct ethhdr *eth, __u32 length)
+{
+	void *data, *end;
+
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, eth + 1, length, BPF_F_RECOMPUTE_CSUM))
+		return -1;
+	data = (void *)(long)skb->data;
+	end = (void *)(long)skb->data_end;
+	if (data + ETH_HLEN > end)
+		return -1;
+	__builtin_memcpy(data, eth, ETH_HLEN);
+	return 0;
+}
+
 /* xlat_diff is the difference of the two pseudo headers: length and protocol weigh the same in
  * both (RFC 793, 3.1; RFC 8200, 8.1). */
 static __always_inline __u32 xlat_diff(const struct flow_key *from, const struct flow *to, int v6)
@@ -136,7 +152,8 @@ static __noinline int xlat_l4(struct __sk_buff *skb, const struct packet *p, con
 	}
 	if (p->key.proto == IPPROTO_TCP && p->tcp_flags & TCP_SYN && clamp_mss(skb, p, mss))
 		return -1;
-	if (bpf_skb_store_bytes(skb, p->l4_off, &ports, sizeof(ports), 0))
+	/* The checksum makes up for the ports, if there is one. */
+	if (bpf_skb_store_bytes(skb, p->l4_off, &ports, sizeof(ports), check ? 0 : BPF_F_RECOMPUTE_CSUM))
 		return -1;
 	return check || v6 ? 0 : udp_sum(skb, p, f);
 }
@@ -219,7 +236,7 @@ static __noinline int to_v4(struct __sk_buff *skb, const struct packet *p, const
 	to.ip.check = ~fold(sum_words(&to.ip, sizeof(to.ip) / 2));
 	if (extra > EXTENSIONS_END || tc_resize(skb, bpf_htons(ETH_P_IP), -(int)extra))
 		return -1;
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ETH_HLEN + sizeof(to.ip), BPF_F_RECOMPUTE_CSUM);
+	return store_frame(skb, &to.eth, sizeof(to.ip));
 }
 
 /* has_source_route tells whether an IPv4 packet is still to visit named places (RFC 7915, 4.1). */
@@ -273,8 +290,8 @@ static __noinline int to_v6(struct __sk_buff *skb, const struct packet *p, const
 	if (tc_resize(skb, bpf_htons(ETH_P_IPV6), (int)extra - (int)options))
 		return -1;
 	if (extra)
-		return bpf_skb_store_bytes(skb, 0, &to.eth, ETH_HLEN + sizeof(to.ip) + sizeof(to.fragment), BPF_F_RECOMPUTE_CSUM);
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ETH_HLEN + sizeof(to.ip), BPF_F_RECOMPUTE_CSUM);
+		return store_frame(skb, &to.eth, sizeof(to.ip) + sizeof(to.fragment));
+	return store_frame(skb, &to.eth, sizeof(to.ip));
 }
 
 /* xlat_mss is the largest segment that fits both ways: what answers the SYN at hand comes in

@@ -242,7 +242,7 @@ static __noinline int error_to_v4(struct __sk_buff *skb, const struct packet *p,
 	to.ip.check = ~fold(sum_words(&to.ip, sizeof(to.ip) / 2));
 	if (tc_resize(skb, bpf_htons(ETH_P_IP), (int)ERROR_V4 + HEADER_DIFFERENCE - (int)q->l4_off))
 		return -1;
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ERROR_V4, BPF_F_RECOMPUTE_CSUM);
+	return store_frame(skb, &to.eth, ERROR_V4 - ETH_HLEN);
 }
 
 /* error_to_v6 does the same in the other direction. */
@@ -281,8 +281,8 @@ static __noinline int error_to_v6(struct __sk_buff *skb, const struct packet *p,
 	if (tc_resize(skb, bpf_htons(ETH_P_IPV6), (int)size - HEADER_DIFFERENCE - (int)q->l4_off))
 		return -1;
 	if (q->fragment)
-		return bpf_skb_store_bytes(skb, 0, &to.eth, ERROR_V6 + sizeof(to.fragment), BPF_F_RECOMPUTE_CSUM);
-	return bpf_skb_store_bytes(skb, 0, &to.eth, ERROR_V6, BPF_F_RECOMPUTE_CSUM);
+		return store_frame(skb, &to.eth, ERROR_V6 + sizeof(to.fragment) - ETH_HLEN);
+	return store_frame(skb, &to.eth, ERROR_V6 - ETH_HLEN);
 }
 
 /* icmpv6_sum is what ICMPv6 adds to the sum of the message, and ICMP does not. */
