@@ -83,6 +83,41 @@ func (d *Dataplane) open() error {
 	if err := preparePinDir(d.opts.PinDir); err != nil {
 		return err
 	}
+	objects := (*Dataplane).openObjects
+	if d.opts.objects != nil {
+		objects = d.opts.objects
+	}
+	if err := objects(d); err != nil {
+		return err
+	}
+	d.tables.traffic = &d.traffic
+	if err := d.tables.load(&d.maps); err != nil {
+		return fmt.Errorf("read what is installed: %w", err)
+	}
+	var err error
+	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
+		return err
+	}
+	if d.programs.entry == nil {
+		if err := d.loadPrograms(d.spec); err != nil {
+			return err
+		}
+	}
+	if err := d.openAccounts(); err != nil {
+		return err
+	}
+	if err := d.poker.open(); err != nil {
+		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
+	}
+	d.hooks.use(d.programs)
+	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
+		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
+	}
+	return d.programs.removeOthers(d.programDir())
+}
+
+// openObjects opens the maps and the programs that user space runs, and says how the others are to be loaded.
+func (d *Dataplane) openObjects() error {
 	raiseMemlock()
 	spec, err := loadPontoon()
 	if err != nil {
@@ -101,31 +136,9 @@ func (d *Dataplane) open() error {
 	if err := d.openMaps(spec); err != nil {
 		return err
 	}
-	d.tables.traffic = &d.traffic
-	if err := d.tables.load(&d.maps); err != nil {
-		return fmt.Errorf("read what is installed: %w", err)
-	}
-	if d.doomer, err = newDoomer(spec, d.byName); err != nil {
-		return err
-	}
+	d.doomer, err = newDoomer(spec, d.byName)
 	d.spec = spec
-	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
-		return err
-	}
-	if err := d.loadPrograms(spec); err != nil {
-		return err
-	}
-	if err := d.openAccounts(); err != nil {
-		return err
-	}
-	if err := d.poker.open(); err != nil {
-		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
-	}
-	d.hooks.use(d.programs)
-	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
-		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
-	}
-	return d.programs.removeOthers(d.programDir())
+	return err
 }
 
 // loadPrograms loads what the interfaces want. Without its XDP programs the data plane is slower,
@@ -245,9 +258,17 @@ func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) {
 }
 
 // Close lets go of the kernel objects and leaves all pinned: packets go on flowing.
-// End Run before; a session of Trace ends by it.
+// End Run before; a session of Trace ends by it. Closing again does nothing.
 func (d *Dataplane) Close() error {
-	d.closed.Do(func() { close(d.closing) })
+	var err error
+	d.closed.Do(func() {
+		close(d.closing)
+		err = d.close()
+	})
+	return err
+}
+
+func (d *Dataplane) close() error {
 	d.tracing.Lock()
 	defer d.tracing.Unlock()
 	var errs []error

@@ -69,19 +69,44 @@ func newBench(tb testing.TB, change func(*Options)) *bench {
 	return b
 }
 
-// openTest opens a data plane in ns; it is taken apart with the test.
+// openTest opens a data plane in ns, with what the stock has for it where nothing is pinned; it is taken
+// apart with the test.
 func openTest(tb testing.TB, ns *bpftest.NS, opts Options) *Dataplane {
 	tb.Helper()
 	opts.Logger = slog.New(slog.NewTextHandler(testWriter{tb}, nil))
+	var lent *goods
+	stocked := wares.suits(tb, opts)
+	if stocked {
+		if lent = wares.take(kindOf(opts)); lent != nil {
+			opts.objects = lent.lend
+		}
+	}
 	var d *Dataplane
 	var err error
 	ns.Do(func() { d, err = Open(opts) })
 	if err != nil {
 		tb.Fatal(err)
 	}
+	d.opts.objects = nil // whoever opens it again opens what is pinned
+	if lent != nil && d.hooks.wantXDP() != lent.kind.xdp {
+		tb.Fatal("the programs lent are not those that the interfaces want")
+	}
+	if stocked && lent == nil {
+		if lent, err = goodsOf(d); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if lent != nil {
+		wares.lent(opts.PinDir, lent)
+	}
 	tb.Cleanup(func() {
 		_ = d.Close()
+		wares.told(d)
 		ns.Do(func() { err = Remove(opts.PinDir, opts.Interfaces) })
+		if lent != nil {
+			wares.lent(opts.PinDir, nil)
+			err = errors.Join(err, wares.put(lent))
+		}
 		if err != nil {
 			tb.Error(err)
 		}

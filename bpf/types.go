@@ -182,6 +182,9 @@ type Options struct {
 	timeouts timeouts
 	// without names programs that a test can do without: the kernel takes long to look through them.
 	without []string
+	// objects stands in for openObjects, and may bring programs that are loaded, where a test has those of
+	// an earlier one.
+	objects func(*Dataplane) error
 }
 
 // Validate reports everything that is wrong, joined.
