@@ -79,6 +79,7 @@ type goods struct {
 	spec     *ebpf.CollectionSpec
 	clock    clock
 	maps     map[string]*ebpf.Map
+	own      []*ebpf.Map // of the programs alone: what they remember between packets
 	programs programs
 	tails    int             // programs that are jumped to
 	ids      map[uint32]bool // of services and endpoints that may stand in the maps
@@ -107,7 +108,7 @@ func (s *stock) take(k kind) *goods {
 
 // put takes back what is as it was, emptied.
 func (s *stock) put(g *goods) error {
-	if g.jumps() != g.tails { // a test has taken programs out
+	if len(g.jumps()) != g.tails { // a test has taken programs out
 		return g.close()
 	}
 	if err := g.clear(); err != nil {
@@ -135,8 +136,61 @@ func goodsOf(d *Dataplane) (*goods, error) {
 		g.maps[name] = c.table(m)
 	}
 	g.programs, g.clock = c.set(d.programs), c.clock(*d.clock)
-	g.tails = g.jumps()
-	return g, c.err
+	g.tails = len(g.jumps())
+	own, err := g.ownMaps()
+	g.own = own
+	return g, errors.Join(c.err, err)
+}
+
+// ownMaps finds the maps that no data plane holds, only its programs.
+func (g *goods) ownMaps() ([]*ebpf.Map, error) {
+	found := map[ebpf.MapID]bool{}
+	note := func(p *ebpf.Program) error {
+		info, err := p.Info()
+		if err != nil {
+			return err
+		}
+		of, _ := info.MapIDs()
+		for _, id := range of {
+			found[id] = true
+		}
+		return nil
+	}
+	errs := []error{note(g.programs.entry)}
+	if g.programs.xdp != nil {
+		errs = append(errs, note(g.programs.xdp))
+	}
+	for _, id := range g.jumps() {
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			return nil, err
+		}
+		errs = append(errs, note(p), p.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	for _, m := range g.maps {
+		info, err := m.Info()
+		if err != nil {
+			return nil, err
+		}
+		id, _ := info.ID()
+		delete(found, id)
+	}
+	var own []*ebpf.Map
+	for id := range found {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return nil, err
+		}
+		if m.Type() != ebpf.PerCPUArray { // constants, programs
+			_ = m.Close()
+			continue
+		}
+		own = append(own, m)
+	}
+	return own, nil
 }
 
 // lend gives d what it would otherwise make (Options.objects).
@@ -169,16 +223,16 @@ func (g *goods) lend(d *Dataplane) error {
 
 func (g *goods) close() error {
 	errs := []error{g.programs.close()}
-	for _, m := range g.maps {
+	for _, m := range append(slices.Collect(maps.Values(g.maps)), g.own...) {
 		errs = append(errs, m.Close())
 	}
 	g.clock.close()
 	return errors.Join(errs...)
 }
 
-// jumps counts the programs that are jumped to.
-func (g *goods) jumps() int {
-	n := 0
+// jumps are the programs that are jumped to.
+func (g *goods) jumps() []ebpf.ProgramID {
+	var all []ebpf.ProgramID
 	for _, m := range []*ebpf.Map{g.programs.tails, g.programs.xdpTails} {
 		if m == nil {
 			continue
@@ -186,11 +240,11 @@ func (g *goods) jumps() int {
 		for i := range m.MaxEntries() {
 			var id uint32
 			if m.Lookup(i, &id) == nil {
-				n++
+				all = append(all, ebpf.ProgramID(id))
 			}
 		}
 	}
-	return n
+	return all
 }
 
 // clear makes the maps what they are when they are new, but for what nobody reads before it is
@@ -225,6 +279,11 @@ func (g *goods) clear() error {
 		}
 		if err != nil {
 			return fmt.Errorf("clear %s: %w", name, err)
+		}
+	}
+	for _, m := range g.own {
+		if err := zero(m, allOf(m)); err != nil {
+			return fmt.Errorf("clear %s: %w", m, err)
 		}
 	}
 	clear(g.ids)
