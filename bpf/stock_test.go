@@ -78,6 +78,7 @@ type goods struct {
 	kind     kind
 	spec     *ebpf.CollectionSpec
 	clock    clock
+	doomer   doomer
 	maps     map[string]*ebpf.Map
 	own      []*ebpf.Map // of the programs alone: what they remember between packets
 	programs programs
@@ -135,7 +136,7 @@ func goodsOf(d *Dataplane) (*goods, error) {
 	for name, m := range d.byName {
 		g.maps[name] = c.table(m)
 	}
-	g.programs, g.clock = c.set(d.programs), c.clock(*d.clock)
+	g.programs, g.clock, g.doomer = c.set(d.programs), c.clock(*d.clock), doomer{c.program(d.doomer.program)}
 	g.tails = len(g.jumps())
 	own, err := g.ownMaps()
 	g.own = own
@@ -204,7 +205,7 @@ func (g *goods) lend(d *Dataplane) error {
 		d.byName[name] = c.table(m)
 	}
 	lent := c.clock(g.clock)
-	d.spec, d.clock, d.programs = g.spec, &lent, c.set(g.programs)
+	d.spec, d.clock, d.doomer, d.programs = g.spec, &lent, &doomer{c.program(g.doomer.program)}, c.set(g.programs)
 	if c.err != nil {
 		return c.err
 	}
@@ -227,6 +228,7 @@ func (g *goods) close() error {
 		errs = append(errs, m.Close())
 	}
 	g.clock.close()
+	g.doomer.close()
 	return errors.Join(errs...)
 }
 
