@@ -48,6 +48,7 @@ func raiseMemlock() {
 // transient are the maps that hold nothing beyond a packet or a session; each load makes its own.
 var transient = map[string]bool{
 	pontoonMapBindings:    true,
+	pontoonMapSearches:    true,
 	pontoonMapChunks:      true,
 	pontoonMapClocks:      true,
 	pontoonMapScratch:     true,

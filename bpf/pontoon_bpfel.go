@@ -362,6 +362,13 @@ type pontoonReferences struct {
 	Ref [4]uint16
 }
 
+type pontoonSearch struct {
+	_      structs.HostLayout
+	Fewest uint64
+	Weight uint32
+	Index  uint32
+}
+
 type pontoonService struct {
 	_         structs.HostLayout
 	TableBase uint32
@@ -593,6 +600,7 @@ const (
 	pontoonMapNextHops         = "next_hops"
 	pontoonMapRanges           = "ranges"
 	pontoonMapScratch          = "scratch"
+	pontoonMapSearches         = "searches"
 	pontoonMapSelection        = "selection"
 	pontoonMapServices         = "services"
 	pontoonMapSources          = "sources"
@@ -714,6 +722,7 @@ type pontoonMapSpecs struct {
 	NextHops    *ebpf.MapSpec `ebpf:"next_hops"`
 	Ranges      *ebpf.MapSpec `ebpf:"ranges"`
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
+	Searches    *ebpf.MapSpec `ebpf:"searches"`
 	Selection   *ebpf.MapSpec `ebpf:"selection"`
 	Services    *ebpf.MapSpec `ebpf:"services"`
 	Sources     *ebpf.MapSpec `ebpf:"sources"`
@@ -783,6 +792,7 @@ type pontoonMaps struct {
 	NextHops    *ebpf.Map `ebpf:"next_hops"`
 	Ranges      *ebpf.Map `ebpf:"ranges"`
 	Scratch     *ebpf.Map `ebpf:"scratch"`
+	Searches    *ebpf.Map `ebpf:"searches"`
 	Selection   *ebpf.Map `ebpf:"selection"`
 	Services    *ebpf.Map `ebpf:"services"`
 	Sources     *ebpf.Map `ebpf:"sources"`
@@ -815,6 +825,7 @@ func (m *pontoonMaps) Close() error {
 		m.NextHops,
 		m.Ranges,
 		m.Scratch,
+		m.Searches,
 		m.Selection,
 		m.Services,
 		m.Sources,

@@ -195,6 +195,20 @@ struct {
 	__type(value, struct binding);
 } bindings SEC(".maps");
 
+/* What a search through a selection table has found so far; see least_connections. */
+struct search {
+	__u64 fewest;
+	__u32 weight; /* 0: nothing yet */
+	__u32 index;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct search);
+} searches SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);

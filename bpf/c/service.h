@@ -25,14 +25,21 @@ static __always_inline long insert_half(const struct packet *p, struct flow *v)
 	return err;
 }
 
-/* bind_one creates the one entry of a connection whose replies do not pass here. */
-static __noinline int bind_one(const struct packet *p, const struct service *svc, __u32 id)
+/* bind_one creates the one entry of a connection whose replies do not pass here.
+ *
+ * Like bind it is a global function, which the verifier follows once, by itself, and not in every
+ * round of the loop that calls it; so it may rely on nothing that its caller knows. */
+__attribute__((noinline)) int bind_one(const struct service *svc, __u32 id)
 {
-	struct endpoint *ep = get_endpoint(id);
+	struct packet *p = current_packet();
 	struct binding *b = get_binding();
+	struct endpoint *ep;
 	long err;
 
-	if (!b || !ep || ep->service != svc->id) /* the table has been replaced since it was read */
+	if (!p || !b || !svc)
+		return V_RETRY;
+	ep = get_endpoint(id);
+	if (!ep || ep->service != svc->id) /* the table has been replaced since it was read */
 		return V_RETRY;
 	b->v.state = FLOW_SYN;
 	b->v.service = svc->id;
@@ -50,16 +57,20 @@ static __noinline int bind_one(const struct packet *p, const struct service *svc
 }
 
 /* bind creates both half-open entries towards one endpoint. */
-static __noinline int bind(const struct packet *p, const struct service *svc, __u32 id, __u32 hash)
+__attribute__((noinline)) int bind(const struct service *svc, __u32 id, __u32 hash)
 {
-	struct endpoint *ep = get_endpoint(id);
+	struct packet *p = current_packet();
 	struct binding *b = get_binding();
+	struct endpoint *ep;
 	struct flow *there;
 	struct addr *source;
 	__u32 at;
 	long err;
 
-	if (!b || !ep || ep->service != svc->id)
+	if (!p || !b || !svc)
+		return V_RETRY;
+	ep = get_endpoint(id);
+	if (!ep || ep->service != svc->id)
 		return V_RETRY;
 	b->rkey.saddr = ep->addr;
 	b->rkey.sport = bpf_htons(bpf_ntohs(ep->port) + bpf_ntohs(p->key.dport) - svc->first_port);
@@ -102,12 +113,11 @@ static __noinline int bind(const struct packet *p, const struct service *svc, __
 	return V_FORWARD;
 }
 
-static __always_inline int bind_to(const struct packet *p, const struct service *svc, __u32 id,
-				   __u32 hash)
+static __always_inline int bind_to(const struct service *svc, __u32 id, __u32 hash)
 {
 	if (svc->mode >= MODE_DSR)
-		return bind_one(p, svc, id);
-	return bind(p, svc, id, hash);
+		return bind_one(svc, id);
+	return bind(svc, id, hash);
 }
 
 /* table_full refuses new flows before the endpoint hears of them. */
@@ -136,7 +146,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 	if (svc->affinity) {
 		id = remembered(p, svc);
 		step(STEP_AFFINITY, id, 0);
-		v = id ? bind_to(p, svc, id, mix(hash)) : V_RETRY;
+		v = id ? bind_to(svc, id, mix(hash)) : V_RETRY;
 		if (v == V_FORWARD) {
 			count(COUNTER_AFFINITY);
 			remember(p, svc, id);
@@ -151,7 +161,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 		if (!id)
 			return drop(DROP_NO_ENDPOINT);
 		step(STEP_SELECTED, id, (index + try) % length);
-		v = bind_to(p, svc, id, hash + (try << 16)); /* by the next source, too */
+		v = bind_to(svc, id, hash + (try << 16)); /* by the next source, too */
 		if (v == V_RETRY)
 			step(STEP_RETRY, id, 0);
 		if (v == V_FORWARD && svc->affinity)

@@ -41,8 +41,8 @@ func dispatch(ctx context.Context, args []string) error {
 	switch {
 	case len(args) == 1 && args[0] == guestCommand:
 		return runGuest(ctx)
-	case len(args) == 2 && args[0] == programsCommand:
-		return loadPrograms(os.Stdout, args[1])
+	case len(args) == 3 && args[0] == programsCommand:
+		return loadPrograms(os.Stdout, args[1], args[2])
 	}
 	return run(ctx, args)
 }

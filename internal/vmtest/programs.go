@@ -22,10 +22,15 @@ const programsCommand = "programs"
 // logTail is how many lines of the verifier's log tell why it refuses.
 const logTail = 60
 
-// loadPrograms loads every program of the objects that match pattern by itself
-// and prints what the verifier thought of it, in the form of Go's test output.
-// Settings are left as compiled: what they switch off is not looked at.
-func loadPrograms(w io.Writer, pattern string) error {
+// loadPrograms loads every program of the objects that match pattern by itself,
+// if its name matches too, and prints what the verifier thought of it, in the
+// form of Go's test output. Settings are left as compiled: what they switch off
+// is not looked at.
+func loadPrograms(w io.Writer, pattern, names string) error {
+	wanted, err := regexp.Compile(names)
+	if err != nil {
+		return fmt.Errorf("read names of programs: %w", err)
+	}
 	objects, err := filepath.Glob(pattern)
 	if err != nil {
 		return fmt.Errorf("find objects: %w", err)
@@ -45,7 +50,9 @@ func loadPrograms(w io.Writer, pattern string) error {
 			return fmt.Errorf("read object %s: %w", file, err)
 		}
 		for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
-			errs = append(errs, loadOne(w, spec, name))
+			if wanted.MatchString(name) {
+				errs = append(errs, loadOne(w, spec, name))
+			}
 		}
 	}
 	return errors.Join(errs...)

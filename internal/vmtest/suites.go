@@ -26,13 +26,13 @@ type suite struct {
 	timeout time.Duration // of the whole suite
 	product bool          // it starts the product's binary
 	paced   bool          // it wants the paced clock, see machine.processors
-	args    []string      // instead of a test binary: what is run in the folder of its data
+	args    []string      // instead of a test binary: what is run, with the pattern, in the folder of its data
 }
 
 // suites are run in this order: first those that only work, then, in a machine
 // with a paced clock, those with daemons whose timers must not run out.
 var suites = []suite{
-	{name: "programs", pkg: "bpf", data: []string{"*_bpfel.o"}, args: []string{"/init", programsCommand, "*_bpfel.o"}, timeout: 3 * time.Minute},
+	{name: "programs", pkg: "bpf", data: []string{"*_bpfel.o"}, args: []string{"/init", programsCommand, "*_bpfel.o"}, timeout: 8 * time.Minute},
 	{name: "bpf", pkg: "bpf", data: []string{"testdata", "c", "*.go"}, timeout: 12 * time.Minute},
 	{name: "announce", pkg: "node/announce", timeout: 2 * time.Minute},
 	{name: "host", pkg: "node/host", timeout: 2 * time.Minute},
@@ -94,7 +94,7 @@ const patience = "PONTOON_TEST_PATIENCE=6"
 func (s suite) job() job {
 	dir := "/" + guestTests + "/" + s.pkg
 	if s.args != nil {
-		return job{Name: s.name, Dir: dir, Timeout: s.timeout, Args: s.args}
+		return job{Name: s.name, Dir: dir, Timeout: s.timeout, Args: append(slices.Clone(s.args), s.run)}
 	}
 	j := job{
 		Name: s.name, Dir: dir, Timeout: s.timeout,
