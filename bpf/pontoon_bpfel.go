@@ -46,6 +46,7 @@ const (
 	pontoonAnswerANSWER_REFUSE  pontoonAnswer = 1
 	pontoonAnswerANSWER_TOO_BIG pontoonAnswer = 2
 	pontoonAnswerANSWER_EXPIRED pontoonAnswer = 3
+	pontoonAnswerANSWER_ECHO    pontoonAnswer = 4
 )
 
 type pontoonBinding struct {
@@ -121,6 +122,7 @@ const (
 	pontoonCounterCOUNTER_XDP_PASS       pontoonCounter = 52
 	pontoonCounterCOUNTER_EXPIRED        pontoonCounter = 53
 	pontoonCounterCOUNTER_ANSWER_LIMITED pontoonCounter = 54
+	pontoonCounterCOUNTER_ECHOED         pontoonCounter = 55
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 

@@ -100,6 +100,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_XDP_PASS:       "xdp_pass",
 	pontoonCounterCOUNTER_EXPIRED:        "expired",
 	pontoonCounterCOUNTER_ANSWER_LIMITED: "answer_limited",
+	pontoonCounterCOUNTER_ECHOED:         "echoed",
 	pontoonCounterCOUNTER_REFUSED:        "refused",
 	pontoonCounterCOUNTER_CREATED:        "created",
 	pontoonCounterCOUNTER_PROMOTED:       "promoted",

@@ -172,6 +172,8 @@ func (w *words) answer(step pontoonTraceStep) {
 		w.say("answer", "nobody is there: the sender is told")
 	case pontoonAnswerANSWER_TOO_BIG:
 		w.say("answer", "too big: the sender is told to send at most %d bytes", step.Number)
+	case pontoonAnswerANSWER_ECHO:
+		w.say("answer", "a neighbour's probe: it goes back")
 	case pontoonAnswerANSWER_EXPIRED:
 		w.say("answer", "lived too long: the sender is told")
 	default:

@@ -384,6 +384,7 @@ enum counter {
 	COUNTER_XDP_PASS = 52,          /* packets of ours the XDP hook left to TC */
 	COUNTER_EXPIRED = 53,           /* "time exceeded" answers sent */
 	COUNTER_ANSWER_LIMITED = 54,    /* ICMP errors not sent: too many this second */
+	COUNTER_ECHOED = 55,            /* neighbours' probes sent back */
 	COUNTER_MAX = 64,
 };
 
@@ -398,6 +399,7 @@ enum verdict {
 	V_RETRY = 5,   /* try another endpoint */
 	V_ICMP = 6,    /* to a VIP or about a flow: the ICMP program decides */
 	V_NEW = 7,     /* to a VIP, with ports and without a flow: the program for new ones decides */
+	V_ECHO = 8,    /* a neighbour probes whether this node forwards */
 };
 
 /* Programs that the entry program of a hook jumps to: what the verifier would otherwise have
@@ -419,6 +421,7 @@ enum answer {
 	ANSWER_REFUSE = 1,   /* nobody is there: reset, abort or port unreachable */
 	ANSWER_TOO_BIG = 2,  /* number: the MTU */
 	ANSWER_EXPIRED = 3,  /* TTL or hop limit */
+	ANSWER_ECHO = 4,     /* the packet itself, to where it came from */
 };
 
 enum packet_kind {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
-#include "tc_answer.h"
+#include "tc_echo.h"
 #include "tc_icmp.h"
 #include "tc_trace.h"
 #include "tc_tunnel.h"
@@ -134,6 +134,8 @@ static __always_inline int tc_conclude(struct __sk_buff *skb, struct packet *p, 
 		return TC_ACT_UNSPEC;
 	if (verdict == V_NEW)
 		return tc_jump(skb, TAIL_NEW);
+	if (verdict == V_ECHO)
+		return tc_say(skb, ANSWER_ECHO, 0);
 	if (verdict == V_REFUSE)
 		return tc_say(skb, ANSWER_REFUSE, 0);
 	return TC_ACT_SHOT;
@@ -180,7 +182,9 @@ int pontoon_answer(struct __sk_buff *skb)
 {
 	struct packet *p = current_packet();
 
-	return tc_done(skb, p ? tc_answer(skb, p) : TC_ACT_SHOT);
+	if (!p)
+		return tc_done(skb, TC_ACT_SHOT);
+	return tc_done(skb, skb->cb[0] == ANSWER_ECHO ? tc_echo(skb, p) : tc_answer(skb, p));
 }
 
 /* icmp sends an error on to the one whose packet it is about. */

@@ -43,7 +43,7 @@ static __always_inline int xdp_conclude(struct xdp_md *ctx, const struct packet 
 	}
 	if (verdict == V_DROP)
 		return XDP_DROP;
-	return verdict == V_PASS ? XDP_PASS : xdp_leave();
+	return verdict == V_PASS || verdict == V_ECHO ? XDP_PASS : xdp_leave();
 }
 
 SEC("xdp.frags")

@@ -216,6 +216,20 @@ static __always_inline int is_martian(const struct addr *a)
 	       (!a->d[0] && !a->w[2] && !(a->w[3] & ~bpf_htonl(1)));
 }
 
+/* Echoes of neighbours. */
+#define ECHO_PORT 3785        /* RFC 5881, 4 */
+#define ECHO_TTL 255          /* who sent it is on this link (RFC 5082) */
+#define ECHO_LEN 24
+#define ECHO_MAGIC 0x50544543 /* "PTEC", how the payload of our own echoes begins */
+
+/* is_probe tells whether the packet may be a neighbour's probe (see tc_echo.h). */
+static __always_inline int is_probe(const struct packet *p)
+{
+	return p->kind == KIND_FLOW && p->key.proto == IPPROTO_UDP && p->key.dport == bpf_htons(ECHO_PORT) &&
+	       p->ttl == ECHO_TTL && p->payload == sizeof(struct udphdr) + ECHO_LEN &&
+	       !(p->flags & ~PACKET_F_V6);
+}
+
 /* miss handles a packet that has an entry neither in flows nor in half_open. */
 static __noinline int miss(struct packet *p)
 {
@@ -223,7 +237,7 @@ static __noinline int miss(struct packet *p)
 
 	step(STEP_VIP, 0, vip != NULL);
 	if (!vip)
-		return V_PASS;
+		return is_probe(p) ? V_ECHO : V_PASS;
 	p->vip = *vip;
 	if (p->flags & PACKET_F_MALFORMED)
 		return drop(DROP_MALFORMED);
