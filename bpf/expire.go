@@ -170,7 +170,7 @@ func (s *sweeper) look(c *candidate) why {
 // expired judges one half by itself.
 func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 	if f.doomed() { // on every node by its own clock, whoever owned it
-		return now.idle(f.LastSeen) > d.idle.fixed.doomed
+		return now.idle(f.LastSeen) > d.idle.fixed.told(proto)
 	}
 	limit, known := d.idle.limit(proto, f, now)
 	if !known {
@@ -263,13 +263,13 @@ func (s *sweeper) decide(m *ebpf.Map, c *candidate, whole *connection, paired bo
 		return nil
 	case c.why == isReset && established:
 		c.stays = true
-		return s.doom(whole, paired, s.d.idle.fixed.doomed)
+		return s.doom(whole, paired, s.d.idle.fixed.told(whole.key.Proto))
 	case c.why == isReset && m == s.d.maps.Flows: // closed: its last packets may still come
 		c.stays = true
 		return nil
 	case c.why == wasIdle && established && !f.doomed() && s.d.resets(f, s.now):
 		c.stays = true
-		return s.doom(whole, paired, s.d.idle.fixed.lastWord)
+		return s.doom(whole, paired, s.d.idle.fixed.toldIdle(whole.key.Proto))
 	}
 	c.gone.forwards = []pontoonFlowKey{c.key}
 	if paired {
@@ -296,7 +296,7 @@ func (d *Dataplane) speaksFor(f *pontoonFlow, now instant) bool {
 // doom marks both halves: from now on, and for so long, packets of the connection are answered and
 // not forwarded.
 func (s *sweeper) doom(whole *connection, paired bool, last time.Duration) error {
-	stamp := s.now.stamp(s.d.idle.fixed.doomed - last)
+	stamp := s.now.stamp(s.d.idle.fixed.told(whole.key.Proto) - last)
 	if err := s.d.doomer.mark(whole.key, &whole.forward, stamp); err != nil {
 		return err
 	}

@@ -91,8 +91,9 @@ func (d *duo) translateAll(t *testing.T, mode Mode, protocol uint8, seen ports) 
 						if protocol == protoSCTP { // its CRC is left as it was quoted
 							copy(original.L4[8:12], quoted.L4[8:12])
 						}
-						if options && d.name == "IPv4" {
-							quoted.Options, original.Options = make([]byte, 8), make([]byte, 8)
+						if options {
+							extend(&quoted)
+							extend(&original)
 						}
 						in := d.about(from, kind, quoted, cut)
 						source := row.was.dst.Addr()
@@ -115,6 +116,18 @@ func (d *duo) translateAll(t *testing.T, mode Mode, protocol uint8, seen ports) 
 	if got := d.Stats().Counters["icmp_error"]; got != n {
 		t.Errorf("%d errors counted, want %d", got, n)
 	}
+}
+
+// extend gives a packet options, or all the extension headers that one may have, and makes it a
+// first fragment.
+func extend(f *bpftest.Frame) {
+	if f.Src.Is4() {
+		f.Options = make([]byte, 8)
+		return
+	}
+	f.FirstHeader, f.More, f.ID = 0, true, 4711
+	f.Extensions = append(bpftest.Extension(60, 8), append(bpftest.Extension(43, 24), make([]byte, 8)...)...)
+	f.Extensions[32] = 44 // of a routing header that has been everywhere
 }
 
 func TestErrorAboutTheFirstPacketReachesTheClient(t *testing.T) {
@@ -178,8 +191,14 @@ func TestErrorsAboutNothingOfOurs(t *testing.T) {
 		kind := errorKinds[f.name]["port"]
 		fragment := ports{d.vipPort(), d.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
 		fragment.Offset = 16
-		extended := ports{d.vipPort(), d.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
-		extended.Extensions, extended.FirstHeader = bpftest.Extension(protoTCP, 8), 60
+		onItsWay := ports{d.vipPort(), d.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
+		onItsWay.Extensions, onItsWay.FirstHeader = bpftest.Extension(protoTCP, 8), 43
+		onItsWay.Extensions[3] = 1 // one stop is left
+		endless := ports{d.vipPort(), d.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
+		endless.FirstHeader, endless.Extensions = 60, bytes.Repeat(bpftest.Extension(60, 8), 7)
+		endless.Extensions[48] = protoTCP
+		cut := d.about(d.client, kind, onItsWay, 0)
+		cut.L4 = bpftest.Error(d.client, d.vip, uint8(kind[0]), uint8(kind[1]), 0, onItsWay.IP()[:d.header+4])
 		other := ports{d.vipPort(), d.clientPort()}.frame(47, 0, nil)
 		other.L4 = make([]byte, 20)
 		known := ports{d.vipPort(), d.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
@@ -192,7 +211,7 @@ func TestErrorsAboutNothingOfOurs(t *testing.T) {
 			d.about(d.client, kind, fragment, 0), d.about(d.client, kind, other, 0), d.about(d.client, redirect, known, 0), short,
 		}
 		if f.name == "IPv6" {
-			drops = append(drops, d.about(d.client, kind, extended, 0))
+			drops = append(drops, d.about(d.client, kind, onItsWay, 0), d.about(d.client, kind, endless, 0), cut)
 		}
 		for i, in := range drops {
 			if action, _ := d.send(true, in); action != actDrop {

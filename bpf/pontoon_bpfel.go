@@ -99,6 +99,7 @@ const (
 	pontoonCounterDROP_LAND              pontoonCounter = 21
 	pontoonCounterDROP_NO_PROGRAM        pontoonCounter = 22
 	pontoonCounterDROP_MARTIAN           pontoonCounter = 23
+	pontoonCounterDROP_SCTP_FRAGMENT     pontoonCounter = 24
 	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 32
 	pontoonCounterCOUNTER_CREATED        pontoonCounter = 33
 	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 34

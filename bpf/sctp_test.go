@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"time"
 
 	"pontoon/bpf/bpftest"
 )
@@ -340,15 +341,68 @@ func TestSCTPFirstFragment(t *testing.T) {
 	for _, row := range []struct {
 		port   uint16
 		action uint32
-	}{{2905, actRedirect}, {5000, actDrop}} {
+		drops  uint64
+	}{{2905, actRedirect, 0}, {5000, actDrop, 1}} {
 		p.serve(ModeDNAT, row.port)
 		p.associate()
 		frame := bpftest.SCTP{
 			SrcMAC: p.far.MAC, DstMAC: p.bench.in.MAC, Src: p.client, Dst: p.vip, Tag: 2, MoreFragments: true, Length: 12 + 16 + 24,
 			Chunks: []bpftest.SCTPChunk{sctpSack, chunk4(bpftest.SCTPData, make([]byte, 1000)...)},
 		}.Bytes()
-		if action, _ := p.run(p.bench.in, frame); action != row.action {
+		action, out := p.run(p.bench.in, frame)
+		if action != row.action || p.drops("sctp_fragment") != row.drops {
 			t.Errorf("port %d: action %d, want %d; drops %v", row.port, action, row.action, p.Stats().Drops)
+		}
+		if action == actRedirect && !bytes.Equal(out[34:], frame[34:]) {
+			t.Errorf("port %d: %x became %x", row.port, frame[34:], out[34:])
+		}
+	}
+}
+
+// Nobody here knows the tags that an abort of our own would need. The sides send heartbeats, which
+// have them.
+func TestSidesOfAnIdleAssociationAreToldAtTheirNextWord(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		p := newPair(t, v6)
+		p.serve(ModeFullNAT, 5000)
+		s := Service{
+			ID: 7, VIP: p.vip, Protocol: protoSCTP, Mode: ModeFullNAT, Algorithm: AlgorithmRR, IdleReset: true, IdleTimeout: time.Minute,
+			Endpoints: []Endpoint{{Addr: p.endpoint, Weight: 1, Sources: []netip.Addr{p.vip.Addr()}}},
+		}
+		if err := p.Sync(context.Background(), Desired{VIPs: []netip.Addr{p.vip.Addr()}, Services: numbered(s)}); err != nil {
+			t.Fatal(err)
+		}
+		p.associate()
+		silent := p.client
+		p.another()
+		p.associate()
+		p.age(time.Hour, nil)
+		p.mustSweep()
+		p.age(85*time.Second, nil)
+		p.mustSweep()
+		if f, ok := p.flow(); !ok || !f.Ended {
+			t.Fatalf("flow: %+v", f)
+		}
+		for _, client := range []bool{true, false} {
+			in, action, out := p.say(client, 0x1234, sctpHeartbeat)
+			_, asked, _ := bpftest.SplitSCTP(in)
+			_, answer, err := bpftest.SplitSCTP(out)
+			if action != actRedirect || err != nil || len(answer) < 16 {
+				t.Fatalf("action %d, %v, %x", action, err, answer)
+			}
+			// RFC 9260, 8.4: the tag of the packet, and the T bit for it.
+			if !bytes.Equal(answer[4:8], asked[4:8]) || answer[12] != bpftest.SCTPAbort || answer[13] != 1 {
+				t.Errorf("answer %x", answer)
+			}
+		}
+		p.mustSweep()
+		if f := p.flows(); len(f) != 1 || f[0].Client != silent {
+			t.Errorf("after both sides were told: %+v", f)
+		}
+		p.age(10*time.Second, nil)
+		p.mustSweep()
+		if f := p.flows(); len(f) != 0 {
+			t.Errorf("still there although nobody speaks: %+v", f)
 		}
 	}
 }

@@ -89,6 +89,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterDROP_LAND:              "drop/land",
 	pontoonCounterDROP_NO_PROGRAM:        "drop/no_program",
 	pontoonCounterDROP_MARTIAN:           "drop/martian",
+	pontoonCounterDROP_SCTP_FRAGMENT:     "drop/sctp_fragment",
 	pontoonCounterCOUNTER_FLOOD_REPEATED: "flood_repeated",
 	pontoonCounterCOUNTER_ICMP_ERROR:     "icmp_error",
 	pontoonCounterCOUNTER_FRAGMENT:       "fragment",

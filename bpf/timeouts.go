@@ -11,6 +11,7 @@ type timeouts struct {
 	halfOpen, refused, fin, closed, oneWay time.Duration
 	reset                                  time.Duration // closed by nothing but a reset, which may be forged
 	doomed                                 time.Duration // how long the sides of a connection that was ended are told so
+	doomedSCTP                             time.Duration // the same: until each has sent a heartbeat (RFC 9260, 8.3)
 	lastWord                               time.Duration // the same when it had been idle for too long
 }
 
@@ -24,7 +25,26 @@ func defaultTimeouts() timeouts {
 		oneWay:   30 * time.Second,
 		doomed:   30 * time.Second,
 		lastWord: 10 * time.Second,
+
+		doomedSCTP: 90 * time.Second,
 	}
+}
+
+// told is how long the sides of a connection that was ended are told so.
+func (t *timeouts) told(proto uint8) time.Duration {
+	if proto == protoSCTP {
+		return t.doomedSCTP
+	}
+	return t.doomed
+}
+
+// toldIdle is the same when it had been idle for too long. The sides of a TCP connection are made
+// to speak; those of an association speak of their own accord.
+func (t *timeouts) toldIdle(proto uint8) time.Duration {
+	if proto == protoSCTP {
+		return t.doomedSCTP
+	}
+	return t.lastWord
 }
 
 // rules are what the flows of a service live by.
@@ -46,7 +66,7 @@ func (t *idleTimes) init(fixed timeouts) { t.fixed = fixed }
 func (t *idleTimes) replace(services []Service) {
 	byID := make(map[uint32]rules, len(services))
 	for _, s := range services {
-		byID[s.ID] = rules{idle: s.idle(), idleReset: s.IdleReset && s.Protocol == protoTCP, affinity: s.Affinity}
+		byID[s.ID] = rules{idle: s.idle(), idleReset: s.IdleReset && s.Protocol != protoUDP, affinity: s.Affinity}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -139,11 +139,28 @@ func TestErrorsAreTranslatedBetweenFamilies(t *testing.T) {
 
 func TestErrorAboutFragmentIsTranslated(t *testing.T) {
 	eachComplaint(t, bpftest.ProtocolUDP, func(t *testing.T, c *complaint, toSix bool) {
+		row := errorRow{errorHead{3, 3, 0}, errorHead{1, 4, 0}}
 		if !toSix {
-			return // a quoted IPv6 packet with extension headers is not looked into
+			row.in, row.out = row.out, row.in
 		}
 		c.quote(t, bpftest.Datagram{Payload: make([]byte, 400), ID: 0x1357, FragmentHeader: true, MoreFragments: true, Length: 200}, 0, 0)
-		c.expect(t, errorRow{errorHead{3, 3, 0}, errorHead{1, 4, 0}})
+		c.expect(t, row)
+	})
+}
+
+// What a quoted packet of IPv6 has before its upper layer, the same packet of IPv4 does not have.
+func TestErrorAboutPacketWithExtensionsIsTranslated(t *testing.T) {
+	eachComplaint(t, bpftest.ProtocolTCP, func(t *testing.T, c *complaint, toSix bool) {
+		if toSix {
+			return
+		}
+		d := bpftest.Datagram{Flags: bpftest.ACK, Payload: make([]byte, 100)}
+		c.quote(t, d, 0, 0)
+		before := c.before
+		d.FirstExtension, d.Extensions = 0, append(bpftest.Extension(60, 16), bpftest.Extension(0, 8)...)
+		c.quote(t, d, 0, 0)
+		c.before = before
+		c.expect(t, errorRow{errorHead{1, 4, 0}, errorHead{3, 3, 0}})
 	})
 }
 

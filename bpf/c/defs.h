@@ -361,6 +361,7 @@ enum counter {
 	DROP_LAND = 21,          /* source and destination are the same */
 	DROP_NO_PROGRAM = 22,    /* came while one set of programs replaced another */
 	DROP_MARTIAN = 23,       /* to a VIP, from a source that no host has */
+	DROP_SCTP_FRAGMENT = 24, /* the first one, whose ports would have to change */
 	COUNTER_REFUSED = 32,           /* answered with a reset, an abort or an unreachable */
 	COUNTER_CREATED = 33,           /* half-open flows created */
 	COUNTER_PROMOTED = 34,          /* flows established */

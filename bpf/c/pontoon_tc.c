@@ -114,6 +114,8 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 		return tc_say(skb, ANSWER_EXPIRED, 0);
 	if (f->mode == MODE_DSR_TUNNEL)
 		return tc_jump(skb, TAIL_TUNNEL);
+	if (sctp_cut(p, port_pair(f->new_sport, f->new_dport)))
+		return tc_drop(DROP_SCTP_FRAGMENT);
 	if (!same_family(p, f))
 		return tc_jump(skb, TAIL_XLAT);
 	if (p->key.proto == IPPROTO_SCTP && tc_fix_sctp(skb, p, port_pair(f->new_sport, f->new_dport)))

@@ -132,9 +132,17 @@ static __always_inline __le32 sctp_sum(const struct sctp_header *h, __u32 from, 
 	return crc32c_update(h->checksum, from, to, length);
 }
 
-/* tc_fix_sctp corrects the checksum for the ports that are about to be written. Where the kernel has yet to write it, because a socket of
- * this machine sent the packet or offload has gathered several, it writes the right one over
- * ours. Of a fragmented packet the length, and so the change, is not known. */
+/* sctp_cut: the checksum of this first fragment cannot be corrected for the ports, because the length of
+ * the whole packet, and so the weight of their change, is not known. */
+static __always_inline int sctp_cut(const struct packet *p, __u32 ports)
+{
+	return p->key.proto == IPPROTO_SCTP && p->flags & PACKET_F_FIRST &&
+	       port_pair(p->key.sport, p->key.dport) != ports;
+}
+
+/* tc_fix_sctp corrects the checksum for the ports that are about to be written. Where the kernel has
+ * yet to write it, because a socket of this machine sent the packet or offload has gathered several,
+ * it writes the right one over ours. */
 static __always_inline int tc_fix_sctp(struct __sk_buff *skb, const struct packet *p, __u32 ports)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;

@@ -3,6 +3,7 @@
  * and inside, so that the one who sent the quoted packet finds in it what it sent. */
 #pragma once
 
+#include "tc_chain.h"
 #include "tc_icmp_error.h"
 
 #define ICMP_UNREACHABLE_TYPE 3
@@ -35,14 +36,19 @@ static __always_inline int is_known_error(const struct packet *p)
 static __always_inline int read_quoted_ip(struct __sk_buff *skb, int v6, struct quoted *q)
 {
 	if (v6) {
+		struct chain c = {};
 		struct ipv6hdr ip;
 
 		if (bpf_skb_load_bytes(skb, q->off, &ip, sizeof(ip)) || ip.version != 6)
 			return -1;
 		__builtin_memcpy(&q->key.saddr, &ip.saddr, sizeof(q->key.saddr));
 		__builtin_memcpy(&q->key.daddr, &ip.daddr, sizeof(q->key.daddr));
-		q->key.proto = ip.nexthdr;
-		q->l4_off = q->off + sizeof(ip);
+		c.next = ip.nexthdr;
+		c.off = q->off + sizeof(ip);
+		if (follow_chain(skb, &c))
+			return -1;
+		q->key.proto = c.next;
+		q->l4_off = c.off;
 		return 0;
 	}
 	struct iphdr ip;
@@ -57,8 +63,7 @@ static __always_inline int read_quoted_ip(struct __sk_buff *skb, int v6, struct 
 	return 0;
 }
 
-/* read_quoted reads the packet that begins at q->off. Behind extension headers of IPv6 nothing is
- * looked for: what we forward rarely has them, and a router quotes what it got. */
+/* read_quoted reads the packet that begins at q->off. */
 static __noinline int read_quoted(struct __sk_buff *skb, int v6, struct quoted *q)
 {
 	__be16 ports[4];

@@ -4,6 +4,7 @@
  * that its receiver has been talking to. */
 #pragma once
 
+#include "tc_chain.h"
 #include "tc_xlat.h"
 #include "xlat_icmp.h"
 
@@ -71,32 +72,31 @@ static __noinline int quote_v4(struct __sk_buff *skb, __u32 off, struct quote *q
 	return 0;
 }
 
-/* quote_v6 knows one extension header, the one that a translator writes. */
+/* quote_v6 leaves out the extension headers, as for the packet itself (RFC 7915, 5.1.1 and 5.3). */
 static __noinline int quote_v6(struct __sk_buff *skb, __u32 off, struct quote *q)
 {
-	struct fragment_header e;
+	struct chain c = {.off = off + sizeof(struct ipv6hdr)};
 	struct ipv6hdr ip;
 
 	if (bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)) || ip.version != 6)
 		return -1;
 	__builtin_memcpy(&q->key.saddr, &ip.daddr, sizeof(q->key.saddr));
 	__builtin_memcpy(&q->key.daddr, &ip.saddr, sizeof(q->key.daddr));
-	q->key.proto = ip.nexthdr;
 	q->tos = ip.priority << 4 | ip.flow_lbl[0] >> 4;
 	q->ttl = ip.hop_limit;
-	q->l4_off = off + sizeof(ip);
-	q->length = bpf_ntohs(ip.payload_len);
-	if (ip.nexthdr != NEXT_FRAGMENT)
-		return 0;
-	if (bpf_skb_load_bytes(skb, q->l4_off, &e, sizeof(e)) || e.offset & bpf_htons(0xfff8) ||
-	    q->length < sizeof(e))
+	c.next = ip.nexthdr;
+	if (follow_chain(skb, &c))
 		return -1;
-	q->key.proto = e.next;
-	q->l4_off += sizeof(e);
-	q->length -= sizeof(e);
-	q->id = e.id;
-	q->fragment = 1;
-	q->more = !!(e.offset & bpf_htons(1));
+	q->key.proto = c.next;
+	q->l4_off = c.off;
+	q->length = bpf_ntohs(ip.payload_len);
+	off = c.off - off - sizeof(ip);
+	if (q->length < off)
+		return -1;
+	q->length -= off;
+	q->id = c.id;
+	q->fragment = c.fragment;
+	q->more = c.more;
 	return 0;
 }
 
