@@ -218,6 +218,10 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 				"[2001:db8:8000:4000:2000:1000:800:400]:50000-50100/sctp",
 				"dsr by ipip · lc · client affinity 3h · idle 1h · drain 10m · instance default", "draining until ",
 			].every((s) => document.querySelector("#services article:last-child").innerText.includes(s))`)
+			b.until("traffic and its rates", `[
+				/storefront-production-eu-west-checkout\s+active 181[.\d]*K\s+new [\d.,]+\/s\s+in [\d.]+ [kM]bit\/s\s+out 0 bit\/s/,
+				innerWidth > 900 && /192\.168\.200\.202:65432\s+180,000\s+[\d.,]+\/s\s+[\d.,]+K in all\s+[\d.]+ Mbit\/s · [\d,]+ packets\/s\s+[\d.]+ MB · [\d.,]+K? packets/,
+			].filter(Boolean).every((s) => s.test(document.querySelector("#traffic").innerText))`)
 			b.until("events", `document.querySelector("#events").innerText.includes("lb1 is master of default")`)
 			b.fits()
 
@@ -266,7 +270,7 @@ func busy(t *testing.T, b *fakeBackend) {
 			t.Fatal(err)
 		}
 	}
-	runtime, n := b.runtime, uint64(0)
+	runtime, n, start := b.runtime, uint64(0), time.Now()
 	b.runtime = func(st *Status) {
 		runtime(st)
 		n++
@@ -283,10 +287,75 @@ func busy(t *testing.T, b *fakeBackend) {
 				st.Services[i].Flows = 181_222
 				st.Services[i].Endpoints[0].Flows, st.Services[i].Endpoints[0].Health = 1_222, EndpointDown
 				st.Services[i].Endpoints[1].Flows = 180_000
+				steps := uint64(time.Since(start).Seconds() * 2) // a steady stream, however often it is looked at
+				grown := Traffic{Active: 180_000, New: 50_000 + 1000*steps, ForwardPackets: 90_000 + 2000*steps, ForwardBytes: 54_000_000 + 600_000*steps}
+				st.Services[i].Endpoints[1].Traffic = grown
+				grown.Active = 181_222
+				st.Services[i].Traffic = grown
 			}
 		}
 		st.BFD = []BFDSession{{Peer: "lb2", Address: "192.168.80.12", State: "up", IntervalMS: 50, Multiplier: 3}}
 		st.Warnings = []string{"eth2 has no address: gateway VIPs cannot be placed on it."}
+	}
+}
+
+// Rates are means of the last seconds, also when messages come seldom or totals begin anew.
+func TestPageTellsRatesOfTotals(t *testing.T) {
+	backend, ops := world(t)
+	srv := httptest.NewServer(handlerAt(t, backend, ops, AccessLocal))
+	t.Cleanup(srv.Close)
+	b := newBrowser(t, 1280, 900)
+	b.do(chromedp.Navigate(srv.URL))
+	b.until("the module", `(window.Rates !== undefined) || import("/static/rates.js").then((m) => { window.Rates = m.Rates; }) && false`)
+	of := func(of string) string {
+		return eval[string](b, `(() => {
+			const r = new Rates(), t = (n) => ({ new: n, forward_packets: 0, forward_bytes: 0, reply_packets: 0, reply_bytes: 0 });
+			`+of+`})()`)
+	}
+	for _, row := range []struct{ name, script, want string }{
+		{"nothing after one message", `r.note(100, [["a", t(5)]]); return String(r.of("a", 100.5));`, "null"},
+		{"nothing of a stranger", `return String(r.of("a", 100));`, "null"},
+		{"steady", `for (let i = 0; i <= 40; i++) r.note(100 + i / 2, [["a", t(i * 10)]]); return String(r.of("a", 120).new);`, "20"},
+		{"young", `for (let i = 0; i <= 4; i++) r.note(100 + i / 2, [["a", t(i * 10)]]); return String(r.of("a", 102).new);`, "20"},
+		{"falls in silence", `r.note(100, [["a", t(0)]]); r.note(100.5, [["a", t(50)]]); return [102, 105, 107].map((n) => r.of("a", n).new).join();`, "25,10,0"},
+		{"a step after silence", `r.note(100, [["a", t(0)]]); r.note(200, [["a", t(50)]]); return [200, 204, 206].map((n) => r.of("a", n).new).join();`, "10,10,0"},
+		{"begins anew", `r.note(100, [["a", t(900)]]); r.note(101, [["a", t(3)]]); r.note(102, [["a", t(7)]]); return String(r.of("a", 102).new);`, "4"},
+		{"what is not named is forgotten", `r.note(100, [["a", t(1)]]); r.note(103, []); return String(r.of("a", 103));`, "null"},
+	} {
+		if got := of(row.script); got != row.want {
+			t.Errorf("%s: %s, want %s", row.name, got, row.want)
+		}
+	}
+	b.innocent(srv.URL)
+}
+
+// A service's endpoints are shown or hidden by a click, and stay so while figures change.
+func TestPageOpensTrafficOfAService(t *testing.T) {
+	for name, row := range map[string]struct {
+		width int64
+		open  bool // from the start, as there is room for few endpoints
+	}{"desk": {1280, true}, "phone": {390, false}} {
+		t.Run(name, func(t *testing.T) {
+			backend, ops := world(t)
+			busy(t, backend)
+			srv := httptest.NewServer(handlerAt(t, backend, ops, AccessLocal))
+			t.Cleanup(srv.Close)
+			b := newBrowser(t, row.width, 844)
+			t.Cleanup(func() { b.picture(t.Name()) })
+			b.do(chromedp.Navigate(srv.URL))
+			const service = `document.querySelector("#traffic [data-service=storefront-production-eu-west-checkout]")`
+			for i, open := range []bool{row.open, !row.open, row.open, true} {
+				if i > 0 && open != eval[bool](b, service+".open") {
+					eval[bool](b, service+`.querySelector("summary").focus(), `+service+`.querySelector("summary").click(), true`)
+				}
+				b.until("open or not", fmt.Sprintf(`%s?.open === %t && %[1]s.innerText.includes("192.168.200.202") === %[2]t`, service, open))
+				before := eval[string](b, service+`.innerText`)
+				b.until("new figures", fmt.Sprintf(`%s.innerText !== %q && %[1]s.open === %[3]t`, service, before, open))
+				b.fits()
+			}
+			b.until("the focus stays", `document.activeElement === `+service+`.querySelector("summary")`)
+			b.innocent(srv.URL)
+		})
 	}
 }
 

@@ -1,6 +1,7 @@
 // The status page: two streams in, sections out.
 
 import * as view from "./view.js";
+import { Rates } from "./rates.js";
 import { Stream } from "./stream.js";
 
 const WINDOW = 120; // seconds of history in the small charts
@@ -9,14 +10,17 @@ const KEEP = 14;    // events shown
 const byId = (id) => document.getElementById(id);
 const drawn = new Map(); // what each section was made from, so that only changes touch the page
 const flowHistory = [], lagHistory = new Map();
-let events = [];
+const rates = new Rates(), opened = new Map(); // opened: service -> whether its endpoints' traffic is to be seen
+let events = [], latest = null;
 
 // draw rebuilds a section when its data changed: a selection or a reader's place in the others stays.
 function draw(id, data, build) {
   const key = JSON.stringify(data);
   if (drawn.get(id) === key) return;
   drawn.set(id, key);
+  const focused = byId(id).contains(document.activeElement) && document.activeElement.id;
   byId(id).replaceChildren(build());
+  if (focused) byId(focused)?.focus({ preventScroll: true });
 }
 
 function text(id, value) {
@@ -56,7 +60,11 @@ function show(st) {
   draw("flows", [st.flows, flowHistory], () => view.flows(st, flowHistory));
   draw("nodes", [st.nodes, st.cluster.applied, st.self], () => view.nodes(st));
   draw("instances", st.instances, () => view.instances(st));
-  draw("services", st.services, () => view.services(st));
+  const still = ({ traffic, ...rest }) => rest; // what grows all the time has a section of its own
+  draw("services", st.services.map((s) => ({ ...still(s), endpoints: s.endpoints.map(still) })), () => view.services(st));
+  rates.note(now, view.counted(st));
+  latest = st;
+  traffic();
   draw("replication", [st.replication, [...lagHistory]], () => view.replication(st, lagHistory));
   draw("routing", [st.bfd, st.bgp], () => view.routing(st));
   byId("routing-section").hidden = !st.bfd.length && !st.bgp.length;
@@ -64,6 +72,21 @@ function show(st) {
   byId("no-cluster").hidden = true;
   byId("content").hidden = false;
 }
+
+// traffic is drawn without a message, too: rates fall when nothing happens any more.
+function traffic() {
+  if (!latest) return;
+  const lines = view.traffics(latest, rates, Date.now() / 1000, opened);
+  draw("traffic", lines, () => view.traffic(lines));
+}
+
+byId("traffic").addEventListener("click", (e) => {
+  const service = e.target.closest("summary")?.parentElement;
+  if (!service) return;
+  e.preventDefault(); // the section is drawn anew, opened or closed
+  opened.set(service.dataset.service, !service.open);
+  traffic();
+});
 
 function problem(p) {
   const alone = p.code === "no_cluster";
@@ -85,6 +108,7 @@ const happenings = new Stream("/v1/events?since=24h&follow=true", { event: happe
 function pulse() {
   const live = status.live();
   happenings.live(); // so that it starts anew too
+  if (live) traffic();
   byId("live").dataset.state = live ? "live" : status.heard === null ? "connecting" : "lost";
   text("live-text", live ? "live" : status.heard === null ? "connecting…" : view.lost((Date.now() - status.heard) / 1000));
   byId("content").classList.toggle("stale", !live);

@@ -7,6 +7,18 @@ export const num = (n) => whole.format(n || 0);
 export const big = (n) => (n < 100000 ? whole : short).format(n || 0);
 export const plural = (n, noun) => `${num(n)} ${noun}${n === 1 ? "" : "s"}`;
 
+// scaled is a figure with three digits and a prefix: "1.23 k", "45.6 M".
+function scaled(n, prefixes) {
+  let i = 0;
+  for (; n >= 999.5 && i < prefixes.length - 1; i++) n /= 1000;
+  const digits = n === 0 || n >= 99.95 || (i === 0 && Number.isInteger(n)) ? 0 : n >= 9.995 ? 1 : 2;
+  return `${n.toFixed(digits)} ${prefixes[i]}`;
+}
+
+export const bytes = (n) => scaled(n || 0, ["B", "kB", "MB", "GB", "TB", "PB"]);
+export const bits = (n) => `${scaled(n || 0, ["bit", "kbit", "Mbit", "Gbit", "Tbit"])}/s`;
+export const perSecond = (n) => `${n > 0 && n < 10 ? n.toFixed(1) : big(Math.round(n || 0))}/s`;
+
 export function percent(part, all) {
   if (!all) return "0 %";
   const p = part / all * 100;

@@ -2,9 +2,10 @@
 // here, and nothing is fetched.
 
 import { bar, chip, chips, h, spark, table } from "./dom.js";
-import { age, big, clock, frontend, ms, num, percent, plural, span } from "./format.js";
+import { age, big, bits, bytes, clock, frontend, ms, num, percent, perSecond, plural, span } from "./format.js";
 
 const MAX_SERVICES = 50, MAX_ENDPOINTS = 32;
+const OPEN_BELOW = 12; // so many endpoints in all are shown without being asked for, where there is room
 const empty = (...text) => h("p", { class: "panel empty" }, ...text);
 const code = (text) => h("code", {}, text);
 const panel = (...children) => h("div", { class: "panel" }, ...children);
@@ -104,6 +105,47 @@ export function services(st) {
   const shown = st.services.slice(0, MAX_SERVICES);
   return h("div", {}, shown.map(service),
     st.services.length > shown.length && empty(`and ${plural(st.services.length - shown.length, "more service")}: `, code("pontoon service list")));
+}
+
+const whose = (svc, e) => JSON.stringify([svc.name, e?.address]);
+
+// counted lists whose traffic is shown, as [key, traffic] pairs.
+export const counted = (st) => st.services.slice(0, MAX_SERVICES).flatMap((svc) =>
+  [[whose(svc), svc.traffic], ...svc.endpoints.slice(0, MAX_ENDPOINTS).map((e) => [whose(svc, e), e.traffic])]);
+
+// traffics is what the section on traffic says: words, which change less often than time passes.
+// opened tells by name which services somebody has opened or closed.
+export function traffics(st, rates, now, opened) {
+  const few = st.services.reduce((n, svc) => n + svc.endpoints.length, 0) <= OPEN_BELOW && matchMedia("(min-width: 901px)").matches;
+  const side = (t, r, way) => ({
+    bits: r ? bits(8 * r[`${way}_bytes`]) : "–", packets: r ? perSecond(r[`${way}_packets`]) : "–",
+    bytes: bytes(t[`${way}_bytes`]), count: big(t[`${way}_packets`]),
+  });
+  const line = (name, key, t) => {
+    const r = rates.of(key, now);
+    return { name, active: t.active, fresh: r ? perSecond(r.new) : "–", all: t.new, in: side(t, r, "forward"), out: side(t, r, "reply") };
+  };
+  return st.services.slice(0, MAX_SERVICES).map((svc) => {
+    const open = opened.get(svc.name) ?? few;
+    const eps = open ? svc.endpoints.slice(0, MAX_ENDPOINTS) : [];
+    return { ...line(svc.name, whose(svc), svc.traffic), open, none: !svc.endpoints.length, endpoints: eps.map((e) => line(e.address, whose(svc, e), e.traffic)) };
+  });
+}
+
+export function traffic(list) {
+  if (!list.length) return empty("No services.");
+  const under = (text) => h("span", { class: "under" }, text);
+  const way = (name, of) => ({ name, num: true, show: (l) => [l[of].bits, " · ", `${l[of].packets.replace("/s", "")} packets/s`, under(`${l[of].bytes} · ${l[of].count} packets`)] });
+  const fact = (name, value) => h("span", {}, h("span", { class: "muted" }, `${name} `), value);
+  return h("div", { class: "panel" }, list.map((svc) => h("details", { class: "traffic", open: svc.open, "data-service": svc.name },
+    h("summary", { id: `traffic-${svc.name}` }, h("span", { class: "name" }, svc.name), h("span", { class: "facts" },
+      fact("active", big(svc.active)), fact("new", svc.fresh), fact("in", svc.in.bits), fact("out", svc.out.bits))),
+    svc.none ? h("p", { class: "empty" }, "It has no endpoints.") : svc.open && table(`Traffic of ${svc.name}`, [
+      { name: "Endpoint", show: (l) => l.name === svc.name ? "all, with those that are gone" : address(l.name) },
+      { name: "Active", num: true, show: (l) => num(l.active) },
+      { name: "New", num: true, show: (l) => [l.fresh, under(`${big(l.all)} in all`)] },
+      way("From clients", "in"), way("To clients", "out"),
+    ], [...svc.endpoints, svc]))));
 }
 
 export function replication(st, histories) {
