@@ -15,6 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"pontoon/bpf"
+	"pontoon/bpf/bpftest"
 )
 
 // A driver opens its sockets where its process lives, so each side of a test is
@@ -43,11 +46,75 @@ type report struct {
 	State   string
 	Diag    string
 	Status  Status
+	Echo    EchoStatus
+	Count   int // 1 more than there are paths
 }
 
-// child runs a driver: each line of in is a whole wanted set, or empty to be told
-// how things are; each line of out a report. The end of in ends it.
+// child is what the environment asks for.
 func child(in io.Reader, out io.Writer) error {
+	switch os.Getenv(childVariable) {
+	case "echo":
+		return echoChild(in, out)
+	case "dataplane":
+		return dataplaneChild(in, out)
+	}
+	return driverChild(in, out)
+}
+
+// dataplaneChild loads a data plane on an interface until in ends.
+func dataplaneChild(in io.Reader, out io.Writer) error {
+	d, err := bpf.Open(bpf.Options{PinDir: os.Getenv("PONTOON_TEST_DETECT_PINS"), Interfaces: []string{os.Getenv("PONTOON_TEST_DETECT_LINK")}, MaxFlows: 1024, MaxHalfOpen: 1024})
+	if err != nil {
+		return err
+	}
+	_ = json.NewEncoder(out).Encode(report{At: time.Now(), Changed: true, State: "loaded"})
+	_, _ = io.Copy(io.Discard, in)
+	return d.Close()
+}
+
+// echoChild is driverChild for an Echoer.
+func echoChild(in io.Reader, out io.Writer) error {
+	var mu sync.Mutex
+	enc := json.NewEncoder(out)
+	say := func(r report) {
+		mu.Lock()
+		defer mu.Unlock()
+		r.At = time.Now()
+		_ = enc.Encode(r)
+	}
+	e := NewEchoer(EchoOptions{Notify: func(_ Key, c EchoChange) {
+		say(report{Changed: true, State: c.To.String(), Diag: string(c.Why)})
+	}})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- e.Run(ctx) }()
+	for lines := bufio.NewScanner(in); lines.Scan(); {
+		if lines.Text() == "" {
+			paths := e.Paths()
+			for _, s := range paths {
+				say(report{State: s.State.String(), Echo: s, Count: len(paths) + 1})
+			}
+			if len(paths) == 0 {
+				say(report{Count: 1})
+			}
+			continue
+		}
+		var want []Path
+		if err := json.Unmarshal(lines.Bytes(), &want); err != nil {
+			return err
+		}
+		if err := e.SetPaths(want); err != nil {
+			return err
+		}
+	}
+	cancel()
+	return <-done
+}
+
+// driverChild runs a driver: each line of in is a whole wanted set, or empty to be told
+// how things are; each line of out a report. The end of in ends it.
+func driverChild(in io.Reader, out io.Writer) error {
 	var mu sync.Mutex
 	enc := json.NewEncoder(out)
 	say := func(r report) {
@@ -167,10 +234,23 @@ type end struct {
 	log []report
 }
 
-func (c *cable) driver(at int) *end {
+func (c *cable) driver(at int) *end { return c.child(at, "driver") }
+
+func (c *cable) echoer(at int) *end { return c.child(at, "echo") }
+
+// dataplane loads a data plane at one end, in a process of its own.
+func (c *cable) dataplane(at int) *end {
+	c.t.Helper()
+	pins := bpftest.PinDir(c.t)
+	e := c.child(at, "dataplane", "PONTOON_TEST_DETECT_PINS="+pins, "PONTOON_TEST_DETECT_LINK="+c.links[at])
+	e.await("the data plane is loaded", func(r report) bool { return r.State == "loaded" })
+	return e
+}
+
+func (c *cable) child(at int, kind string, env ...string) *end {
 	c.t.Helper()
 	cmd := c.in(at, os.Args[0])
-	cmd.Env = append(os.Environ(), childVariable+"=1")
+	cmd.Env = append(append(os.Environ(), childVariable+"="+kind), env...)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		c.t.Fatal(err)
@@ -196,12 +276,12 @@ func (c *cable) driver(at int) *end {
 }
 
 // want gives the driver its whole set.
-func (e *end) want(sessions ...Session) {
+func (e *end) want(sessions ...Session) { e.tell(append([]Session{}, sessions...)) }
+
+// tell gives the child a whole wanted set.
+func (e *end) tell(set any) {
 	e.t.Helper()
-	if sessions == nil {
-		sessions = []Session{}
-	}
-	b, err := json.Marshal(sessions)
+	b, err := json.Marshal(set)
 	if err != nil {
 		e.t.Fatal(err)
 	}

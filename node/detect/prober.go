@@ -149,3 +149,12 @@ func ParseEcho(b []byte, cookie func(discr uint32) (uint64, bool)) (discr uint32
 	secret, known := cookie(discr)
 	return discr, sequence, known && binary.BigEndian.Uint64(b[16:]) == secret^sequence
 }
+
+// Configure changes how the path is probed from the next probe on. The state
+// stays, and what was counted so far counts.
+func (p *Prober) Configure(cfg EchoConfig, now time.Time) {
+	p.cfg = cfg.withDefaults()
+	if next := now.Add(p.cfg.Interval); next.Before(p.next) {
+		p.next = next
+	}
+}
