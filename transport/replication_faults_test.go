@@ -121,9 +121,9 @@ func (h replHand) send(b []byte) {
 	}
 }
 
-func (h replHand) greet(from string) {
+func (h replHand) greet(from string, protocols ...uint16) {
 	h.t.Helper()
-	h.send(appendReplGreeting(nil, replProtocolPlain, replOffer{recordSize: replTestRecord, node: from, versions: []uint16{1}}.encode()))
+	h.send(appendReplGreeting(nil, replProtocolPlain, replOffer{recordSize: replTestRecord, node: from, versions: []uint16{1}, protocols: protocols}.encode()))
 	_, body, err := readReplGreeting(h.conn)
 	if err != nil {
 		h.t.Fatal(err)
@@ -202,7 +202,7 @@ func TestReplicationMalformedAnswersEndTheStream(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newReplNet(t, false)
-			a := n.add("a", func(cfg *ReplicationConfig, _ *replTable) { cfg.Dial = handListener(t, n, c.bytes) })
+			a := n.add("a", func(cfg *ReplicationConfig, _ *replTable) { cfg.Dial = handListener(t, n, c.bytes, 1) })
 			a.SetPeers([]ReplicationPeer{{"b", "b"}})
 			replEventually(t, "a says why", func() bool { return strings.Contains(a.status("b").LastError, c.want) })
 		})
@@ -211,7 +211,7 @@ func TestReplicationMalformedAnswersEndTheStream(t *testing.T) {
 
 // handListener answers every stream's greeting, then with the given bytes, and
 // then reads in silence.
-func handListener(t *testing.T, n *replNet, answer []byte) func(context.Context, ReplicationPeer) (net.Conn, error) {
+func handListener(t *testing.T, n *replNet, answer []byte, protocol uint16) func(context.Context, ReplicationPeer) (net.Conn, error) {
 	return func(_ context.Context, p ReplicationPeer) (net.Conn, error) {
 		near, far, err := replConnPair(n.pipe)
 		if err != nil {
@@ -223,7 +223,7 @@ func handListener(t *testing.T, n *replNet, answer []byte) func(context.Context,
 				return
 			}
 			reply := replReply{accepted: true, version: 1, node: p.Node}
-			if _, err := far.Write(append(appendReplGreeting(nil, replProtocolPlain, reply.encode()), answer...)); err != nil {
+			if _, err := far.Write(append(appendReplGreeting(nil, protocol, reply.encode()), answer...)); err != nil {
 				return
 			}
 			buf := make([]byte, 4096)
@@ -293,7 +293,7 @@ func TestReplicationSinkErrorEndsTheStreamAndResyncs(t *testing.T) {
 func TestReplicationSilentPeerIsDownAfterTheStallTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newReplNet(t, true)
-		a := n.add("a", func(c *ReplicationConfig, _ *replTable) { c.Dial = handListener(t, n, nil) })
+		a := n.add("a", func(c *ReplicationConfig, _ *replTable) { c.Dial = handListener(t, n, nil, 1) })
 		b := n.add("b", nil)
 		b.SetPeers([]ReplicationPeer{{"a", "nowhere"}})
 		began := time.Now()
