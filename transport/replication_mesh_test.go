@@ -2,6 +2,7 @@ package transport
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -65,11 +66,14 @@ func (a *replActor) act(n *replNet, op replOp, peer *replNode) {
 	}
 }
 
-func drawMeshOps(rt *rapid.T, label string, longest int) []replOp {
-	kinds := rapid.SampledFrom([]string{
-		"put", "put", "put", "put", "delete", "delete", "late", "late", "late delete",
-		"burst", "flush", "lose", "cut", "stale", "rot", "compare",
-	})
+// replMeshKinds are what may happen anywhere, also in the middle of a snapshot.
+var replMeshKinds = []string{
+	"put", "put", "put", "put", "delete", "delete", "late", "late", "late delete",
+	"burst", "flush", "lose", "cut", "stale", "rot", "compare",
+}
+
+func drawMeshOps(rt *rapid.T, label string, longest int, more ...string) []replOp {
+	kinds := rapid.SampledFrom(slices.Concat(replMeshKinds, more))
 	return rapid.SliceOfN(rapid.Custom(func(rt *rapid.T) replOp {
 		return replOp{kinds.Draw(rt, "kind"), rapid.Uint64Range(0, 40).Draw(rt, "key")}
 	}), 0, longest).Draw(rt, label)
@@ -88,10 +92,18 @@ func TestReplicationMeshConverges(t *testing.T) {
 			actors = append(actors, addReplActor(rt, n, fmt.Sprintf("node%d", i), digests))
 		}
 		n.mesh()
-		for _, op := range drawMeshOps(rt, "operations", 40) {
+		for _, op := range drawMeshOps(rt, "operations", 40, "settle", "settle", "pause", "pause") {
 			i := rapid.IntRange(0, len(actors)-1).Draw(rt, "node")
 			j := (i + rapid.IntRange(1, len(actors)-1).Draw(rt, "peer")) % len(actors)
-			actors[i].act(n, op, actors[j].replNode)
+			a, peer := actors[i], actors[j].replNode
+			switch op.kind {
+			case "settle": // or all would be over before the first snapshot is
+				replEventually(t, "a stream runs", func() bool { return a.status(peer.name).State == ReplicationStreaming })
+			case "pause":
+				replSleep(t.Context(), time.Duration(op.key)*50*time.Microsecond)
+			default:
+				a.act(n, op, peer)
+			}
 		}
 		for _, a := range actors {
 			a.mu.Lock()
