@@ -32,6 +32,7 @@ type replTable struct {
 
 	chunk int                                          // records a snapshot chunk holds
 	step  func(read int)                               // called before each chunk is read
+	after func()                                       // called between reading a chunk and giving it away
 	gate  func(ctx context.Context, peer string) error // called by Apply
 	end   func(ctx context.Context, peer string) error // called by SnapshotEnd
 	fail  func(format string, args ...any)             // a broken promise of the replicator
@@ -97,6 +98,9 @@ func (m *replTable) snapshot(ctx context.Context, wanted func(key uint64) bool) 
 				}
 			}
 			m.mu.Unlock()
+			if m.after != nil {
+				m.after()
+			}
 			if !yield(b.Bytes(), nil) {
 				return
 			}
