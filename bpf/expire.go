@@ -28,26 +28,14 @@ func (d *Dataplane) sweepLoop(ctx context.Context) error {
 			}
 		}
 		start := time.Now()
-		doomed, err := d.sweepOnce(ctx)
+		urgent, err := d.sweepOnce(ctx)
 		if err != nil && ctx.Err() == nil {
 			d.log.Warn("flows not swept", "err", err)
 		}
 		took := time.Since(start)
 		rested = time.Now().Add(doomedCPUShareInverse * took)
-		timer.Reset(d.pause(doomed, time.Now(), took))
+		timer.Reset(d.pause(urgent, time.Now(), took))
 	}
-}
-
-// pause is how long to wait after a sweep that took so long and saw so many doomed connections.
-func (d *Dataplane) pause(doomed int, now time.Time, took time.Duration) time.Duration {
-	pause := sweepCPUShareInverse * took
-	if doomed > 0 {
-		pause = doomedCPUShareInverse * took
-	}
-	if drain, ok := d.endings.next(now); ok {
-		pause = min(pause, drain)
-	}
-	return max(minSweep, pause)
 }
 
 // sweep looks at every entry once, counts, and ends connections: those of which both halves have
@@ -57,11 +45,11 @@ func (d *Dataplane) sweep(ctx context.Context) error {
 	return err
 }
 
-// sweepOnce is sweep; it returns how many connections are doomed.
+// sweepOnce is sweep; it returns how many connections wait for the next one (see pause).
 func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	d.sweepMu.Lock()
 	defer d.sweepMu.Unlock()
-	s := sweeper{d: d, wall: time.Now(), figures: newTally()}
+	s := sweeper{d: d, wall: time.Now(), figures: newTally(), crowded: d.crowded()}
 	before, changes := d.accounts.read(), d.changes()
 	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
 		var err error
@@ -73,7 +61,7 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 				err = s.chunk(m, part)
 			}
 			if err != nil {
-				return s.doomed, fmt.Errorf("sweep: %w", err)
+				return s.doomed + s.urgent, fmt.Errorf("sweep: %w", err)
 			}
 		}
 	}
@@ -84,10 +72,10 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	})
 	s.sendPokes()
 	if s.wall.Sub(d.affinitiesSwept) < affinityEvery {
-		return s.doomed, nil
+		return s.doomed + s.urgent, nil
 	}
 	d.affinitiesSwept = s.wall
-	return s.doomed, d.sweepAffinities(ctx)
+	return s.doomed + s.urgent, d.sweepAffinities(ctx)
 }
 
 // changes counts what changes the number of connections: programs and user space together. Of what
@@ -106,7 +94,9 @@ type sweeper struct {
 	now     instant
 	wall    time.Time
 	figures tally
+	crowded bool
 	doomed  int
+	urgent  int
 	pokes   []poke
 }
 
@@ -150,7 +140,7 @@ const (
 // look judges one half by itself. A reply half goes with its forward half, unless there is none.
 func (s *sweeper) look(c *candidate) why {
 	switch {
-	case s.d.expired(c.key.Proto, &c.seen, s.now):
+	case s.expired(c.key.Proto, &c.seen):
 		return wasIdle
 	case c.seen.reply():
 		return goesOn
@@ -224,7 +214,7 @@ func (s *sweeper) judge(m *ebpf.Map, c *candidate) error {
 		return err
 	}
 	if c.why == wasIdle && paired {
-		if c.stays = !s.d.expired(c.key.Proto, &reply, s.now); c.stays || c.seen.reply() {
+		if c.stays = !s.expired(c.key.Proto, &reply); c.stays || c.seen.reply() {
 			return nil
 		}
 	}
