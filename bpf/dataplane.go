@@ -34,6 +34,7 @@ type Dataplane struct {
 	syncMu sync.Mutex
 	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
 	owners owners
+	half   halfTable
 	snaps  snapshots
 	idle   idleTimes
 	totals totals
@@ -136,6 +137,9 @@ func (d *Dataplane) openObjects() error {
 	if err := d.openMaps(spec); err != nil {
 		return err
 	}
+	if err := d.openHalf(spec); err != nil {
+		return err
+	}
 	d.doomer, err = newDoomer(spec, d.byName)
 	d.spec = spec
 	return err
@@ -176,6 +180,23 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 	d.maps.take(d.byName)
 	return nil
 }
+
+// openHalf opens the half-open table, and tells the programs of spec by which seed it is ordered.
+func (d *Dataplane) openHalf(spec *ebpf.CollectionSpec) error {
+	seed, err := halfSeed(d.maps.Control)
+	if err != nil {
+		return err
+	}
+	if err := spec.Variables[pontoonVarCfgHalfSeed].Set(seed); err != nil {
+		return fmt.Errorf("set the seed of the half-open table: %w", err)
+	}
+	return d.half.open(d.maps.HalfOpen, seed)
+}
+
+// flowTables are the tables that hold halves of connections, established ones first.
+func (d *Dataplane) flowTables() []flowTable { return []flowTable{d.flowTable(), &d.half} }
+
+func (d *Dataplane) flowTable() flowTable { return hashTable{d.maps.Flows} }
 
 // openAccounts takes stock of what was found in the maps.
 func (d *Dataplane) openAccounts() error {
@@ -279,7 +300,7 @@ func (d *Dataplane) close() error {
 		d.clock.close()
 	}
 	d.doomer.close()
-	errs = append(errs, d.accounts.close(), d.poker.close(), d.programs.close())
+	errs = append(errs, d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

@@ -39,7 +39,7 @@ func endedBench(t *testing.T, policy Policy, change func(*Options)) (*bench, Ser
 // halves returns what stands in the flow table for a client port, forward half first.
 func (b *bench) halves(port uint16) []pontoonFlow {
 	b.tb.Helper()
-	for c, err := range connections(context.Background(), b.maps.Flows) {
+	for c, err := range connections(context.Background(), b.flowTable()) {
 		if err != nil {
 			b.tb.Fatal(err)
 		}

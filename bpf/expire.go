@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
-
-	"github.com/cilium/ebpf"
 )
 
 // sweepLoop takes out the flows whose time is over. The pause after a sweep is twenty times the
@@ -51,12 +49,12 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	defer d.sweepMu.Unlock()
 	s := sweeper{d: d, wall: time.Now(), figures: newTally(), crowded: d.crowded()}
 	before, changes := d.accounts.read(), d.changes()
-	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
+	for _, m := range d.flowTables() {
 		var err error
 		if s.now, err = d.clock.now(); err != nil {
 			return 0, fmt.Errorf("sweep: %w", err)
 		}
-		for part, err := range dump(ctx, m) {
+		for part, err := range m.dump(ctx) {
 			if err == nil {
 				err = s.chunk(m, part)
 			}
@@ -102,7 +100,7 @@ type sweeper struct {
 
 // chunk counts what stays. Of a connection that goes, neither half is counted, whichever of them
 // the dump brings first.
-func (s *sweeper) chunk(m *ebpf.Map, part chunk) error {
+func (s *sweeper) chunk(m flowTable, part chunk) error {
 	var candidates []candidate
 	for i := range part.keys {
 		c := candidate{key: part.keys[i], seen: part.values[i]}
@@ -118,8 +116,8 @@ func (s *sweeper) chunk(m *ebpf.Map, part chunk) error {
 	return s.end(m, candidates)
 }
 
-func (s *sweeper) count(m *ebpf.Map, c *candidate) {
-	if m == s.d.maps.Flows {
+func (s *sweeper) count(m flowTable, c *candidate) {
+	if m == s.d.flowTable() {
 		s.figures.count(&c.seen)
 	} else if !c.seen.reply() {
 		s.figures.halfOpen++
@@ -171,7 +169,7 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 }
 
 // end decides about candidates and carries out what was decided.
-func (s *sweeper) end(m *ebpf.Map, candidates []candidate) error {
+func (s *sweeper) end(m flowTable, candidates []candidate) error {
 	s.d.flowMu.Lock()
 	defer s.d.flowMu.Unlock()
 	var gone removal
@@ -207,7 +205,7 @@ type candidate struct {
 }
 
 // judge reads everything again: a packet may have come by since the dump.
-func (s *sweeper) judge(m *ebpf.Map, c *candidate) error {
+func (s *sweeper) judge(m flowTable, c *candidate) error {
 	var reply pontoonFlow
 	paired, err := partner(m, &c.key, &c.seen, &reply)
 	if err != nil {
@@ -219,7 +217,7 @@ func (s *sweeper) judge(m *ebpf.Map, c *candidate) error {
 		}
 	}
 	var current pontoonFlow
-	found, err := lookup(m, c.key, &current)
+	found, err := m.find(c.key, &current)
 	if err != nil || !found {
 		return err
 	}
@@ -240,9 +238,9 @@ func (s *sweeper) judge(m *ebpf.Map, c *candidate) error {
 }
 
 // decide is about whole connections, or what there is of them.
-func (s *sweeper) decide(m *ebpf.Map, c *candidate, whole *connection, paired bool) error {
+func (s *sweeper) decide(m flowTable, c *candidate, whole *connection, paired bool) error {
 	f := &whole.forward
-	established := m == s.d.maps.Flows && FlowState(f.State) != StateClosed
+	established := m == s.d.flowTable() && FlowState(f.State) != StateClosed
 	switch {
 	case c.why == isDoomed:
 		if f.told() && (!paired || whole.reply.told()) {
@@ -254,7 +252,7 @@ func (s *sweeper) decide(m *ebpf.Map, c *candidate, whole *connection, paired bo
 	case c.why == isReset && established:
 		c.stays = true
 		return s.doom(whole, paired, s.d.idle.fixed.told(whole.key.Proto))
-	case c.why == isReset && m == s.d.maps.Flows: // closed: its last packets may still come
+	case c.why == isReset && m == s.d.flowTable(): // closed: its last packets may still come
 		c.stays = true
 		return nil
 	case c.why == wasIdle && established && !f.doomed() && s.d.resets(f, s.now):
@@ -265,7 +263,7 @@ func (s *sweeper) decide(m *ebpf.Map, c *candidate, whole *connection, paired bo
 	if paired {
 		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, f)}
 	}
-	if m == s.d.maps.Flows && s.d.answersFor(f) {
+	if m == s.d.flowTable() && s.d.answersFor(f) {
 		c.record = whole.appendRecord(nil, s.now, opDelete, reasonExpire)
 	}
 	return nil

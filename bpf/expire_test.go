@@ -21,8 +21,8 @@ func (b *bench) age(by time.Duration, which func(*pontoonFlow) bool) {
 		b.tb.Fatal(err)
 	}
 	back := uint32(now.ticks(by))
-	for _, m := range b.flowMaps() {
-		for part, err := range dump(context.Background(), m) {
+	for _, m := range b.flowTables() {
+		for part, err := range m.dump(context.Background()) {
 			if err != nil {
 				b.tb.Fatal(err)
 			}
@@ -32,9 +32,7 @@ func (b *bench) age(by time.Duration, which func(*pontoonFlow) bool) {
 				}
 				part.values[i].LastSeen -= back
 				part.values[i].Created -= back >> createdShift
-				if err := m.Put(part.keys[i], part.values[i]); err != nil {
-					b.tb.Fatal(err)
-				}
+				b.put(m, part.keys[i], part.values[i])
 			}
 		}
 	}
@@ -95,10 +93,10 @@ func TestEveryStateHasItsTimeout(t *testing.T) {
 			if n := len(b.flows()); n != 0 {
 				t.Fatalf("%d flows two seconds after the timeout", n)
 			}
-			for _, m := range b.flowMaps() {
-				for part := range dump(context.Background(), m) {
+			for _, m := range b.flowTables() {
+				for part := range m.dump(context.Background()) {
 					if len(part.keys) > 0 {
-						t.Errorf("%d halves are left in %s", len(part.keys), m)
+						t.Errorf("%d halves are left in %T", len(part.keys), m)
 					}
 				}
 			}

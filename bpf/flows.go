@@ -29,8 +29,7 @@ type Flow struct {
 	Ended     bool // by user space; whoever still sends is told so
 }
 
-// dump yields the content of a flow map in chunks. The slices are valid until the next turn.
-// Entries that come and go meanwhile may be missed; those that stay are seen once.
+// dump yields the content of a flow map; see flowTable.
 func dump(ctx context.Context, m *ebpf.Map) iter.Seq2[chunk, error] {
 	return func(yield func(chunk, error) bool) {
 		var cursor ebpf.MapBatchCursor
@@ -64,9 +63,9 @@ type chunk struct {
 
 // connections yields every connection of a flow map: its forward half, and the reply half as far
 // as it is there.
-func connections(ctx context.Context, m *ebpf.Map) iter.Seq2[connection, error] {
+func connections(ctx context.Context, m flowTable) iter.Seq2[connection, error] {
 	return func(yield func(connection, error) bool) {
-		for part, err := range dump(ctx, m) {
+		for part, err := range m.dump(ctx) {
 			if err != nil {
 				yield(connection{}, err)
 				return
@@ -81,7 +80,7 @@ func connections(ctx context.Context, m *ebpf.Map) iter.Seq2[connection, error] 
 }
 
 // connections yields those whose forward half is in the chunk. It ends after an error.
-func (part chunk) connections(m *ebpf.Map) iter.Seq2[connection, error] {
+func (part chunk) connections(m flowTable) iter.Seq2[connection, error] {
 	return func(yield func(connection, error) bool) {
 		for i := range part.keys {
 			c := connection{key: part.keys[i], forward: part.values[i]}
@@ -141,7 +140,7 @@ func (c *connection) flow(now instant) Flow {
 // tables while they change: see dump. It ends after yielding an error.
 func (d *Dataplane) Flows(ctx context.Context) iter.Seq2[Flow, error] {
 	return func(yield func(Flow, error) bool) {
-		for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
+		for _, m := range d.flowTables() {
 			now, err := d.clock.now()
 			if err != nil {
 				yield(Flow{}, fmt.Errorf("list flows: %w", err))
@@ -166,7 +165,7 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
 	removed := 0
-	for _, m := range []*ebpf.Map{d.maps.Flows, d.maps.HalfOpen} {
+	for _, m := range d.flowTables() {
 		now, err := d.clock.now()
 		if err != nil {
 			return removed, fmt.Errorf("flush service %d: %w", service, err)
@@ -182,7 +181,7 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 			}
 			removed++
 			gone.add(c.key, &c.forward)
-			if m == d.maps.Flows {
+			if m == d.flowTable() {
 				records = c.appendRecord(records, now, opDelete, reasonClose)
 			}
 		}

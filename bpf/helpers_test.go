@@ -235,7 +235,21 @@ func sourceOf(mode Mode) netip.Addr {
 	return netip.Addr{}
 }
 
-func (b *bench) flowMaps() []*ebpf.Map { return []*ebpf.Map{b.maps.Flows, b.maps.HalfOpen} }
+// put writes over an entry of either table that is there, as programs do.
+func (b *bench) put(table flowTable, key pontoonFlowKey, value pontoonFlow) {
+	b.tb.Helper()
+	if table == b.flowTable() {
+		if err := b.maps.Flows.Put(key, value); err != nil {
+			b.tb.Fatal(err)
+		}
+		return
+	}
+	bucket, way, _ := b.half.place(&key)
+	if bucket == nil {
+		b.tb.Fatalf("%+v is not half-open", key)
+	}
+	bucket.Slot[way].F = value
+}
 
 // sourcesOf is sourceOf as an endpoint has it.
 func sourcesOf(mode Mode) []netip.Addr {

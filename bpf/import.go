@@ -57,7 +57,7 @@ func (d *Dataplane) recordsOf(part chunk) ([]byte, error) {
 		return nil, err
 	}
 	records := make([]byte, 0, len(part.keys)*RecordSize)
-	for c, err := range part.connections(d.maps.Flows) {
+	for c, err := range part.connections(d.flowTable()) {
 		if err != nil {
 			return nil, err
 		}
@@ -261,7 +261,7 @@ const doubt = 100 * time.Millisecond
 // replace prepares for writing over the local entry of the same client tuple; true: it stays.
 func (in *importer) replace(c *connection, local *pontoonFlow, reason uint8) (bool, error) {
 	l := connection{key: c.key, forward: *local}
-	paired, err := partner(in.d.maps.Flows, &c.key, local, &l.reply)
+	paired, err := partner(in.d.flowTable(), &c.key, local, &l.reply)
 	if err != nil {
 		return false, err
 	}
@@ -300,7 +300,7 @@ func (in *importer) evict(c *connection, key pontoonFlowKey) (bool, error) {
 	}
 	var gone removal
 	var forward pontoonFlow
-	paired, err := partner(in.d.maps.Flows, &key, &held, &forward)
+	paired, err := partner(in.d.flowTable(), &key, &held, &forward)
 	switch {
 	case err != nil:
 		return false, err
@@ -334,7 +334,7 @@ func (in *importer) remove(c *connection) error {
 	in.result.Deleted++
 	var gone removal
 	gone.add(c.key, &local)
-	return in.d.remove(in.d.maps.Flows, gone)
+	return in.d.remove(in.d.flowTable(), gone)
 }
 
 // take deletes, after what waits has been written.
@@ -342,7 +342,7 @@ func (in *importer) take(gone removal) error {
 	if err := in.flush(); err != nil {
 		return err
 	}
-	return in.d.remove(in.d.maps.Flows, gone)
+	return in.d.remove(in.d.flowTable(), gone)
 }
 
 // flush writes what was gathered. What finds no room is counted, not an error: the connections

@@ -181,9 +181,7 @@ func TestHandshakeSurvivesTheLossOfItsReplyHalf(t *testing.T) {
 	b.sync(service(ModeFullNAT, endpoint1))
 	forget := func(key pontoonFlowKey) {
 		t.Helper()
-		if err := b.maps.HalfOpen.Delete(key); err != nil {
-			t.Fatal(err)
-		}
+		b.lose(key)
 	}
 	_, out := b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.SYN})
 	snat, _ := tuple(out)
@@ -216,13 +214,11 @@ func TestTupleGivenAwayMeanwhileIsNotUsed(t *testing.T) {
 		Sport: swap16(endpoint1.Port()), Dport: swap16(snat.Port()), Proto: protoTCP,
 	}
 	var half pontoonFlow
-	if err := b.maps.HalfOpen.Lookup(reply, &half); err != nil {
-		t.Fatal(err)
+	if found, err := b.half.find(reply, &half); err != nil || !found {
+		t.Fatal(found, err)
 	}
-	half.NewDport = swap16(1) // the LRU lost it and another client got the tuple
-	if err := b.maps.HalfOpen.Put(reply, half); err != nil {
-		t.Fatal(err)
-	}
+	half.NewDport = swap16(1) // it gave way, and another client got the tuple
+	b.put(&b.half, reply, half)
 	action, _ := b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK})
 	if action != actDrop || b.drops("snat_conflict") != 1 || entriesOf(t, b.Dataplane) != 0 {
 		t.Errorf("action %d, drops %v", action, b.Stats().Drops)

@@ -62,7 +62,7 @@ var transient = map[string]bool{
 // sizes writes the wanted sizes of maps into spec and asks for pinning by name.
 func sizes(spec *ebpf.CollectionSpec, opts Options) {
 	spec.Maps[pontoonMapFlows].MaxEntries = 2 * opts.MaxFlows
-	spec.Maps[pontoonMapHalfOpen].MaxEntries = 2 * opts.MaxHalfOpen
+	spec.Maps[pontoonMapHalfOpen].MaxEntries = halfBuckets(opts.MaxHalfOpen)
 	spec.Maps[pontoonMapEvents].MaxEntries = opts.EventsBytes
 	for name, m := range spec.Maps {
 		if !transient[name] && !strings.HasPrefix(name, ".") {
@@ -80,12 +80,13 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 	}
 	delete(spec.Maps, pontoonMapClocks)
 	settings := map[string]any{
-		pontoonVarCfgSlot:       opts.Slot,
-		pontoonVarCfgHz:         uint32(hz),
-		pontoonVarCfgMaxFlows:   spec.Maps[pontoonMapFlows].MaxEntries / 2,
-		pontoonVarCfgNextHopTtl: uint32(hz * nextHopSeconds),
-		pontoonVarCfgXdpMax:     opts.XDPMax,
-		pontoonVarCfgXdpFrags:   xdpFrags(spec),
+		pontoonVarCfgSlot:        opts.Slot,
+		pontoonVarCfgHz:          uint32(hz),
+		pontoonVarCfgHalfBuckets: spec.Maps[pontoonMapHalfOpen].MaxEntries,
+		pontoonVarCfgMaxFlows:    spec.Maps[pontoonMapFlows].MaxEntries / 2,
+		pontoonVarCfgNextHopTtl:  uint32(hz * nextHopSeconds),
+		pontoonVarCfgXdpMax:      opts.XDPMax,
+		pontoonVarCfgXdpFrags:    xdpFrags(spec),
 	}
 	for name, value := range settings {
 		if err := spec.Variables[name].Set(value); err != nil {
@@ -97,7 +98,7 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 
 // adoptSizes compares every map of spec with what is pinned in dir. A map that was made with
 // another size keeps it: the flows in it are worth more than the number. Any other difference is
-// an error that names it. The result says whether the flow table was there.
+// an error that names it, but for half-open connections, which last seconds. The result says whether the flow table was there.
 func adoptSizes(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (bool, error) {
 	names := make([]string, 0, len(spec.Maps))
 	for name := range spec.Maps {
@@ -105,6 +106,7 @@ func adoptSizes(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (bool, 
 	}
 	sort.Strings(names)
 	adopted := false
+	var outdated []string
 	var errs []error
 	for _, name := range names {
 		m := spec.Maps[name]
@@ -118,7 +120,12 @@ func adoptSizes(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (bool, 
 		if err != nil {
 			return false, fmt.Errorf("open pinned map %s: %w", name, err)
 		}
-		if err := sameLayout(m, pinned); err != nil {
+		if err := sameLayout(m, pinned); err != nil && name == pontoonMapHalfOpen {
+			log.Warn("half-open connections are not taken over: their clients will ask again", "reason", err)
+			outdated = append(outdated, filepath.Join(dir, name))
+			_ = pinned.Close()
+			continue
+		} else if err != nil {
 			errs = append(errs, fmt.Errorf("pinned map %s: %w", name, err))
 		}
 		if m.MaxEntries != pinned.MaxEntries() {
@@ -131,7 +138,15 @@ func adoptSizes(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (bool, 
 	if len(errs) > 0 {
 		errs = append(errs, errors.New("made by another version; leave the cluster on this node or remove the pins to start afresh"))
 	}
-	return adopted, errors.Join(errs...)
+	if len(errs) > 0 {
+		return adopted, errors.Join(errs...)
+	}
+	for _, pin := range outdated {
+		if err := os.Remove(pin); err != nil {
+			return adopted, fmt.Errorf("remove a map of another layout: %w", err)
+		}
+	}
+	return adopted, nil
 }
 
 // sameLayout compares what decides how bytes in the map are read.

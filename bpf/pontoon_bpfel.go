@@ -69,7 +69,7 @@ type pontoonClock struct {
 type pontoonControlBlock struct {
 	_          structs.HostLayout
 	Generation uint32
-	Pad        uint32
+	HalfSeed   uint32
 }
 
 type pontoonCounter uint32
@@ -124,6 +124,7 @@ const (
 	pontoonCounterCOUNTER_EXPIRED        pontoonCounter = 53
 	pontoonCounterCOUNTER_ANSWER_LIMITED pontoonCounter = 54
 	pontoonCounterCOUNTER_ECHOED         pontoonCounter = 55
+	pontoonCounterCOUNTER_HALF_EVICTED   pontoonCounter = 56
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
@@ -261,6 +262,20 @@ type pontoonFragmentKey struct {
 	Id    uint32
 	Proto uint8
 	Pad   [3]uint8
+}
+
+type pontoonHalfBucket struct {
+	_    structs.HostLayout
+	Lock uint32
+	Next uint32
+	Used uint32
+	Tag  [8]uint32
+	Pad  [5]uint32
+	Slot [8]struct {
+		_   structs.HostLayout
+		Key pontoonFlowKey
+		F   pontoonFlow
+	}
 }
 
 type pontoonMarks struct {
@@ -632,6 +647,8 @@ const (
 	pontoonProgPontoonXdpSlow  = "pontoon_xdp_slow"
 	pontoonProgPontoonXlat     = "pontoon_xlat"
 	pontoonProgPontoonXlatIcmp = "pontoon_xlat_icmp"
+	pontoonVarCfgHalfBuckets   = "cfg_half_buckets"
+	pontoonVarCfgHalfSeed      = "cfg_half_seed"
 	pontoonVarCfgHz            = "cfg_hz"
 	pontoonVarCfgMaxFlows      = "cfg_max_flows"
 	pontoonVarCfgNextHopTtl    = "cfg_next_hop_ttl"
@@ -745,6 +762,8 @@ type pontoonMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonVariableSpecs struct {
+	CfgHalfBuckets  *ebpf.VariableSpec `ebpf:"cfg_half_buckets"`
+	CfgHalfSeed     *ebpf.VariableSpec `ebpf:"cfg_half_seed"`
 	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
 	CfgMaxFlows     *ebpf.VariableSpec `ebpf:"cfg_max_flows"`
 	CfgNextHopTtl   *ebpf.VariableSpec `ebpf:"cfg_next_hop_ttl"`
@@ -849,6 +868,8 @@ func (m *pontoonMaps) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonVariables struct {
+	CfgHalfBuckets  *ebpf.Variable `ebpf:"cfg_half_buckets"`
+	CfgHalfSeed     *ebpf.Variable `ebpf:"cfg_half_seed"`
 	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`
 	CfgMaxFlows     *ebpf.Variable `ebpf:"cfg_max_flows"`
 	CfgNextHopTtl   *ebpf.Variable `ebpf:"cfg_next_hop_ttl"`

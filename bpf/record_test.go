@@ -52,7 +52,7 @@ func (b *bench) whole() {
 		for i := range part.keys {
 			f := part.values[i]
 			var other pontoonFlow
-			found, err := partner(b.maps.Flows, &part.keys[i], &f, &other)
+			found, err := partner(b.flowTable(), &part.keys[i], &f, &other)
 			if err != nil {
 				b.tb.Fatal(err)
 			}

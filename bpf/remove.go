@@ -16,16 +16,16 @@ type removal struct {
 // remove deletes both kinds; keys that are gone already are no error. Call with flowMu held.
 // A forward half in the flow table goes by a call of its own, because only the kernel knows
 // whether it was still there, and open or closed, at that moment.
-func (d *Dataplane) remove(m *ebpf.Map, r removal) error {
-	if m != d.maps.Flows {
-		return deleteKeys(m, append(r.replies, r.forwards...))
+func (d *Dataplane) remove(m flowTable, r removal) error {
+	if m != d.flowTable() {
+		return m.drop(append(r.replies, r.forwards...))
 	}
 	for i := range r.forwards {
 		if err := d.removeForward(r.forwards[i]); err != nil {
 			return err
 		}
 	}
-	return deleteKeys(m, r.replies)
+	return m.drop(r.replies)
 }
 
 // removeForward takes one forward half out of the flow table.
@@ -70,12 +70,12 @@ func deleteKeys(m *ebpf.Map, keys []pontoonFlowKey) error {
 
 // partner looks for the other half of the connection whose half f stands under key. It is false
 // for a connection of one half, and when its key belongs to another connection.
-func partner(m *ebpf.Map, key *pontoonFlowKey, f, other *pontoonFlow) (bool, error) {
+func partner(m flowTable, key *pontoonFlowKey, f, other *pontoonFlow) (bool, error) {
 	if f.oneHalf() {
 		return false, nil
 	}
 	okey := otherKey(key, f)
-	found, err := lookup(m, okey, other)
+	found, err := m.find(okey, other)
 	return found && other.reply() != f.reply() && otherKey(&okey, other) == *key, err
 }
 

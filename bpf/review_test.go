@@ -20,10 +20,14 @@ func keyOf(src, dst netip.AddrPort) pontoonFlowKey {
 	}
 }
 
-// lose takes one half out of the half-open table, as its LRU does in a flood.
+// lose takes one half out of the half-open table, as if it had given way in a flood.
 func (b *bench) lose(key pontoonFlowKey) {
 	b.tb.Helper()
-	if err := b.maps.HalfOpen.Delete(key); err != nil {
+	var half pontoonFlow
+	if found, err := b.half.find(key, &half); err != nil || !found {
+		b.tb.Fatalf("%+v is not half-open: %v", key, err)
+	}
+	if err := b.half.drop([]pontoonFlowKey{key}); err != nil {
 		b.tb.Fatal(err)
 	}
 }

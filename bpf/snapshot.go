@@ -112,5 +112,5 @@ func (d *Dataplane) removeUnnamed(part chunk, owner uint8, now instant) (int, er
 			gone.add(key, &f)
 		}
 	}
-	return len(gone.forwards), d.remove(d.maps.Flows, gone)
+	return len(gone.forwards), d.remove(d.flowTable(), gone)
 }

@@ -102,6 +102,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_EXPIRED:        "expired",
 	pontoonCounterCOUNTER_ANSWER_LIMITED: "answer_limited",
 	pontoonCounterCOUNTER_ECHOED:         "echoed",
+	pontoonCounterCOUNTER_HALF_EVICTED:   "half_open_evicted",
 	pontoonCounterCOUNTER_REFUSED:        "refused",
 	pontoonCounterCOUNTER_CREATED:        "created",
 	pontoonCounterCOUNTER_PROMOTED:       "promoted",

@@ -82,6 +82,7 @@ type goods struct {
 	maps     map[string]*ebpf.Map
 	own      []*ebpf.Map // of the programs alone: what they remember between packets
 	programs programs
+	seed     uint32          // of the half-open table, which the programs know
 	tails    int             // programs that are jumped to
 	ids      map[uint32]bool // of services and endpoints that may stand in the maps
 }
@@ -137,7 +138,7 @@ func goodsOf(d *Dataplane) (*goods, error) {
 		g.maps[name] = c.table(m)
 	}
 	g.programs, g.clock, g.doomer = c.set(d.programs), c.clock(*d.clock), doomer{c.program(d.doomer.program)}
-	g.tails = len(g.jumps())
+	g.tails, g.seed = len(g.jumps()), d.half.seed
 	own, err := g.ownMaps()
 	g.own = own
 	return g, errors.Join(c.err, err)
@@ -210,7 +211,7 @@ func (g *goods) lend(d *Dataplane) error {
 		return c.err
 	}
 	d.maps.take(d.byName)
-	var errs []error
+	errs := []error{d.maps.Control.Put(uint32(0), pontoonControlBlock{HalfSeed: g.seed}), d.half.open(d.maps.HalfOpen, g.seed)}
 	for name, m := range d.byName {
 		errs = append(errs, m.Pin(filepath.Join(d.mapDir(), name)))
 	}
@@ -265,6 +266,12 @@ func (g *goods) clear() error {
 			if err = a.open(m, nil); err == nil {
 				clear(a.counts)
 				err = a.close()
+			}
+		case pontoonMapHalfOpen:
+			var t halfTable
+			if err = t.open(m, g.seed); err == nil {
+				clear(t.buckets)
+				err = t.close()
 			}
 		case pontoonMapEndpoints, pontoonMapWork, pontoonMapTraffic:
 			err = zero(m, slices.Collect(maps.Keys(g.ids)))

@@ -85,7 +85,7 @@ func TestNothingIsLostWhenBothHalvesChangeAtOnce(t *testing.T) {
 	}
 	wait.Wait()
 	n := 0
-	for c, err := range connections(t.Context(), b.maps.Flows) {
+	for c, err := range connections(t.Context(), b.flowTable()) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -2,7 +2,7 @@
 /* What is counted of flows: traffic by endpoint, and how many connections there are. */
 #pragma once
 
-#include "maps.h"
+#include "half.h"
 
 /* touch stamps and counts one more packet of f, and of its endpoint. */
 static __always_inline void touch(struct flow *f, const struct packet *p)

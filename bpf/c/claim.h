@@ -12,13 +12,13 @@ static __always_inline struct flow *claim(const struct flow_key *rkey, const str
 {
 	struct flow *held;
 
-	*err = bpf_map_update_elem(&half_open, rkey, rev, BPF_NOEXIST);
+	*err = half_insert(rkey, rev, 1);
 	if (*err)
 		return NULL;
 	held = bpf_map_lookup_elem(&flows, rkey);
 	if (!held)
 		return NULL;
-	bpf_map_delete_elem(&half_open, rkey);
+	half_delete(rkey);
 	*err = -EEXIST;
 	return held->state == FLOW_CLOSED ? held : NULL;
 }
@@ -35,7 +35,7 @@ static __noinline int take_over(const struct packet *p, const struct flow_key *r
 		remove_flow(p, rkey, held);
 		count(COUNTER_TAKEN_OVER);
 	}
-	return bpf_map_update_elem(&half_open, rkey, rev, BPF_NOEXIST);
+	return half_insert(rkey, rev, 1);
 }
 
 /* claim_snat finds a source port of this node's range that is free towards the endpoint of the
@@ -86,9 +86,9 @@ static __noinline int claim_dnat(const struct packet *p, const struct flow_key *
 		return 0;
 	if (held)
 		return take_over(p, rkey, rev);
-	/* Left of an earlier packet of the same connection, whose entry the LRU has thrown out? */
-	held = bpf_map_lookup_elem(&half_open, rkey);
+	/* Left of an earlier packet of the same connection, whose entry gave way? */
+	held = half_lookup(rkey);
 	if (!held || !mirrors(&p->key, held))
 		return -EEXIST;
-	return bpf_map_update_elem(&half_open, rkey, rev, BPF_ANY);
+	return half_insert(rkey, rev, 0);
 }

@@ -21,6 +21,7 @@
  * constants that live outside them are written out. */
 #define AF_INET 2
 #define AF_INET6 10
+#define EBUSY 16
 #define EEXIST 17
 #define ICMP_ECHO_REQUEST 8
 #define ICMP6_ECHO_REQUEST 128
@@ -96,6 +97,25 @@ struct flow {
 };
 
 #define CREATED_SHIFT 6
+
+/* The half-open table (half.h). */
+#define HALF_WAYS 8
+#define HALF_FACTOR 0x9fb21c651e98df25ULL
+
+struct half_slot {
+	struct flow_key key;
+	struct flow f;
+};
+
+/* The first cache line of a bucket says which places are taken, and by whom. */
+struct half_bucket {
+	__u32 lock; /* held while an entry is put in */
+	__u32 next; /* place to give away next */
+	__u32 used; /* one bit for each place: in use since it was made */
+	__u32 tag[HALF_WAYS]; /* a part of the hash; 0: free */
+	__u32 pad[5];
+	struct half_slot slot[HALF_WAYS];
+};
 
 enum nat_mode {
 	MODE_FULLNAT = 1,
@@ -269,7 +289,7 @@ struct station {
 /* Written by user space, read by the program. */
 struct control_block {
 	__u32 generation; /* of the next-hop cache */
-	__u32 pad;
+	__u32 half_seed;  /* of the half-open table's hash; for the next who opens the maps */
 };
 
 struct clock {
@@ -386,6 +406,7 @@ enum counter {
 	COUNTER_EXPIRED = 53,           /* "time exceeded" answers sent */
 	COUNTER_ANSWER_LIMITED = 54,    /* ICMP errors not sent: too many this second */
 	COUNTER_ECHOED = 55,            /* neighbours' probes sent back */
+	COUNTER_HALF_EVICTED = 56,      /* half-open entries that gave way to newer ones */
 	COUNTER_MAX = 64,
 };
 
@@ -531,6 +552,8 @@ _Static_assert(sizeof(struct trace_step) == 8, "trace_step");
 _Static_assert(sizeof(struct addr) == 16, "addr");
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 _Static_assert(sizeof(struct flow) == 64, "flow");
+_Static_assert(offsetof(struct half_bucket, slot) == 64, "half_bucket.slot");
+_Static_assert(sizeof(struct half_bucket) == 896, "half_bucket");
 _Static_assert(offsetof(struct flow, service) == 36, "flow.service");
 _Static_assert(offsetof(struct flow, last_seen) == 40, "flow.last_seen");
 _Static_assert(offsetof(struct flow, state) == 48, "flow.state");

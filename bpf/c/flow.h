@@ -33,17 +33,17 @@ static __always_inline int mirrors(const struct flow_key *key, const struct flow
 	       other->new_dport == key->sport && other->new_sport == key->dport;
 }
 
-/* other_half returns the other half of the connection whose half f stands under key, and its
- * key. What stands there may belong to another connection, when f is what is left of one. */
-static __always_inline struct flow *other_half(void *map, const struct flow_key *key,
-					       const struct flow *f, struct flow_key *okey)
+/* other_half returns the other half, in flows, of the connection whose half f stands under key, and
+ * its key. What stands there may belong to another connection, when f is what is left of one. */
+static __always_inline struct flow *other_half(const struct flow_key *key, const struct flow *f,
+					       struct flow_key *okey)
 {
 	struct flow *other;
 
 	other_key(okey, key, f);
 	if (one_half(f))
 		return NULL;
-	other = bpf_map_lookup_elem(map, okey);
+	other = bpf_map_lookup_elem(&flows, okey);
 	return other && mirrors(key, other) ? other : NULL;
 }
 
@@ -58,7 +58,7 @@ static __noinline int remove_flow(const struct packet *p, const struct flow_key 
 	__u32 endpoint = f->endpoint;
 	long mine, theirs = 0;
 
-	other = other_half(&flows, key, f, &okey);
+	other = other_half(key, f, &okey);
 	emit(p, key, f, other, EVENT(RECORD_DELETE, RECORD_CLOSE));
 	if (other)
 		theirs = bpf_map_delete_elem(&flows, &okey);
@@ -189,7 +189,7 @@ static __always_inline int doom(const struct ending *e)
 
 	if (!f || f->flags & FLOW_F_REPLY || f->created != e->created || f->endpoint != e->endpoint)
 		return 0;
-	other = other_half(&flows, &e->key, f, &okey);
+	other = other_half(&e->key, f, &okey);
 	f->last_seen = e->last_seen;
 	change_word(f, FLOW_F_DOOMED, 0);
 	if (!other)
@@ -224,7 +224,7 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	}
 	if (f->flags & FLOW_F_DOOMED)
 		return doomed_step(p, f);
-	other = other_half(&flows, &p->key, f, &okey);
+	other = other_half(&p->key, f, &okey);
 	if (f->flags & FLOW_F_REPLICA && change_word(f, 0, FLOW_F_REPLICA)) {
 		if (other)
 			change_word(other, 0, FLOW_F_REPLICA);
@@ -273,12 +273,12 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 	count(COUNTER_PROMOTED);
 	h->state = FLOW_ESTABLISHED;
 	emit(p, &p->key, h, NULL, EVENT(RECORD_UPDATE, RECORD_NEW));
-	bpf_map_delete_elem(&half_open, &p->key);
+	half_delete(&p->key);
 	return V_CONTINUE;
 }
 
 /* promote moves a connection from half_open to flows. The other half is built anew when the
- * LRU has already thrown it out, so a flood cannot break a handshake that is under way.
+ * table has already given its place away, so a flood cannot break a handshake that is under way.
  * V_CONTINUE: the flow table has the packet's entry now, and h is no longer to be looked at. */
 static __noinline int promote(const struct packet *p, struct flow *h)
 {
@@ -288,9 +288,9 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 	long err;
 
 	other_key(&okey, &p->key, h);
-	other = bpf_map_lookup_elem(&half_open, &okey);
+	other = half_lookup(&okey);
 	if (other && !mirrors(&p->key, other)) {
-		bpf_map_delete_elem(&half_open, &p->key);
+		half_delete(&p->key);
 		return drop(DROP_SNAT_CONFLICT);
 	}
 	v.state = FLOW_ESTABLISHED;
@@ -319,25 +319,53 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 	count(COUNTER_PROMOTED);
 	h->state = FLOW_ESTABLISHED; /* what the record is to say; deleted below */
 	emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
-	bpf_map_delete_elem(&half_open, &okey);
-	bpf_map_delete_elem(&half_open, &p->key);
+	half_delete(&okey);
+	half_delete(&p->key);
 	return V_CONTINUE;
+}
+
+/* mark_half sets the state of the half under key, if it is the one that from points to (NULL: any).
+ * One that the endpoint has accepted is in use. */
+static __noinline int mark_half(const struct flow_key *key, const struct flow_key *from,
+				__u32 state)
+{
+	__u32 way;
+	struct half_bucket *b = half_find(key, &way);
+	struct flow *h;
+
+	if (!b)
+		return 0;
+	h = &b->slot[way].f;
+	if (from && !mirrors(from, h))
+		return 0;
+	h->state = state;
+	half_use(b, way, state == FLOW_SYNACK);
+	return 0;
 }
 
 /* mark_half_open sets the state on both halves. */
 static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u32 state)
 {
 	struct flow_key okey;
-	struct flow *other;
 
-	h->state = state;
-	other = other_half(&half_open, &p->key, h, &okey);
-	if (other)
-		other->state = state;
+	other_key(&okey, &p->key, h);
+	mark_half(&p->key, NULL, state);
+	mark_half(&okey, &p->key, state);
 	return V_FORWARD;
 }
 
-/* ensure_other puts the other half back when the LRU has thrown it out: who keeps sending must
+/* use_half keeps the packet's half from giving way: its sender goes on without an answer. */
+static __noinline int use_half(const struct packet *p)
+{
+	__u32 way;
+	struct half_bucket *b = half_find(&p->key, &way);
+
+	if (b)
+		half_use(b, way, 1);
+	return 0;
+}
+
+/* ensure_other puts the other half back when it gave way: who keeps sending must
  * not wait for answers that no longer match anything. */
 static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 {
@@ -347,16 +375,16 @@ static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 	long err = -EEXIST;
 
 	other_key(&okey, &p->key, h);
-	other = bpf_map_lookup_elem(&half_open, &okey);
+	other = half_lookup(&okey);
 	if (other && mirrors(&p->key, other))
 		return V_FORWARD;
 	turn(&v, &p->key);
 	if (!other && !bpf_map_lookup_elem(&flows, &okey))
-		err = bpf_map_update_elem(&half_open, &okey, &v, BPF_NOEXIST);
+		err = half_insert(&okey, &v, 1);
 	if (!err)
 		return V_FORWARD;
 	/* The tuple belongs to another connection now; the next packet starts anew. */
-	bpf_map_delete_elem(&half_open, &p->key);
+	half_delete(&p->key);
 	return drop(DROP_SNAT_CONFLICT);
 }
 
@@ -383,8 +411,12 @@ static __always_inline int half_open_step(const struct packet *p, struct flow *h
 
 	if (one_half(h))
 		return half_open_one(p, h);
-	if (p->key.proto == IPPROTO_UDP)
-		return reply ? promote(p, h) : ensure_other(p, h);
+	if (p->key.proto == IPPROTO_UDP && reply)
+		return promote(p, h);
+	if (p->key.proto == IPPROTO_UDP) {
+		use_half(p);
+		return ensure_other(p, h);
+	}
 	if (reply && (flags & TCP_RST || flags == (TCP_SYN | TCP_ACK))) {
 		verdict = ensure_other(p, h);
 		if (verdict != V_FORWARD)

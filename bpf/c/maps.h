@@ -10,6 +10,8 @@ const volatile __u32 cfg_hz = 250;
 const volatile __u32 cfg_next_hop_ttl = 1250; /* jiffies */
 const volatile __u32 cfg_max_flows = 65536;   /* connections */
 const volatile __u32 cfg_xdp_max = 0;         /* bytes from the IP header on; 0: no limit */
+const volatile __u32 cfg_half_buckets = 1;
+const volatile __u32 cfg_half_seed = 0;
 const volatile __u8 cfg_xdp_frags = 0;        /* frames may come in several buffers */
 
 /* Never read: it mentions the types that no map does, so that bpf2go finds them in the BTF
@@ -47,10 +49,11 @@ struct {
 } flows SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 262144);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 49152);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct half_bucket);
 } half_open SEC(".maps");
 
 struct {

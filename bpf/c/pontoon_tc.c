@@ -20,7 +20,7 @@ static __always_inline int tc_jump(struct __sk_buff *skb, __u32 to)
 static __always_inline int tc_jump_any(struct __sk_buff *skb, const struct packet *p, __u32 to)
 {
 	bpf_tail_call(skb, &tails, to);
-	if (bpf_map_lookup_elem(&flows, &p->key) || bpf_map_lookup_elem(&half_open, &p->key) ||
+	if (bpf_map_lookup_elem(&flows, &p->key) || half_lookup(&p->key) ||
 	    bpf_map_lookup_elem(&vips, &p->key.daddr))
 		return tc_drop(DROP_NO_PROGRAM);
 	return TC_ACT_UNSPEC;

@@ -17,7 +17,7 @@ static __always_inline long insert_half(const struct packet *p, struct flow *v)
 		v->bytes_lo = p->bytes;
 		v->packets_lo = p->segments;
 	}
-	err = bpf_map_update_elem(&half_open, &p->key, v, BPF_NOEXIST);
+	err = half_insert(&p->key, v, 1);
 	if (err)
 		v->state = FLOW_NONE; /* nothing to rewrite by */
 	else
@@ -105,9 +105,9 @@ __attribute__((noinline)) int bind(const struct service *svc, __u32 id, __u32 ha
 	err = insert_half(p, &b->v);
 	if (err) {
 		/* Another CPU was faster with the same packet, in dnat even with the same tuple. */
-		there = bpf_map_lookup_elem(&half_open, &p->key);
+		there = half_lookup(&p->key);
 		if (!there || !mirrors(&b->rkey, there))
-			bpf_map_delete_elem(&half_open, &b->rkey);
+			half_delete(&b->rkey);
 		return err == -EEXIST ? V_FORWARD : drop(DROP_HALF_OPEN);
 	}
 	return V_FORWARD;
@@ -288,7 +288,7 @@ static __always_inline struct flow *find_whole(struct packet *p, int *verdict)
 		if (*verdict != V_MISS)
 			return NULL;
 	}
-	f = bpf_map_lookup_elem(&half_open, &p->key);
+	f = half_lookup(&p->key);
 	if (f) {
 		note_flow(STEP_HALF_OPEN, f);
 		return in_half_open(p, f, verdict);
@@ -314,14 +314,13 @@ static __always_inline struct flow *find_slow(struct packet *p, int *verdict)
 }
 
 /* created returns what the packet is rewritten by after miss has found a service: the entry as it
- * was made. Looking it up would take time, and would tell the LRU that it is in use when nobody
- * has answered yet. */
+ * was made. Looking it up would take time. */
 static __always_inline struct flow *created(const struct packet *p, int *verdict)
 {
 	struct flow *f = just_made();
 
 	if (!f || f->state == FLOW_NONE)
-		f = bpf_map_lookup_elem(&half_open, &p->key);
+		f = half_lookup(&p->key);
 	if (f)
 		note_flow(STEP_CREATED, f);
 	else
@@ -364,7 +363,7 @@ static __always_inline void uncount_made(const struct packet *p, const struct fl
 
 	if (f != just_made())
 		return;
-	h = bpf_map_lookup_elem(&half_open, &p->key);
+	h = half_lookup(&p->key);
 	if (h) {
 		h->packets_lo = 0;
 		h->bytes_lo = 0;

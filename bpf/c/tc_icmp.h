@@ -91,7 +91,7 @@ static __noinline struct flow *find_quoting(const struct quoted *q)
 	key.dport = q->key.sport;
 	key.proto = q->key.proto;
 	f = bpf_map_lookup_elem(&flows, &key);
-	return f ? f : bpf_map_lookup_elem(&half_open, &key);
+	return f ? f : half_lookup(&key);
 }
 
 /* csum_more adds to sum the difference between two pieces of the packet. */
@@ -268,7 +268,7 @@ static __noinline int icmp_tunnel(struct __sk_buff *skb, struct packet *p, const
 		return TC_ACT_UNSPEC;
 	f = bpf_map_lookup_elem(&flows, &in.key);
 	if (!f)
-		f = bpf_map_lookup_elem(&half_open, &in.key);
+		f = half_lookup(&in.key);
 	if (!f || f->mode != MODE_DSR_TUNNEL || !same_addr(&f->new_daddr, &q->key.daddr))
 		return TC_ACT_UNSPEC;
 	error = tunnel_error(p, &h, outer, &number);

@@ -28,7 +28,7 @@ static __always_inline __u32 trace_match(const struct packet *p)
 		return matched | match_service(0) | TRACE_M_OPEN;
 	f = bpf_map_lookup_elem(&flows, &p->key);
 	if (!f)
-		f = bpf_map_lookup_elem(&half_open, &p->key);
+		f = half_lookup(&p->key);
 	if (!f)
 		return matched ? matched | match_service(0) : 0;
 	matched |= match_flow(f);

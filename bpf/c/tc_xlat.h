@@ -42,7 +42,7 @@ static __always_inline struct flow *flow_of(const struct flow_key *key)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
-	return f ? f : bpf_map_lookup_elem(&half_open, key);
+	return f ? f : half_lookup(key);
 }
 
 static __always_inline void set_hop(struct ethhdr *eth, const struct next_hop *hop)
