@@ -12,7 +12,8 @@ import (
 )
 
 // The kernel gives up on a program after a million verified instructions. Other versions of it
-// follow more paths than this one, so there must be room to spare.
+// follow more paths than this one, so there must be room to spare. Of the stack the strictest of
+// them is asked.
 func TestProgramsLeaveTheVerifierRoom(t *testing.T) {
 	bpftest.RequirePrivilege(t)
 	for _, traced := range []uint8{0, 1} {
@@ -47,5 +48,22 @@ func leaveRoom(t *testing.T, traced uint8) {
 		if n > allowed {
 			t.Errorf("%s: %d instructions verified, allowed are %d", name, n, allowed)
 		}
+		stackIsEnough(t, spec.Programs[name], program)
+	}
+}
+
+func stackIsEnough(t *testing.T, spec *ebpf.ProgramSpec, program *ebpf.Program) {
+	t.Helper()
+	deepest, longest, ok := bpftest.Chains(spec, program.VerifierLog, program)
+	if !ok {
+		t.Errorf("%s: the verifier does not tell how deep its calls go", spec.Name)
+		return
+	}
+	t.Logf("%s: %s", spec.Name, deepest)
+	if deepest.Bytes > bpftest.StackLimit {
+		t.Errorf("%s: too deep a chain of calls for kernels before 6.8: %s", spec.Name, deepest)
+	}
+	if len(longest.Calls) > bpftest.CallLimit {
+		t.Errorf("%s: %d frames: %s", spec.Name, len(longest.Calls), longest)
 	}
 }

@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+
+	"pontoon/bpf/bpftest"
 
 	"github.com/cilium/ebpf"
 )
@@ -22,10 +25,14 @@ const programsCommand = "programs"
 // logTail is how many lines of the verifier's log tell why it refuses.
 const logTail = 60
 
+// effortAllowed is half of the instructions that the verifier walks through
+// before it gives up: the next kernel may follow more ways than this one.
+const effortAllowed = 500_000
+
 // loadPrograms loads every program of the objects that match pattern by itself,
 // if its name matches too, and prints what the verifier thought of it, in the
-// form of Go's test output. Settings are left as compiled: what they switch off
-// is not looked at.
+// form of Go's test output. Once with the settings as compiled, and once with all
+// that they can switch on: what is off the verifier does not look at.
 func loadPrograms(w io.Writer, pattern, names string) error {
 	wanted, err := regexp.Compile(names)
 	if err != nil {
@@ -51,17 +58,29 @@ func loadPrograms(w io.Writer, pattern, names string) error {
 		}
 		for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
 			if wanted.MatchString(name) {
-				errs = append(errs, loadOne(w, spec, name))
+				errs = append(errs, loadOne(w, spec, name, false), loadOne(w, spec, name, true))
 			}
 		}
 	}
 	return errors.Join(errs...)
 }
 
+// switches are the settings that make code reachable.
+var switches = []string{"cfg_trace", "cfg_xdp_frags"}
+
 // loadOne shows one program to the verifier.
-func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string) error {
+func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string, everything bool) error {
 	began := time.Now()
 	single := alone(spec, name)
+	test := name
+	if everything {
+		test += "/everything"
+		for _, s := range switches {
+			if err := single.Variables[s].Set(uint8(1)); err != nil {
+				return fmt.Errorf("switch %s on: %w", s, err)
+			}
+		}
+	}
 	coll, err := verify(single, ebpf.LogLevelStats)
 	took := time.Since(began).Seconds()
 	if err != nil {
@@ -73,14 +92,19 @@ func loadOne(w io.Writer, spec *ebpf.CollectionSpec, name string) error {
 			again.Close()
 		}
 		printRefusal(w, single.Programs[name], err)
-		fmt.Fprintf(w, "--- FAIL: %s (%.2fs)\n", name, took)
-		return fmt.Errorf("program %s is refused", name)
+		fmt.Fprintf(w, "--- FAIL: %s (%.2fs)\n", test, took)
+		return fmt.Errorf("program %s is refused", test)
 	}
 	defer coll.Close()
 	p := coll.Programs[name]
 	fmt.Fprintf(w, "    %s: %s, %s\n", p.Type(), sizes(p), verifierEffort(p.VerifierLog))
-	printChain(w, single.Programs[name], p.VerifierLog)
-	fmt.Fprintf(w, "--- PASS: %s (%.2fs)\n", name, took)
+	printChain(w, single.Programs[name], p.VerifierLog, p)
+	if n := walked(p.VerifierLog); n > effortAllowed {
+		fmt.Fprintf(w, "    %d instructions walked, more than %d: other kernels may find this too much\n", n, effortAllowed)
+		fmt.Fprintf(w, "--- FAIL: %s (%.2fs)\n", test, took)
+		return fmt.Errorf("program %s keeps the verifier too long", test)
+	}
+	fmt.Fprintf(w, "--- PASS: %s (%.2fs)\n", test, took)
 	return nil
 }
 
@@ -105,7 +129,17 @@ func sizes(p *ebpf.Program) string {
 	return fmt.Sprintf("%d instructions, %d bytes of machine code", n/8, jited)
 }
 
-var processed = regexp.MustCompile(`processed \d+ insns.*`)
+var processed = regexp.MustCompile(`processed (\d+) insns.*`)
+
+// walked is how many instructions the verifier went through, as far as it says.
+func walked(log string) int {
+	m := processed.FindStringSubmatch(log)
+	if m == nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(m[1]) // digits, but perhaps too many: none
+	return n
+}
 
 // verifierEffort is the last line of the verifier's statistics: how many
 // instructions it walked through of those it is willing to.
@@ -117,9 +151,9 @@ func verifierEffort(log string) string {
 }
 
 // printChain tells how near the program is to the limit of the stack.
-func printChain(w io.Writer, p *ebpf.ProgramSpec, log string) {
-	if chain := deepestChain(p, log); chain != "" {
-		fmt.Fprintf(w, "    %s\n", chain)
+func printChain(w io.Writer, p *ebpf.ProgramSpec, log string, loaded *ebpf.Program) {
+	if chain, _, ok := bpftest.Chains(p, log, loaded); ok {
+		fmt.Fprintf(w, "    deepest chain of calls: %s\n", chain)
 	}
 }
 
@@ -134,7 +168,7 @@ func printRefusal(w io.Writer, p *ebpf.ProgramSpec, err error) {
 	for _, line := range v.Log[max(0, len(v.Log)-logTail):] {
 		fmt.Fprintf(w, "    | %s\n", line)
 	}
-	printChain(w, p, strings.Join(v.Log, "\n"))
+	printChain(w, p, strings.Join(v.Log, "\n"), nil)
 }
 
 // smallTable is the size of the tables the programs are verified with: the

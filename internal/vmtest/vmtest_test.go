@@ -7,8 +7,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -192,26 +190,6 @@ func TestHardwareIsUsedOnlyWhereTheProcessorHasIt(t *testing.T) {
 		if got := hardwareVirtualisation([]byte(info)); got != want {
 			t.Errorf("%q: %v", info, got)
 		}
-	}
-}
-
-func TestDeepestChainIsNamed(t *testing.T) {
-	call := func(name string) asm.Instruction {
-		return asm.Instruction{OpCode: asm.OpCode(asm.JumpClass).SetJumpOp(asm.Call), Src: asm.PseudoCall, Constant: -1}.WithReference(name)
-	}
-	p := &ebpf.ProgramSpec{Instructions: asm.Instructions{
-		call("a").WithSymbol("main"), call("b"),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol("label"), asm.Return(), // a target of jumps is no function
-		asm.Return().WithSymbol("a"),
-		call("c").WithSymbol("b"), asm.Return(),
-		asm.Return().WithSymbol("c"),
-	}}
-	got := deepestChain(p, "verification time 1 usec\nstack depth 8+200+33+0\nprocessed 9 insns")
-	if want := "deepest chain of calls: 256 of 512 bytes of stack: main 32 > a 224"; got != want {
-		t.Errorf("got  %s\nwant %s", got, want)
-	}
-	if got := deepestChain(p, "stack depth 8+8"); got != "" {
-		t.Errorf("made up %s", got)
 	}
 }
 
