@@ -44,7 +44,7 @@ func eventually(t *testing.T, limit time.Duration, what string, cond func() bool
 	}
 }
 
-func newTestCA(t *testing.T) *CA {
+func newTestCA(t testing.TB) *CA {
 	t.Helper()
 	ca, err := NewCA("test-cluster")
 	if err != nil {
@@ -53,7 +53,7 @@ func newTestCA(t *testing.T) *CA {
 	return ca
 }
 
-func newTestIdentity(t *testing.T, ca *CA, node string) *Identity {
+func newTestIdentity(t testing.TB, ca *CA, node string) *Identity {
 	t.Helper()
 	req, err := NewRequest(node)
 	if err != nil {

@@ -71,7 +71,7 @@ type testMux struct {
 func (m *testMux) addr() string { return m.Addr().String() }
 
 // startMux runs a Mux after setup registered its protocols, until the test ends.
-func startMux(t *testing.T, id *Identity, setup func(*Mux), change ...func(*MuxConfig)) *testMux {
+func startMux(t testing.TB, id *Identity, setup func(*Mux), change ...func(*MuxConfig)) *testMux {
 	t.Helper()
 	tm := &testMux{members: &members{}}
 	cfg := MuxConfig{
