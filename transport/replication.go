@@ -28,10 +28,9 @@ type ReplicationPeer struct {
 //   - a change is visible to Snapshot before it is given to Publish.
 //
 // A record that lives during the whole iteration must be named at least once;
-// naming it twice does no harm. The chunk is given away: the loop body may change
-// it, and it may be reused after the body returned. Several iterations may run at
-// the same time, one for each peer. An error ends the stream; the peer is dialled
-// and snapshotted again.
+// naming it twice does no harm. The chunk may be reused after the loop body
+// returned. Several iterations may run at the same time, one for each peer.
+// An error ends the stream; the peer is dialled and snapshotted again.
 type ReplicationSource interface {
 	Snapshot(ctx context.Context) iter.Seq2[[]byte, error]
 }

@@ -131,13 +131,19 @@ func (s *replSuspects) judge(first, second []replDifference) (repair []uint32) {
 	return repair
 }
 
-// compare does the rounds of one stream, and has repaired what they find.
+// compare does the rounds of one stream, has repaired what they find, and answers
+// those who ask.
 func (s *replStream) compare(ctx context.Context) error {
 	var suspects replSuspects
-	for number, seen := uint64(0), uint64(0); ; {
+	for seen := uint64(0); ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case ask := <-s.p.asks:
+			if err := s.answer(ctx, ask); err != nil {
+				return err
+			}
+			continue
 		case <-s.p.round:
 		}
 		snapshots, ok := s.p.streaming()
@@ -147,8 +153,7 @@ func (s *replStream) compare(ctx context.Context) error {
 		if snapshots != seen { // it healed everything
 			suspects, seen = replSuspects{}, snapshots
 		}
-		number += 2
-		buckets, err := s.compareTwice(ctx, number, &suspects)
+		buckets, err := s.compareTwice(ctx, &suspects)
 		if err != nil {
 			return err
 		}
@@ -163,8 +168,8 @@ func (s *replStream) compare(ctx context.Context) error {
 
 // compareTwice returns the buckets that are to be repaired. The second comparison
 // is spared when the first finds nothing.
-func (s *replStream) compareTwice(ctx context.Context, number uint64, suspects *replSuspects) ([]uint32, error) {
-	first, size, err := s.compareOnce(ctx, number)
+func (s *replStream) compareTwice(ctx context.Context, suspects *replSuspects) ([]uint32, error) {
+	first, size, err := s.compareOnce(ctx)
 	if err != nil || size == 0 {
 		return nil, err
 	}
@@ -173,7 +178,7 @@ func (s *replStream) compareTwice(ctx context.Context, number uint64, suspects *
 		if !replSleep(ctx, s.p.r.cfg.DigestConfirm) {
 			return nil, ctx.Err()
 		}
-		if second, size, err = s.compareOnce(ctx, number+1); err != nil || size == 0 {
+		if second, size, err = s.compareOnce(ctx); err != nil || size == 0 {
 			return nil, err
 		}
 	}
@@ -183,8 +188,10 @@ func (s *replStream) compareTwice(ctx context.Context, number uint64, suspects *
 
 // compareOnce sends a digest and waits for the answer. size is the number of
 // buckets compared, 0 when that was not possible this time.
-func (s *replStream) compareOnce(ctx context.Context, number uint64) (differ []replDifference, size int, err error) {
+func (s *replStream) compareOnce(ctx context.Context) (differ []replDifference, size int, err error) {
 	cfg := &s.p.r.cfg
+	s.compared++
+	number := s.compared
 	sums, err := s.p.r.digest(ctx)
 	if err != nil {
 		if ctx.Err() == nil {

@@ -344,7 +344,7 @@ func TestReplicationMalformedDigestAnswersEndTheStream(t *testing.T) {
 		want  string
 	}{
 		"buckets twice":  {answer(9, 3, 3), "bucket 3 follows bucket 3"},
-		"no such bucket": {slices.Concat(answer(2, 4000), acked), "bucket 4000 of 16 differs"},
+		"no such bucket": {slices.Concat(answer(1, 4000), acked), "bucket 4000 of 16 differs"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newReplNet(t, false)
@@ -356,4 +356,62 @@ func TestReplicationMalformedDigestAnswersEndTheStream(t *testing.T) {
 			replEventually(t, "a says why", func() bool { return strings.Contains(a.status("b").LastError, c.want) })
 		})
 	}
+}
+
+// A digest on demand says whether a replica is equal, without repairing it.
+func TestReplicationCompareOnDemand(t *testing.T) {
+	n := newReplNet(t, false)
+	rarely := func(c *ReplicationConfig, m *replTable) { c.Digests = m }
+	a, b := n.add("a", rarely), n.add("b", rarely)
+	n.add("old", nil)
+	for k := range uint64(100) {
+		a.table.put(k, 1)
+	}
+	if _, err := a.Compare(t.Context(), "b"); !errors.Is(err, ErrReplicationNoComparison) {
+		t.Errorf("without a stream: %v", err)
+	}
+	a.SetPeers([]ReplicationPeer{{"b", "b"}, {"old", "old"}})
+	n.awaitEqual(a, b)
+	replEventually(t, "the old one streams", func() bool { return a.status("old").State == ReplicationStreaming })
+	c, err := a.Compare(t.Context(), "b")
+	if err != nil || c.Buckets != replTestBuckets || len(c.Differ) != 0 {
+		t.Errorf("equal tables: %+v, %v", c, err)
+	}
+	b.table.rot("a", func(replica map[uint64]uint64) {
+		delete(replica, 3)
+		replica[5] = 9
+	})
+	c, err = a.Compare(t.Context(), "b")
+	if err != nil || !slices.Equal(c.Differ, []uint32{3, 5}) {
+		t.Errorf("tables that differ in 3 and 5: %+v, %v", c, err)
+	}
+	if _, err := a.Compare(t.Context(), "old"); !errors.Is(err, ErrReplicationNoComparison) {
+		t.Errorf("a peer without digests: %v", err)
+	}
+	if s := a.status("b"); s.BucketsRepaired != 0 || s.DigestRounds != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// With the default interval a node compares about once a minute, and finds
+// nothing to repair on an idle stream.
+func TestReplicationDigestRoundsComeOnceAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newReplNet(t, true)
+		usual := func(c *ReplicationConfig, m *replTable) { c.Digests = m }
+		a, b := n.add("a", usual), n.add("b", usual)
+		a.table.put(1, 1)
+		n.mesh()
+		n.awaitEqual(a, b)
+		<-time.After(time.Hour)
+		if s := a.status("b"); s.DigestRounds < 54 || s.DigestRounds > 67 || s.BucketsRepaired != 0 || s.Resyncs != 0 {
+			t.Errorf("after an idle hour: %+v", s)
+		}
+		b.table.rot("a", func(replica map[uint64]uint64) { delete(replica, 1) })
+		<-time.After(66*time.Second + 3*time.Second)
+		if s := a.status("b"); s.BucketsRepaired != 1 || b.table.replica("a")[1] != 1 {
+			t.Errorf("a minute after a record was lost: %+v", s)
+		}
+		n.stop()
+	})
 }

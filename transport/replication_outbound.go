@@ -45,6 +45,8 @@ type replPeer struct {
 
 	// round asks the stream for a round of comparison.
 	round chan struct{}
+	// asks is for comparisons outside of the rounds.
+	asks chan replAsk
 
 	mu        sync.Mutex
 	state     string
@@ -79,7 +81,7 @@ type replFigures struct {
 func newReplPeer(r *Replicator, peer ReplicationPeer) *replPeer {
 	return &replPeer{
 		r: r, peer: peer, cursor: r.log.addCursor(), done: make(chan struct{}),
-		state: ReplicationDown, since: time.Now(), round: make(chan struct{}, 1),
+		state: ReplicationDown, since: time.Now(), round: make(chan struct{}, 1), asks: make(chan replAsk),
 		replFigures: replFigures{resyncs: map[ReplicationCause]uint64{}},
 	}
 }

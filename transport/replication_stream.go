@@ -33,6 +33,7 @@ type replStream struct {
 	lastWrite time.Time
 	broken    bool // a write failed: the peer cannot be told anything any more
 
+	compared uint64                // digests sent, for compare alone
 	repairs  chan replRepair       // from compare to write
 	repaired chan struct{}         // the repair's end was acknowledged
 	answers  chan replDigestAnswer // from readAcks to compare
