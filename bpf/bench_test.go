@@ -203,6 +203,21 @@ func benchClient6(i int) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom16(a), 5000)
 }
 
+// record is the i-th connection, established.
+func (p benchPath) record(i int) pontoonFlowRecord {
+	c, endpoint := p.client(i), p.ends[i/60000]
+	snat := c
+	if p.source.IsValid() {
+		snat = netip.AddrPortFrom(p.source, uint16(1024+i%60000))
+	}
+	return pontoonFlowRecord{
+		Client: toAddr(c.Addr()), ClientPort: swap16(c.Port()), Vip: toAddr(p.vip), VipPort: swap16(80),
+		Snat: toAddr(snat.Addr()), SnatPort: swap16(snat.Port()),
+		Endpoint: toAddr(endpoint.Addr()), EndpointPort: swap16(endpoint.Port()),
+		Service: 7, EndpointId: uint16(1 + i/60000), Proto: protoTCP, Mode: p.mode, State: uint8(StateEstablished),
+	}
+}
+
 // establish writes n established flows.
 func (b *bench) establish(n int, path benchPath) {
 	b.tb.Helper()
@@ -214,17 +229,8 @@ func (b *bench) establish(n int, path benchPath) {
 	var keys []pontoonFlowKey
 	var values []pontoonFlow
 	for i := range n {
-		c, endpoint := path.client(i), path.ends[i/60000]
-		snat := c
-		if path.source.IsValid() {
-			snat = netip.AddrPortFrom(path.source, uint16(1024+i%60000))
-		}
-		record := pontoonFlowRecord{
-			Client: toAddr(c.Addr()), ClientPort: swap16(c.Port()), Vip: toAddr(path.vip), VipPort: swap16(80),
-			Snat: toAddr(snat.Addr()), SnatPort: swap16(snat.Port()),
-			Endpoint: toAddr(endpoint.Addr()), EndpointPort: swap16(endpoint.Port()),
-			Service: 7, EndpointId: uint16(1 + i/60000), Proto: protoTCP, Mode: path.mode, State: uint8(StateEstablished), OwnerSlot: b.opts.Slot,
-		}
+		record := path.record(i)
+		record.OwnerSlot = b.opts.Slot
 		c2 := recordConnection(&record, now)
 		c2.forward.Flags &^= flagReplica
 		c2.reply.Flags &^= flagReplica
@@ -415,26 +421,6 @@ func (b *bench) markAccepted() {
 			b.put(&b.half, part.keys[i], part.values[i])
 		}
 	}
-}
-
-// BenchmarkImport is what a snapshot costs at its receiver.
-func BenchmarkImport(b *testing.B) {
-	const flows = 65536
-	bench := benchDataplane(b, 1<<17)
-	bench.establish(flows, benchPaths()[0])
-	all := records(b, bench.Dataplane)
-	for at := 0; at < len(all); at += RecordSize {
-		all[at+80], all[at+recordReason] = 1, byte(reasonNew) // told by another node, its owner
-	}
-	if _, err := bench.Flush(context.Background(), 7); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if r := importAll(b, bench.Dataplane, all); r.Written != flows {
-			b.Fatalf("%+v", r)
-		}
-	}
-	b.ReportMetric(float64(b.N)*flows/b.Elapsed().Seconds(), "flows/s")
 }
 
 // BenchmarkSweep is what expiry costs.

@@ -24,6 +24,7 @@ type Dataplane struct {
 	spec     *ebpf.CollectionSpec // that they were loaded from
 	clock    *clock
 	doomer   *doomer
+	finder   *finder
 	hooks    *hooks
 	adopted  bool
 
@@ -33,6 +34,9 @@ type Dataplane struct {
 	tables tables // guarded by syncMu
 	syncMu sync.Mutex
 	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
+
+	importer importer // guarded by flowMu
+
 	owners owners
 	half   halfTable
 	snaps  snapshots
@@ -127,6 +131,7 @@ func (d *Dataplane) openObjects() error {
 	if d.clock, err = newClock(spec); err != nil {
 		return err
 	}
+	finding := finderSpec(spec)
 	sizes(spec, d.opts)
 	if d.adopted, err = adoptSizes(spec, d.mapDir(), d.log); err != nil {
 		return err
@@ -140,7 +145,10 @@ func (d *Dataplane) openObjects() error {
 	if err := d.openHalf(spec); err != nil {
 		return err
 	}
-	d.doomer, err = newDoomer(spec, d.byName)
+	if d.doomer, err = newDoomer(spec, d.byName); err != nil {
+		return err
+	}
+	d.finder, err = newFinder(finding, d.maps.Flows)
 	d.spec = spec
 	return err
 }
@@ -300,7 +308,7 @@ func (d *Dataplane) close() error {
 		d.clock.close()
 	}
 	d.doomer.close()
-	errs = append(errs, d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close())
+	errs = append(errs, d.finder.close(), d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

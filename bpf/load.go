@@ -51,6 +51,7 @@ var transient = map[string]bool{
 	pontoonMapSearches:    true,
 	pontoonMapChunks:      true,
 	pontoonMapClocks:      true,
+	pontoonMapFinds:       true,
 	pontoonMapScratch:     true,
 	pontoonMapTails:       true,
 	pontoonMapTraceBuffer: true,
@@ -75,10 +76,12 @@ func sizes(spec *ebpf.CollectionSpec, opts Options) {
 // of the maps as they are.
 func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 	delete(spec.Programs, pontoonProgPontoonClock)
+	delete(spec.Programs, pontoonProgPontoonFind)
 	for _, name := range opts.without {
 		delete(spec.Programs, name)
 	}
 	delete(spec.Maps, pontoonMapClocks)
+	delete(spec.Maps, pontoonMapFinds)
 	settings := map[string]any{
 		pontoonVarCfgSlot:        opts.Slot,
 		pontoonVarCfgHz:          uint32(hz),

@@ -165,6 +165,14 @@ type pontoonEndpointStats struct {
 	NewFlows       uint64
 }
 
+type pontoonFind struct {
+	_      structs.HostLayout
+	Key    pontoonFlowKey
+	Wanted uint32
+	Found  uint32
+	Value  pontoonFlow
+}
+
 type pontoonFlow struct {
 	_         structs.HostLayout
 	NewSaddr  pontoonAddr
@@ -612,6 +620,7 @@ const (
 	pontoonMapCounters         = "counters"
 	pontoonMapEndpoints        = "endpoints"
 	pontoonMapEvents           = "events"
+	pontoonMapFinds            = "finds"
 	pontoonMapFlows            = "flows"
 	pontoonMapFragments        = "fragments"
 	pontoonMapHalfOpen         = "half_open"
@@ -635,6 +644,7 @@ const (
 	pontoonProgPontoonAnswer   = "pontoon_answer"
 	pontoonProgPontoonClock    = "pontoon_clock"
 	pontoonProgPontoonDoom     = "pontoon_doom"
+	pontoonProgPontoonFind     = "pontoon_find"
 	pontoonProgPontoonIcmp     = "pontoon_icmp"
 	pontoonProgPontoonIngress  = "pontoon_ingress"
 	pontoonProgPontoonNew      = "pontoon_new"
@@ -709,6 +719,7 @@ type pontoonProgramSpecs struct {
 	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
+	PontoonFind     *ebpf.ProgramSpec `ebpf:"pontoon_find"`
 	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.ProgramSpec `ebpf:"pontoon_new"`
@@ -736,6 +747,7 @@ type pontoonMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
 	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
 	Events      *ebpf.MapSpec `ebpf:"events"`
+	Finds       *ebpf.MapSpec `ebpf:"finds"`
 	Flows       *ebpf.MapSpec `ebpf:"flows"`
 	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen    *ebpf.MapSpec `ebpf:"half_open"`
@@ -808,6 +820,7 @@ type pontoonMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
 	Endpoints   *ebpf.Map `ebpf:"endpoints"`
 	Events      *ebpf.Map `ebpf:"events"`
+	Finds       *ebpf.Map `ebpf:"finds"`
 	Flows       *ebpf.Map `ebpf:"flows"`
 	Fragments   *ebpf.Map `ebpf:"fragments"`
 	HalfOpen    *ebpf.Map `ebpf:"half_open"`
@@ -841,6 +854,7 @@ func (m *pontoonMaps) Close() error {
 		m.Counters,
 		m.Endpoints,
 		m.Events,
+		m.Finds,
 		m.Flows,
 		m.Fragments,
 		m.HalfOpen,
@@ -892,6 +906,7 @@ type pontoonPrograms struct {
 	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
+	PontoonFind     *ebpf.Program `ebpf:"pontoon_find"`
 	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.Program `ebpf:"pontoon_new"`
@@ -911,6 +926,7 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonAnswer,
 		p.PontoonClock,
 		p.PontoonDoom,
+		p.PontoonFind,
 		p.PontoonIcmp,
 		p.PontoonIngress,
 		p.PontoonNew,

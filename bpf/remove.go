@@ -76,7 +76,13 @@ func partner(m flowTable, key *pontoonFlowKey, f, other *pontoonFlow) (bool, err
 	}
 	okey := otherKey(key, f)
 	found, err := m.find(okey, other)
-	return found && other.reply() != f.reply() && otherKey(&okey, other) == *key, err
+	return found && mirrored(key, f, &okey, other), err
+}
+
+// mirrored tells whether other, which stands under okey, is the other half of the connection whose
+// half f stands under key.
+func mirrored(key *pontoonFlowKey, f *pontoonFlow, okey *pontoonFlowKey, other *pontoonFlow) bool {
+	return !f.oneHalf() && other.reply() != f.reply() && otherKey(okey, other) == *key
 }
 
 // samePair tells whether two forward halves of one key make the same connection.

@@ -3,7 +3,7 @@ package bpf
 import (
 	"context"
 	"fmt"
-	"hash/maphash"
+	"math/rand/v2"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -17,35 +17,35 @@ const errNoSpace = unix.ENOSPC
 
 // snapshots remembers, per owner whose snapshot is being received, which connections it named:
 // hashes of their keys, as eight bytes each are enough. (Two that collide would keep one stale
-// replica alive until it is idle, no more.)
+// replica alive until it is idle, no more; the seed keeps clients from choosing them.)
 type snapshots struct {
 	mu   sync.Mutex
-	seed maphash.Seed
-	open map[uint8]map[uint64]struct{}
+	seed uint64
+	open map[uint8]*hashSet
 }
 
 func (s *snapshots) begin(owner uint8) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.open == nil {
-		s.open, s.seed = map[uint8]map[uint64]struct{}{}, maphash.MakeSeed()
+		s.open, s.seed = map[uint8]*hashSet{}, rand.Uint64()
 	}
-	s.open[owner] = map[uint64]struct{}{}
+	s.open[owner] = &hashSet{}
 }
 
 func (s *snapshots) seen(owner uint8, key *pontoonFlowKey) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if named, ok := s.open[owner]; ok {
-		named[maphash.Comparable(s.seed, *key)] = struct{}{}
+	if named := s.open[owner]; named != nil {
+		named.add(key.hash(s.seed))
 	}
 }
 
 func (s *snapshots) named(owner uint8, key *pontoonFlowKey) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, ok := s.open[owner][maphash.Comparable(s.seed, *key)]
-	return ok
+	named := s.open[owner]
+	return named != nil && named.has(key.hash(s.seed))
 }
 
 func (s *snapshots) end(owner uint8) bool {

@@ -79,6 +79,7 @@ type goods struct {
 	spec     *ebpf.CollectionSpec
 	clock    clock
 	doomer   doomer
+	finder   *finder // without shared memory: each data plane that it is lent to makes its own
 	maps     map[string]*ebpf.Map
 	own      []*ebpf.Map // of the programs alone: what they remember between packets
 	programs programs
@@ -138,7 +139,7 @@ func goodsOf(d *Dataplane) (*goods, error) {
 		g.maps[name] = c.table(m)
 	}
 	g.programs, g.clock, g.doomer = c.set(d.programs), c.clock(*d.clock), doomer{c.program(d.doomer.program)}
-	g.tails, g.seed = len(g.jumps()), d.half.seed
+	g.finder, g.tails, g.seed = c.finder(d.finder), len(g.jumps()), d.half.seed
 	own, err := g.ownMaps()
 	g.own = own
 	return g, errors.Join(c.err, err)
@@ -207,8 +208,12 @@ func (g *goods) lend(d *Dataplane) error {
 	}
 	lent := c.clock(g.clock)
 	d.spec, d.clock, d.doomer, d.programs = g.spec, &lent, &doomer{c.program(g.doomer.program)}, c.set(g.programs)
+	d.finder = c.finder(g.finder)
 	if c.err != nil {
 		return c.err
+	}
+	if err := d.finder.share(); err != nil {
+		return err
 	}
 	d.maps.take(d.byName)
 	errs := []error{d.maps.Control.Put(uint32(0), pontoonControlBlock{HalfSeed: g.seed}), d.half.open(d.maps.HalfOpen, g.seed)}
@@ -230,7 +235,7 @@ func (g *goods) close() error {
 	}
 	g.clock.close()
 	g.doomer.close()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, g.finder.close())...)
 }
 
 // jumps are the programs that are jumped to.
@@ -425,6 +430,10 @@ func (c *cloner) set(p programs) programs {
 		entry: c.program(p.entry), xdp: c.program(p.xdp), tails: c.table(p.tails), xdpTails: c.table(p.xdpTails),
 		traces: c.table(p.traces), buffer: c.table(p.buffer),
 	}
+}
+
+func (c *cloner) finder(from *finder) *finder {
+	return &finder{program: c.program(from.program), asked: c.table(from.asked)}
 }
 
 func (c *cloner) clock(from clock) clock {

@@ -308,6 +308,16 @@ struct ending {
 	__u8 pad[6];
 };
 
+/* One question of user space to the flow table, and its answer. */
+#define FINDS 512
+
+struct find {
+	struct flow_key key;
+	__u32 wanted; /* 0: the questions end here */
+	__u32 found;
+	struct flow value;
+};
+
 enum record_op {
 	RECORD_UPDATE = 1,
 	RECORD_DELETE = 2,

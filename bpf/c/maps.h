@@ -250,6 +250,15 @@ struct {
 	__type(value, struct clock);
 } clocks SEC(".maps");
 
+/* For the program that looks up many flows; not pinned. User space shares the memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FINDS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct find);
+} finds SEC(".maps");
+
 static __always_inline struct packet *current_packet(void)
 {
 	__u32 zero = 0;
