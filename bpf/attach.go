@@ -8,12 +8,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,11 +24,13 @@ const (
 	usedTCX    = "tcx"
 	usedClsact = "clsact"
 	usedXDP    = "xdp+" // and one of the above
+
+	usedXDPGeneric = "xdp-generic+" // and one of the above
 )
 
 // Attachment is how an interface is attached.
 type Attachment struct {
-	Hook   string // "tcx", "clsact", either with "xdp+" before it; empty: not attached
+	Hook   string // "tcx", "clsact", either with "xdp+" or "xdp-generic+" before it; empty: not attached
 	Reason string // why this hook, or why none
 }
 
@@ -40,7 +44,8 @@ const (
 // hooks keeps the programs attached to the interfaces.
 type hooks struct {
 	log      *slog.Logger
-	nl       *netlink.Handle // bound to the namespace of the thread that made it
+	space    netns.NsHandle  // the namespace of the interfaces
+	nl       *netlink.Handle // bound to it
 	ioctl    int             // so is this socket
 	features *features       // and this; nil: not known on this kernel
 	programs programs
@@ -50,9 +55,13 @@ type hooks struct {
 	names    []string
 	hook     string
 
+	// see finds out about an interface: look, but for tests.
+	see func(name string, iface netlink.Link) device
+
 	mu       sync.Mutex
 	settings map[string]setting
 	status   map[string]Attachment
+	lacking  bool // an interface would have XDP if its programs were loaded
 }
 
 // setting is what an interface was attached for; when it changes, it is attached anew.
@@ -62,35 +71,85 @@ type setting struct {
 	choice choice
 }
 
+// newHooks is for the namespace of the calling thread.
 func newHooks(opts Options, stations *ebpf.Map, dir string) (*hooks, error) {
+	space, err := netns.Get()
+	if err != nil {
+		return nil, fmt.Errorf("look at the network namespace: %w", err)
+	}
 	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
+		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), space.Close())
 	}
 	ioctl, err := ioctlSocket()
 	if err != nil {
 		nl.Close()
-		return nil, err
+		return nil, errors.Join(err, space.Close())
 	}
-	return &hooks{
-		log: opts.Logger, nl: nl, ioctl: ioctl, features: newFeatures(), stations: stations, dir: dir, names: opts.Interfaces,
+	h := &hooks{
+		log: opts.Logger, space: space, nl: nl, ioctl: ioctl, features: newFeatures(), stations: stations, dir: dir, names: opts.Interfaces,
 		hook: opts.Hook, settings: map[string]setting{}, status: map[string]Attachment{},
-	}, nil
+	}
+	h.see = h.look
+	return h, nil
 }
 
+// close may be called again.
 func (h *hooks) close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.space.IsOpen() {
+		return nil
+	}
 	h.nl.Close()
 	h.features.close()
-	return unix.Close(h.ioctl)
+	return errors.Join(h.space.Close(), unix.Close(h.ioctl))
 }
 
-// use attaches a set of programs, in the place of the present one on each interface in one step.
-func (h *hooks) use(p programs) {
+// within calls f on a thread in the namespace of the interfaces: a link is made for an interface by
+// its number, which elsewhere means another one.
+func (h *hooks) within(f func()) error {
+	runtime.LockOSThread()
+	here, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("look at the thread's namespace: %w", err)
+	}
+	defer here.Close()
+	if here.Equal(h.space) {
+		defer runtime.UnlockOSThread()
+		f()
+		return nil
+	}
+	if err := netns.Set(h.space); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter the namespace of the interfaces: %w", err)
+	}
+	f()
+	// A thread that does not find back ends with this goroutine instead of serving others.
+	if err := netns.Set(here); err != nil {
+		return fmt.Errorf("leave the namespace of the interfaces: %w", err)
+	}
+	runtime.UnlockOSThread()
+	return nil
+}
+
+// use attaches a set of programs, in the place of the present one on each interface in one step. The
+// result is that of ensure.
+func (h *hooks) use(p programs) bool {
 	h.mu.Lock()
 	h.programs = p
+	h.lacking = false
 	clear(h.settings)
 	h.mu.Unlock()
-	h.ensure()
+	return h.ensure()
+}
+
+// lacksXDP tells whether an interface would have XDP if its programs were loaded.
+func (h *hooks) lacksXDP() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.lacking
 }
 
 func (h *hooks) report() map[string]Attachment {
@@ -100,35 +159,50 @@ func (h *hooks) report() map[string]Attachment {
 }
 
 // ensure attaches to every interface that is not attached yet, or that is a new one of the same
-// name. It logs changes only.
-func (h *hooks) ensure() {
+// name. It logs changes only. The result tells whether all interfaces that are there carry the
+// present set of programs, so that no other is in use.
+func (h *hooks) ensure() (settled bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if err := h.within(func() { settled = h.ensureAll() }); err != nil {
+		h.log.Warn("interfaces not looked after", "err", err)
+	}
+	return settled
+}
+
+func (h *hooks) ensureAll() bool {
+	settled := true
 	for _, name := range h.names {
 		got, err := h.ensureOne(name)
 		if err != nil {
-			got = Attachment{Reason: err.Error()}
+			got.Reason = err.Error()
 			delete(h.settings, name)
+			settled = settled && errors.As(err, new(netlink.LinkNotFoundError))
 		}
 		if h.status[name] == got {
 			continue
 		}
 		h.status[name] = got
 		if err != nil {
-			h.log.Warn("interface not attached", "interface", name, "err", err)
+			h.log.Warn("interface not attached as it should be", "interface", name, "hook", got.Hook, "err", err)
 			continue
 		}
 		h.log.Info("interface attached", "interface", name, "hook", got.Hook, "reason", got.Reason)
 	}
 	h.describe()
+	return settled
 }
 
+// ensureOne may return an error and how the interface is attached all the same.
 func (h *hooks) ensureOne(name string) (Attachment, error) {
 	iface, err := h.nl.LinkByName(name)
 	if err != nil {
 		return Attachment{}, fmt.Errorf("find interface %s: %w", name, err)
 	}
-	d := h.look(name, iface)
+	if err := carriesEthernet(iface); err != nil {
+		return Attachment{}, err
+	}
+	d := h.see(name, iface)
 	want := setting{index: iface.Attrs().Index, mtu: d.mtu, choice: choose(h.hook, d)}
 	if h.settings[name] == want && h.present(name, iface) {
 		return h.status[name], nil
@@ -137,13 +211,43 @@ func (h *hooks) ensureOne(name string) (Attachment, error) {
 	if err != nil {
 		return Attachment{}, err
 	}
-	got := Attachment{Hook: used}
-	var xdp bool
-	if got.Reason, xdp = h.attachXDP(name, iface, want.choice); xdp {
-		got.Hook = usedXDP + used
+	reason, xdp, err := h.attachXDP(name, iface, want.choice)
+	if err != nil {
+		return Attachment{Hook: used}, err
 	}
 	h.settings[name] = want
-	return got, nil
+	switch {
+	case xdp && h.hook == HookXDPGeneric:
+		used = usedXDPGeneric + used
+	case xdp:
+		used = usedXDP + used
+	}
+	return Attachment{Hook: used, Reason: reason}, nil
+}
+
+// ErrNotEthernet says that an interface carries no Ethernet frames, which are all that the data
+// plane understands.
+var ErrNotEthernet = errors.New("not an Ethernet interface")
+
+// carriesEthernet: loopback, tun, WireGuard and most tunnels do not.
+func carriesEthernet(iface netlink.Link) error {
+	a := iface.Attrs()
+	if a.EncapType == "ether" {
+		return nil
+	}
+	return fmt.Errorf("interface %s (%s, link type %s): %w: the data plane forwards Ethernet frames; name network cards, bonds, bridges, VLANs or veths instead",
+		a.Name, iface.Type(), a.EncapType, ErrNotEthernet)
+}
+
+// refuse names the interfaces that can never be attached to.
+func (h *hooks) refuse() error {
+	var errs []error
+	for _, name := range h.names {
+		if iface, err := h.nl.LinkByName(name); err == nil {
+			errs = append(errs, carriesEthernet(iface))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // present tells whether our attachment is still there: someone may have removed it.

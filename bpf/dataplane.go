@@ -53,7 +53,12 @@ type Dataplane struct {
 	doomedBefore    int        // of the last sweep
 	affinitiesSwept time.Time
 
-	tracing sync.Mutex    // held by the one session of Trace
+	linksChanged chan struct{}
+
+	tracing  sync.Mutex // held by the one session of Trace, and by who replaces programs
+	leftover bool       // arrays of earlier sets are pinned; guarded by tracing
+	noXDP    bool       // the kernel refused the XDP programs; so is this
+
 	closing chan struct{} // closed by Close: such a session ends
 	closed  sync.Once
 }
@@ -61,7 +66,8 @@ type Dataplane struct {
 // Open loads the data plane: it reuses the maps that are pinned already, replaces the programs
 // on interfaces that carry an earlier version of them in one step, attaches the others, detaches
 // from those that are not named any more and pins everything. It mounts nothing: PinDir must lie on a BPF file system. An interface that cannot
-// be attached to is reported by Interfaces and tried again by Run, not an error here.
+// be attached to is reported by Interfaces and tried again by Run, not an error here, unless it is
+// there and can never be (ErrNotEthernet).
 //
 // Open must be called on a thread in the network namespace of the interfaces.
 func Open(opts Options) (*Dataplane, error) {
@@ -75,7 +81,8 @@ func Open(opts Options) (*Dataplane, error) {
 		lost:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 
-		sweepNow: make(chan struct{}, 1),
+		sweepNow:     make(chan struct{}, 1),
+		linksChanged: make(chan struct{}, 1),
 	}
 	d.idle.init(opts.timeouts)
 	if err := d.open(); err != nil {
@@ -103,6 +110,9 @@ func (d *Dataplane) open() error {
 	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {
 		return err
 	}
+	if err := d.hooks.refuse(); err != nil {
+		return err
+	}
 	if d.programs.entry == nil {
 		if err := d.loadPrograms(d.spec); err != nil {
 			return err
@@ -114,9 +124,13 @@ func (d *Dataplane) open() error {
 	if err := d.poker.open(); err != nil {
 		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
 	}
-	d.hooks.use(d.programs)
+	settled := d.hooks.use(d.programs)
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
+	}
+	if !settled {
+		d.leftover = true
+		return nil
 	}
 	return d.programs.removeOthers(d.programDir())
 }
@@ -161,6 +175,7 @@ func (d *Dataplane) loadPrograms(spec *ebpf.CollectionSpec) (err error) {
 		if err == nil {
 			return nil
 		}
+		d.noXDP = true
 		d.log.Warn("XDP programs not loaded: TC does without", "err", err)
 	}
 	d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress, false)
@@ -239,20 +254,6 @@ func (d *Dataplane) Run(ctx context.Context) error {
 		return fmt.Errorf("run data plane: %w", err)
 	}
 	return nil
-}
-
-// attachLoop looks after the interfaces once a second.
-func (d *Dataplane) attachLoop(ctx context.Context) error {
-	ticker := time.NewTicker(time.Second)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-			d.hooks.ensure()
-		}
-	}
 }
 
 // Interfaces tells of each interface how it is attached, and why so.

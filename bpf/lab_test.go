@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"pontoon/bpf/bpftest"
+
+	"github.com/vishvananda/netlink"
 )
 
 // lab is real hosts: a client, load balancers and two endpoints, joined by bridges, every
@@ -21,6 +23,7 @@ type lab struct {
 	cables    []bpftest.Iface // both ends of each
 	client    *bpftest.NS
 	lbs       []*bpftest.NS
+	front     *segment
 	endpoints []*bpftest.NS
 	oneLeg    bool
 }
@@ -43,6 +46,21 @@ func (s *segment) plug(host *bpftest.NS, name string, addresses ...string) bpfte
 	return mine
 }
 
+// replug puts a host's new interface into the segment's bridge, which is there already.
+func (s *segment) replug(host *bpftest.NS, bridge, name string, addresses ...string) {
+	s.plug(host, name, addresses...)
+	port := s.ports[len(s.ports)-1]
+	s.ns.Do(func() {
+		master, err := netlink.LinkByName(bridge)
+		if err == nil {
+			err = netlink.LinkSetMaster(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: port.Index}}, master)
+		}
+		if err != nil {
+			s.lab.tb.Fatal(err)
+		}
+	})
+}
+
 // newLab builds one segment (one leg) or two. In two legs the endpoints' default route is the
 // gateway address 10.8.0.1, which the first load balancer holds, as it holds the VIP.
 func newLab(tb testing.TB, oneLeg bool, lbs int) *lab {
@@ -51,6 +69,7 @@ func newLab(tb testing.TB, oneLeg bool, lbs int) *lab {
 	l := &lab{tb: tb, oneLeg: oneLeg, client: bpftest.NewNS(tb)}
 	sw := bpftest.NewNS(tb)
 	front, back := &segment{ns: sw, name: "front", lab: l}, &segment{ns: sw, name: "back", lab: l}
+	l.front = front
 	front.plug(l.client, "eth1", client.String()+"/24")
 	for i := range lbs {
 		lb := bpftest.NewNS(tb)
@@ -127,6 +146,9 @@ func (l *lab) open(lb int, change func(*Options)) *Dataplane {
 	}
 	return openTest(l.tb, l.lbs[lb], opts)
 }
+
+// reopen opens the first load balancer's data plane once more.
+func (l *lab) reopen(opts Options) *Dataplane { return openTest(l.tb, l.lbs[0], opts) }
 
 // serve echoes on TCP at port 8080 of both endpoints until the test ends.
 func (l *lab) serve() {

@@ -89,7 +89,7 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 		pontoonVarCfgMaxFlows:    spec.Maps[pontoonMapFlows].MaxEntries / 2,
 		pontoonVarCfgNextHopTtl:  uint32(hz * nextHopSeconds),
 		pontoonVarCfgXdpMax:      opts.XDPMax,
-		pontoonVarCfgXdpFrags:    xdpFrags(spec),
+		pontoonVarCfgXdpFrags:    xdpFrags(spec, opts.Hook),
 	}
 	for name, value := range settings {
 		if err := spec.Variables[name].Set(value); err != nil {

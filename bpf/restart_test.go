@@ -167,7 +167,7 @@ func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
 				t.Errorf("gone, yet reported as %q", got)
 			}
 			bpftest.Veth(b.ns, "eth1", bpftest.NewNS(t), "new")
-			b.ns.Do(b.hooks.ensure)
+			b.ns.Do(func() { b.hooks.ensure() })
 			if got := b.Interfaces()["eth1"].Hook; got != used {
 				t.Errorf("back, yet reported as %q", got)
 			}
@@ -177,7 +177,7 @@ func TestInterfaceThatComesBackIsAttachedAgain(t *testing.T) {
 
 func TestHookCanBeChangedInFlight(t *testing.T) {
 	b := newBench(t, nil)
-	for _, hook := range []string{HookClsact, HookXDP, HookAuto, HookXDP, HookClsact} {
+	for _, hook := range []string{HookClsact, HookXDP, HookXDPGeneric, HookAuto, HookXDPGeneric, HookXDP, HookClsact} {
 		_ = b.Close()
 		b.opts.Hook = hook
 		b.Dataplane = openTest(t, b.ns, b.opts)
@@ -200,7 +200,7 @@ func TestHookCanBeChangedInFlight(t *testing.T) {
 			t.Fatal(err)
 		}
 		clsact := strings.HasSuffix(b.Interfaces()["eth1"].Hook, usedClsact)
-		if wantXDP := map[string]uint32{HookXDP: 1}[hook]; mode != wantXDP { // 1: by the driver
+		if wantXDP := map[string]uint32{HookXDP: xdpAttachedDriver, HookXDPGeneric: xdpAttachedGeneric}[hook]; mode != wantXDP {
 			t.Errorf("%s: XDP mode %d, want %d", hook, mode, wantXDP)
 		}
 		if (filter != nil) != clsact || (len(links) > 0) == clsact {

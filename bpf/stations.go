@@ -75,9 +75,13 @@ func (f *features) of(index int) (uint64, error) {
 	return 0, errors.New("no XDP features in the answer")
 }
 
-// stationFlags says what an interface sends of what XDP redirects to it. A kernel that cannot be
-// asked is believed to do so where XDP is attached: drivers prepare their queues for it then.
+// stationFlags says what an interface sends of what XDP redirects to it. What generic XDP redirects
+// every interface sends. A kernel that cannot be asked is believed to do so where XDP is attached:
+// drivers prepare their queues for it then.
 func (h *hooks) stationFlags(index int, attached bool) uint8 {
+	if h.hook == HookXDPGeneric {
+		return uint8(pontoonStationFlagSTATION_F_XMIT)
+	}
 	if h.features == nil {
 		if attached {
 			return uint8(pontoonStationFlagSTATION_F_XMIT)

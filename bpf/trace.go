@@ -111,11 +111,15 @@ func (s *session) run(ctx context.Context, f TraceFilter, started func()) (err e
 		started()
 	}
 	err = s.read(ctx, reader)
-	s.d.hooks.use(s.d.programs)
+	settled := s.d.hooks.use(s.d.programs)
 	grace := time.NewTimer(traceGrace)
 	defer grace.Stop()
 	<-grace.C
 	s.countLost()
+	if !settled { // Run unpins them when the last interface is rid of them
+		s.d.leftover = true
+		return err
+	}
 	return errors.Join(err, s.set.unpin())
 }
 

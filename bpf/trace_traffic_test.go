@@ -31,9 +31,13 @@ func (l *lab) echoUDP() {
 }
 
 func TestTracingDisturbsNoTraffic(t *testing.T) {
-	for _, hook := range []string{HookAuto, HookClsact} {
+	for _, hook := range []string{HookAuto, HookClsact, HookXDP, HookXDPGeneric} {
 		t.Run(hook, func(t *testing.T) {
 			l := newLab(t, false, 1)
+			xdp := hook == HookXDP || hook == HookXDPGeneric
+			if xdp {
+				l.forXDP()
+			}
 			l.echoUDP()
 			d := l.open(0, func(o *Options) { o.Hook = hook })
 			runDataplane(t, d)
@@ -52,6 +56,9 @@ func TestTracingDisturbsNoTraffic(t *testing.T) {
 			t.Logf("%d datagrams, %d packets told", sent, told)
 			if sent < 100 || answered != sent {
 				t.Errorf("%d of %d datagrams were answered", answered, sent)
+			}
+			if n := d.Stats().Counters["xdp_forward"]; xdp && n == 0 {
+				t.Error("XDP forwarded nothing between the sessions")
 			}
 			if told < 80 {
 				t.Errorf("%d packets told", told)

@@ -36,6 +36,7 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 		{ModeFullNAT, false, HookXDP},
 		{ModeDNAT, false, HookXDP},
 		{ModeOneArm, true, HookXDP},
+		{ModeFullNAT, false, HookXDPGeneric},
 	} {
 		legs := "two legs"
 		if row.oneLeg {
@@ -43,13 +44,14 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 		}
 		t.Run(fmt.Sprintf("%s %s %s", row.mode, legs, row.hook), func(t *testing.T) {
 			l := newLab(t, row.oneLeg, 1)
-			if row.hook == HookXDP {
+			xdp := row.hook == HookXDP || row.hook == HookXDPGeneric
+			if xdp {
 				l.forXDP()
 			}
 			l.serve()
 			d := l.open(0, func(o *Options) { o.Hook = row.hook })
 			want := map[string]string{
-				HookAuto: usedTCX, HookClsact: usedClsact, HookXDP: usedXDP + usedTCX,
+				HookAuto: usedTCX, HookClsact: usedClsact, HookXDP: usedXDP + usedTCX, HookXDPGeneric: usedXDPGeneric + usedTCX,
 			}[row.hook]
 			for name, used := range d.Interfaces() {
 				if used.Hook != want && !(row.hook != HookClsact && used.Hook == strings.Replace(want, usedTCX, usedClsact, 1)) {
@@ -73,7 +75,7 @@ func TestRealTrafficArrivesWhole(t *testing.T) {
 					t.Errorf("%d drops for %s", n, reason)
 				}
 			}
-			if n := stats.Counters["xdp_forward"]; row.hook == HookXDP && n < bulk/1500 {
+			if n := stats.Counters["xdp_forward"]; xdp && n < bulk/1500 {
 				t.Errorf("XDP forwarded %d packets: %v", n, stats.Counters)
 			}
 			if stats.Counters["next_hop_miss"] > 200 {

@@ -129,6 +129,8 @@ const (
 	HookTC     = "tc"     // TCX where the kernel has it, else clsact
 	HookClsact = "clsact" // the older form of TC, also on new kernels
 	HookXDP    = "xdp"    // native XDP and TC on every interface that takes it, else TC
+
+	HookXDPGeneric = "xdp-generic" // XDP in the kernel instead of the driver, and TC: slower than TC alone
 )
 
 // Limits and defaults of Options.
@@ -169,7 +171,7 @@ type Options struct {
 	EventsBytes uint32
 	// Slot is this node's number below 8: it says which SNAT ports are ours.
 	Slot uint8
-	// Hook is HookAuto (default), HookTC, HookClsact or HookXDP. Whatever is taken, the TC
+	// Hook is HookAuto (default), HookTC, HookClsact, HookXDP or HookXDPGeneric. Whatever is taken, the TC
 	// program is attached too: it does what XDP cannot.
 	Hook string
 	// XDPMax is the size in bytes, from the IP header on, above which XDP leaves a packet to receive
@@ -197,9 +199,9 @@ func (o Options) Validate() error {
 		errs = append(errs, fmt.Errorf("slot %d is not below %d", o.Slot, Slots))
 	}
 	switch o.Hook {
-	case "", HookAuto, HookTC, HookClsact, HookXDP:
+	case "", HookAuto, HookTC, HookClsact, HookXDP, HookXDPGeneric:
 	default:
-		errs = append(errs, fmt.Errorf("hook %q is not auto, tc, clsact or xdp", o.Hook))
+		errs = append(errs, fmt.Errorf("hook %q is not auto, tc, clsact, xdp or xdp-generic", o.Hook))
 	}
 	if o.MaxFlows != 0 && (o.MaxFlows < minFlows || o.MaxFlows > 1<<28) {
 		errs = append(errs, fmt.Errorf("max flows %d is not between %d and %d", o.MaxFlows, minFlows, 1<<28))

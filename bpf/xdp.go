@@ -39,7 +39,7 @@ type choice struct {
 func choose(hook string, d device) choice {
 	c := choice{reason: "asked for"}
 	switch {
-	case hook == HookXDP:
+	case hook == HookXDP || hook == HookXDPGeneric:
 		c.xdp = true
 	case hook != HookAuto:
 		return c
@@ -78,7 +78,9 @@ func (h *hooks) look(name string, iface netlink.Link) device {
 	return d
 }
 
-func (h *hooks) mayXDP() bool { return h.hook == HookAuto || h.hook == HookXDP }
+func (h *hooks) mayXDP() bool {
+	return h.hook == HookAuto || h.hook == HookXDP || h.hook == HookXDPGeneric
+}
 
 // wantXDP tells whether an interface that is there wants XDP.
 func (h *hooks) wantXDP() bool {
@@ -87,7 +89,7 @@ func (h *hooks) wantXDP() bool {
 	}
 	for _, name := range h.names {
 		iface, err := h.nl.LinkByName(name)
-		if err == nil && choose(h.hook, h.look(name, iface)).xdp {
+		if err == nil && choose(h.hook, h.see(name, iface)).xdp {
 			return true
 		}
 	}
@@ -117,35 +119,55 @@ func xdpIndex(l link.Link) int {
 
 // attachXDP brings the interface to the chosen XDP, or to none. The TC program is there already,
 // so packets are served whichever way this ends. The second result is false when there is no XDP.
-func (h *hooks) attachXDP(name string, iface netlink.Link, c choice) (string, bool) {
+// An error says that a program of an earlier set may still be there.
+func (h *hooks) attachXDP(name string, iface netlink.Link, c choice) (string, bool, error) {
 	if c.xdp && h.programs.xdp == nil {
+		h.lacking = true
 		c = choice{reason: "XDP programs are not loaded: " + c.reason}
 	}
 	if !c.xdp {
 		if err := dropLink(h.xdpPin(name)); err != nil {
-			h.log.Warn("XDP not taken off", "interface", name, "err", err)
+			return "", false, fmt.Errorf("take XDP off %s: %w", name, err)
 		}
-		return c.reason, false
+		return c.reason, false, nil
 	}
-	if err := h.linkXDP(name, iface.Attrs().Index); err != nil {
-		h.log.Warn("interface takes no XDP: TC does without", "interface", name, "err", err)
-		return "XDP refused: " + err.Error(), false
+	if refused := h.linkXDP(name, iface.Attrs()); refused != nil {
+		if err := dropLink(h.xdpPin(name)); err != nil {
+			return "", false, fmt.Errorf("replace XDP on %s: %w", name, errors.Join(refused, err))
+		}
+		h.log.Warn("interface takes no XDP: TC does without", "interface", name, "err", refused)
+		return "XDP refused: " + refused.Error(), false, nil
 	}
 	if iface.Attrs().ParentDevBus == "" {
-		h.log.Warn("native XDP on a virtual interface: its other end must send whole checksums (tx-checksumming off) and receive by NAPI (gro on)",
+		h.log.Warn("XDP on a virtual interface: its other end must send whole checksums (tx-checksumming off) and receive by NAPI (gro on)",
 			"interface", name)
 	}
-	return c.reason, true
+	return c.reason, true, nil
 }
 
-// linkXDP replaces the program in the pinned link if that still leads to the interface, else
-// makes a new link.
-func (h *hooks) linkXDP(name string, index int) error {
+// Modes of XDP as the kernel tells them of an interface (linux/if_link.h).
+const (
+	xdpAttachedDriver  = 1
+	xdpAttachedGeneric = 2
+)
+
+// xdpMode is how XDP is attached where it is, in the terms of the link and of the kernel.
+func (h *hooks) xdpMode() (link.XDPAttachFlags, uint32) {
+	if h.hook == HookXDPGeneric {
+		return link.XDPGenericMode, xdpAttachedGeneric
+	}
+	return link.XDPDriverMode, xdpAttachedDriver
+}
+
+// linkXDP replaces the program in the pinned link if that still leads to the interface in the wanted
+// mode, else makes a new link. After an error the old link may still be there.
+func (h *hooks) linkXDP(name string, a *netlink.LinkAttrs) error {
+	flags, mode := h.xdpMode()
 	old, err := link.LoadPinnedLink(h.xdpPin(name), nil)
 	switch {
 	case err == nil:
 		defer old.Close()
-		if xdpIndex(old) == index {
+		if xdpIndex(old) == a.Index && a.Xdp != nil && a.Xdp.AttachMode == mode {
 			return old.Update(h.programs.xdp)
 		}
 		if err := dropLink(h.xdpPin(name)); err != nil {
@@ -154,7 +176,7 @@ func (h *hooks) linkXDP(name string, index int) error {
 	case !errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("open pinned link: %w", err)
 	}
-	l, err := link.AttachXDP(link.XDPOptions{Interface: index, Program: h.programs.xdp, Flags: link.XDPDriverMode})
+	l, err := link.AttachXDP(link.XDPOptions{Interface: a.Index, Program: h.programs.xdp, Flags: flags})
 	if err != nil {
 		return err
 	}
@@ -175,16 +197,20 @@ func dropLink(path string) error {
 	return removeLink(path)
 }
 
-// xdpFrags tells whether the kernel (5.18 and later) lets XDP programs have frames of several
-// buffers; if not, it takes the mark off the programs of spec.
-func xdpFrags(spec *ebpf.CollectionSpec) uint8 {
-	probe, err := ebpf.NewProgram(&ebpf.ProgramSpec{
-		Type: ebpf.XDP, Flags: unix.BPF_F_XDP_HAS_FRAGS, License: "Dual BSD/GPL",
-		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
-	})
-	if err == nil {
-		_ = probe.Close()
-		return 1
+// xdpFrags tells whether XDP programs are to have frames of several buffers: the kernel (5.18 and
+// later) lets them, and it is not generic XDP, which gives such programs a copy of the packet that
+// has lost the length of its link header, so that TC behind it misreads what they pass on. If not,
+// it takes the mark off the programs of spec.
+func xdpFrags(spec *ebpf.CollectionSpec, hook string) uint8 {
+	if hook != HookXDPGeneric {
+		probe, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+			Type: ebpf.XDP, Flags: unix.BPF_F_XDP_HAS_FRAGS, License: "Dual BSD/GPL",
+			Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2), asm.Return()},
+		})
+		if err == nil {
+			_ = probe.Close()
+			return 1
+		}
 	}
 	for _, p := range spec.Programs {
 		p.Flags &^= unix.BPF_F_XDP_HAS_FRAGS

@@ -33,6 +33,8 @@ func TestHookIsChosenByWhatTheInterfaceIs(t *testing.T) {
 		{"tc asked for", HookTC, card, false, "asked for"},
 		{"clsact asked for", HookClsact, card, false, "asked for"},
 		{"xdp asked for on veth", HookXDP, device{kind: "veth"}, true, "asked for"},
+		{"generic xdp asked for on veth", HookXDPGeneric, device{kind: "veth"}, true, "asked for"},
+		{"generic xdp asked for, foreign program", HookXDPGeneric, device{kind: "veth", foreign: 7}, false, "another XDP program"},
 		{"xdp asked for, foreign program", HookXDP, device{kind: "veth", foreign: 7}, false, "another XDP program"},
 		{"xdp asked for, VLANs", HookXDP, device{kind: "veth", stripsVLAN: true, hasVLANs: true}, false, "rx-vlan-offload"},
 	} {
@@ -80,7 +82,7 @@ func TestForeignXDPProgramIsLeftAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "taking the place", func() error {
-		b.ns.Do(b.hooks.ensure)
+		b.ns.Do(func() { b.hooks.ensure() })
 		return wantXDP(b.Interfaces()["eth1"])
 	})
 }

@@ -150,9 +150,9 @@ func (c Config) validateDataPlane(bad func(key, format string, args ...any)) {
 		seen[i] = true
 	}
 	switch c.DataPlane.Hook {
-	case bpf.HookAuto, bpf.HookTC, bpf.HookXDP:
+	case bpf.HookAuto, bpf.HookTC, bpf.HookXDP, bpf.HookXDPGeneric:
 	default:
-		bad("data_plane.hook", "%q: want auto, tc or xdp", c.DataPlane.Hook)
+		bad("data_plane.hook", "%q: want auto, tc, xdp or xdp-generic", c.DataPlane.Hook)
 	}
 	if c.DataPlane.MaxFlows < 1024 || c.DataPlane.MaxFlows > 1<<25 {
 		bad("data_plane.max_flows", "%d: want 1024 to %d", c.DataPlane.MaxFlows, 1<<25)

@@ -103,6 +103,9 @@ func (m *member) watchHost(ctx context.Context) error {
 		if c.Neighbours || c.Routes || c.Links {
 			m.dp.FlushNextHops()
 		}
+		if c.Links {
+			m.dp.LinksChanged()
+		}
 		if c.Links || c.Addresses {
 			m.wakeDriver()
 		}

@@ -169,7 +169,7 @@ type FlowCounts struct {
 type InterfaceStatus struct {
 	Name string `json:"name"`
 	Up   bool   `json:"up" doc:"It has carrier."`
-	Hook string `json:"hook" doc:"How the data plane is attached: tcx or clsact, with xdp+ before it where XDP forwards what it can; empty when it is not."`
+	Hook string `json:"hook" doc:"How the data plane is attached: tcx or clsact, with xdp+ (xdp-generic+ when that was asked for) before it where XDP forwards what it can; empty when it is not."`
 
 	HookReason string `json:"hook_reason" doc:"Why this hook was chosen, or why the data plane is not attached."`
 }

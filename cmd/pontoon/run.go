@@ -38,7 +38,7 @@ Every key of the node file is also a flag, and flags win:
     listen: 127.0.0.1:7480         # --api-listen
   data_plane:
     interfaces: [eth1, eth2]       # --interface, repeated
-    hook: auto                     # --hook auto|tc|xdp
+    hook: auto                     # --hook auto|tc|xdp|xdp-generic
     pin_dir: /sys/fs/bpf/pontoon   # --pin-dir
     max_flows: 1048576             # --max-flows
   agent_grace: 10s                 # --agent-grace

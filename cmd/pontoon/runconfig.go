@@ -47,7 +47,7 @@ func bindConfig(fs *pflag.FlagSet, cfg *node.Config) {
 	fs.Uint16Var(&cfg.Cluster.GossipPort, "gossip-port", cfg.Cluster.GossipPort, "UDP and TCP `port` of the gossip, on the same ip")
 	fs.StringVar(&cfg.API.Listen, "api-listen", cfg.API.Listen, "`ip:port` of the API and the status page, HTTPS when not loopback; none for nowhere")
 	fs.StringSliceVar(&cfg.DataPlane.Interfaces, "interface", cfg.DataPlane.Interfaces, "`interface` that carries load-balanced traffic (repeat)")
-	fs.StringVar(&cfg.DataPlane.Hook, "hook", cfg.DataPlane.Hook, "where the data plane attaches: auto (XDP on network cards, TC elsewhere), tc or xdp")
+	fs.StringVar(&cfg.DataPlane.Hook, "hook", cfg.DataPlane.Hook, "where the data plane attaches: auto (XDP on network cards, TC elsewhere), tc, xdp or xdp-generic")
 	fs.StringVar(&cfg.DataPlane.PinDir, "pin-dir", cfg.DataPlane.PinDir, "`directory` of the data plane on a bpf file system; one per node")
 	fs.Uint32Var(&cfg.DataPlane.MaxFlows, "max-flows", cfg.DataPlane.MaxFlows, "`number` of connections there is room for, 1024 to 33554432")
 	fs.DurationVar(&cfg.AgentGrace, "agent-grace", cfg.AgentGrace,
