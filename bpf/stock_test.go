@@ -61,7 +61,7 @@ func (s *stock) told(d *Dataplane) {
 type kind struct {
 	slot                            uint8
 	flows, halfOpen, events, xdpMax uint32
-	xdp                             bool
+	xdp, generic                    bool
 	without                         string
 }
 
@@ -69,7 +69,8 @@ func kindOf(o Options) kind {
 	o = o.withDefaults()
 	return kind{
 		slot: o.Slot, flows: o.MaxFlows, halfOpen: o.MaxHalfOpen, events: o.EventsBytes, xdpMax: o.XDPMax,
-		xdp: o.Hook == HookXDP, without: strings.Join(o.without, " "),
+		xdp: o.Hook == HookXDP || o.Hook == HookXDPGeneric, generic: o.Hook == HookXDPGeneric,
+		without: strings.Join(o.without, " "),
 	}
 }
 

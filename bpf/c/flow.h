@@ -394,7 +394,10 @@ static __always_inline int half_open_one(const struct packet *p, struct flow *h)
 {
 	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
 
-	if (p->key.proto == IPPROTO_UDP || flags == TCP_ACK)
+	/* A datagram for which XDP has made the entry, and which it has left to TC, is still the first. */
+	if (p->key.proto == IPPROTO_UDP)
+		return h->packets_lo ? promote_one(p, h) : V_FORWARD;
+	if (flags == TCP_ACK)
 		return promote_one(p, h);
 	if (flags & TCP_RST)
 		h->state = FLOW_REFUSED;

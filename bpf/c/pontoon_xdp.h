@@ -14,8 +14,10 @@ int pontoon_xdp(struct xdp_md *ctx)
 	struct packet p = {}, *current;
 	struct flow *f;
 
-	if (xdp_parse(ctx, &p) >= 0 || !plain(&p) || p.ttl <= 1)
+	if (xdp_parse(ctx, &p) >= 0)
 		return XDP_PASS;
+	if (!plain(&p) || p.ttl <= 1)
+		return xdp_leave_unseen(&p);
 	if (cfg_trace && trace_match(&p)) /* TC tells what becomes of it */
 		return XDP_PASS;
 	f = bpf_map_lookup_elem(&flows, &p.key);
@@ -24,6 +26,8 @@ int pontoon_xdp(struct xdp_md *ctx)
 			return xdp_leave();
 		return xdp_forward(ctx, &p, f);
 	}
+	if (f && f->flags & FLOW_F_DOOMED) /* answered, and counted, by TC */
+		return xdp_leave();
 	p.missed = !f;
 	current = current_packet();
 	if (current)
@@ -54,8 +58,10 @@ int pontoon_xdp_slow(struct xdp_md *ctx)
 	int verdict;
 
 	/* A full table is answered, and counted, by TC. */
-	if (!p || get_active(0) >= cfg_max_flows)
+	if (!p)
 		return XDP_PASS;
+	if (get_active(0) >= cfg_max_flows)
+		return xdp_leave_unseen(p);
 	f = find_slow(p, &verdict);
 	if (verdict == V_NEW) {
 		bpf_tail_call(ctx, &xdp_tails, TAIL_NEW);

@@ -13,6 +13,15 @@ static __always_inline int xdp_leave(void)
 	return XDP_PASS;
 }
 
+/* xdp_leave_unseen does the same with a packet of which nothing was looked up: it is one of ours, as
+ * far as can be told at once, when it is for a VIP. */
+static __always_inline int xdp_leave_unseen(const struct packet *p)
+{
+	if (bpf_map_lookup_elem(&vips, &p->key.daddr))
+		count(COUNTER_XDP_PASS);
+	return XDP_PASS;
+}
+
 /* takes tells whether an interface can send the frame. What it cannot would be lost after the
  * program has ended, where nothing counts it. */
 static __always_inline int takes(const struct station *out, const struct next_hop *hop,
