@@ -85,7 +85,7 @@ func TestKernelNeighbourLearnsTheNewHolderOfIPv6(t *testing.T) {
 func TestRepeatsAndForeignClaimOfIPv6OnTheWire(t *testing.T) {
 	ns := newNetns(t)
 	c := newCapture(t, ndp)
-	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0, 30 * ms, 60 * ms}, Every: time.Hour})
+	l := newSpeaker(t, L2Config{Schedule: threeSteps(), Every: time.Hour})
 	startRun(t, l, ns)
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP6, Link: "ptv0", Epoch: 1}}))
 	eventually(t, "three announcements", func() bool { return c.count(nil) == 3 })

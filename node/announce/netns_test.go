@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -71,14 +72,31 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(8 * time.Second)
+	limit := patient(8 * time.Second)
+	deadline := time.After(limit)
 	for !ok() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("after 8 s still not: %s", what)
+			t.Fatalf("after %s still not: %s", limit, what)
 		}
 	}
+}
+
+// patient stretches a time by the factor in PONTOON_TEST_PATIENCE, for machines
+// on which everything takes longer.
+func patient(d time.Duration) time.Duration {
+	if factor, err := strconv.Atoi(os.Getenv("PONTOON_TEST_PATIENCE")); err == nil && factor > 1 {
+		return time.Duration(factor) * d
+	}
+	return d
+}
+
+// threeSteps is a schedule of three announcements. One that is late by a whole step
+// takes the missed one with it, so a step is longer than a machine dawdles.
+func threeSteps() []time.Duration {
+	step := patient(50 * ms)
+	return []time.Duration{0, step, 2 * step}
 }
 
 // capture reads every ARP frame, or neighbour advertisement for testVIP6, that
@@ -248,7 +266,7 @@ func TestKernelNeighbourLearnsTheNewHolder(t *testing.T) {
 func TestRepeatsNewEpochAndForeignClaimOnTheWire(t *testing.T) {
 	ns := newNetns(t)
 	c := newCapture(t, arp)
-	l := newSpeaker(t, L2Config{Schedule: []time.Duration{0, 30 * ms, 60 * ms}, Every: time.Hour})
+	l := newSpeaker(t, L2Config{Schedule: threeSteps(), Every: time.Hour})
 	startRun(t, l, ns)
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
 	eventually(t, "three announcements", func() bool { return c.count(nil) == 6 })

@@ -29,12 +29,13 @@ func ifaddrOf(t *testing.T, h *Host, addr string) (ifaddr, bool) {
 }
 
 // inPeer moves ptv1 into a second namespace, made by the calling thread, and runs
-// fn there.
+// fn there. The namespace lives as long as the test: with it ptv1 would go, and
+// with that ptv0.
 func inPeer(t *testing.T, home netns.NsHandle, fn func()) {
 	t.Helper()
 	peer, err := netns.New()
 	must(t, err)
-	defer peer.Close()
+	t.Cleanup(func() { peer.Close() })
 	must(t, netns.Set(home))
 	must(t, netlink.LinkSetNsFd(link(t, "ptv1"), int(peer)))
 	must(t, netns.Set(peer))
