@@ -50,7 +50,8 @@ func (m machine) run(ctx context.Context, w io.Writer) (r result) {
 	if r.err = assemble(ctx, m, initrd); r.err != nil {
 		return r
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, m.timeout, fmt.Errorf("the machine was still running after %s", m.timeout))
+	limit := m.timeout * time.Duration(m.slow)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the machine was still running after %s", limit))
 	defer cancel()
 	report := filepath.Join(m.work, m.name()+".verdicts")
 	began := time.Now()

@@ -56,6 +56,7 @@ type options struct {
 	memory  int           // MiB
 	cpus    int           // of the machine
 	timeout time.Duration // from power on to power off
+	slow    int           // by how much all times are stretched
 	cache   string        // folder of downloads, images and logs
 	binary  string        // the product, for the suites that start it
 	keep    bool          // keep the image that was booted
@@ -71,6 +72,7 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.memory, "memory", 4096, "`MiB` of the machine")
 	fs.IntVar(&o.cpus, "cpus", min(runtime.NumCPU(), 4), "processors of the machine")
 	fs.DurationVar(&o.timeout, "timeout", 20*time.Minute, "how long a machine may run")
+	fs.IntVar(&o.slow, "slow", 1, "give everything so many `times` the time, on a machine that is busy with other things")
 	fs.StringVar(&o.cache, "cache", ".cache/vmtest", "`folder` of downloads, images and logs")
 	fs.StringVar(&o.binary, "binary", "bin/pontoon", "the product's `file`")
 	fs.BoolVar(&o.keep, "keep", false, "keep the booted image")
@@ -101,6 +103,9 @@ func (o options) validate() error {
 	}
 	if o.memory < 1024 {
 		errs = append(errs, fmt.Errorf("%d MiB of memory are too little: the machine lives in it, 1024 at least", o.memory))
+	}
+	if o.slow < 1 {
+		errs = append(errs, fmt.Errorf("nothing takes %d times as long", o.slow))
 	}
 	if o.cpus < 1 {
 		errs = append(errs, fmt.Errorf("%d processors are not enough", o.cpus))

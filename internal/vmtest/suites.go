@@ -24,6 +24,7 @@ type suite struct {
 	must    []string      // tests that a skip does not excuse
 	data    []string      // patterns, below the package's folder, of files its tests read
 	timeout time.Duration // of the whole suite
+	slow    int           // the factor in it
 	product bool          // it starts the product's binary
 	paced   bool          // it wants the paced clock, see machine.processors
 	args    []string      // instead of a test binary: what is run, with the pattern, in the folder of its data
@@ -72,10 +73,12 @@ func chosen(o options) ([]suite, error) {
 			return nil, fmt.Errorf("no suite is called %q; there are %s", name, strings.Join(suiteNames(), ", "))
 		}
 	}
-	if o.run != "" {
-		for i := range out {
+	for i := range out {
+		if o.run != "" {
 			out[i].run, out[i].must = o.run, nil
 		}
+		out[i].slow = max(o.slow, 1)
+		out[i].timeout *= time.Duration(out[i].slow)
 	}
 	return out, nil
 }
@@ -87,8 +90,9 @@ const (
 	guestJobs    = guestTests + "/jobs.json"
 )
 
-// patience stretches the deadlines of tests that wait for whole clusters.
-const patience = "PONTOON_TEST_PATIENCE=6"
+// patience stretches the deadlines of tests that wait for whole clusters and of
+// those that measure time.
+const patience = 6
 
 // job is the suite as the guest runs it.
 func (s suite) job() job {
@@ -99,7 +103,7 @@ func (s suite) job() job {
 	j := job{
 		Name: s.name, Dir: dir, Timeout: s.timeout,
 		Args: []string{s.binary(), "-test.v", "-test.timeout=" + s.timeout.String()},
-		Env:  []string{"PONTOON_REQUIRE_PRIV=1", patience},
+		Env:  []string{"PONTOON_REQUIRE_PRIV=1", fmt.Sprintf("PONTOON_TEST_PATIENCE=%d", patience*s.slow)},
 	}
 	if s.run != "" {
 		j.Args = append(j.Args, "-test.run="+s.run)
