@@ -27,6 +27,11 @@ var errReplEnded = errors.New("peer ended the stream")
 // longest wait.
 const replPatience = 5
 
+// replWorth is how much longer than its snapshot a stream must have run, so that
+// one that breaks again and again spends no more than a fifth of the time on
+// snapshots.
+const replWorth = 4
+
 // replGoodbye is how long the end of a stream may take once it is decided.
 const replGoodbye = 200 * time.Millisecond
 
@@ -110,8 +115,11 @@ func (p *replPeer) run(ctx context.Context) {
 	turnedAway := newReplBackoff(cfg.ReconnectMin, replPatience*cfg.ReconnectMax)
 	for {
 		err := p.session(ctx)
-		if calm := p.setDown(err); calm {
+		ran, worth := p.setDown(err)
+		if worth {
 			wait.reset()
+		}
+		if ran > replCalm*cfg.ReconnectMax {
 			turnedAway.reset()
 		}
 		if ctx.Err() != nil {
@@ -188,13 +196,16 @@ func (p *replPeer) moved(state string, changed bool) {
 	}
 }
 
-// setDown ends the bookkeeping of a connection; calm says that it ran for a while
-// after its snapshot, so that the next attempt need not wait. A stream that breaks
-// soon after each snapshot costs a snapshot each time.
-func (p *replPeer) setDown(err error) (calm bool) {
+// setDown ends the bookkeeping of a connection. It returns for how long the peer
+// had a full copy, and whether that was worth the snapshot: a stream that breaks
+// soon after a long one is not opened again at once.
+func (p *replPeer) setDown(err error) (ran time.Duration, worth bool) {
 	p.r.log.close(p.cursor)
 	p.mu.Lock()
-	calm = !p.window.marked.IsZero() && time.Since(p.window.marked) > replCalm*p.r.cfg.ReconnectMax
+	if !p.window.marked.IsZero() {
+		ran = time.Since(p.window.marked)
+		worth = ran > replWorth*p.snapshotTook
+	}
 	wasUp := p.state != ReplicationDown
 	text := err.Error()
 	fresh := text != p.lastError
@@ -212,7 +223,7 @@ func (p *replPeer) setDown(err error) (calm bool) {
 		replPoke(p.r.changed)
 	}
 	if errors.Is(err, context.Canceled) {
-		return calm
+		return ran, worth
 	}
 	// A peer that is away is tried every second: say it once.
 	if wasUp || fresh {
@@ -230,7 +241,7 @@ func (p *replPeer) setDown(err error) (calm bool) {
 			Text: "flows cannot go to " + p.peer.Node + ": " + text,
 		})
 	}
-	return calm
+	return ran, worth
 }
 
 // replBackoff doubles a wait from min to max.
