@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,10 +203,11 @@ func TestReplicationFailingSinkIsTriedLessAndLess(t *testing.T) {
 			c.ReconnectMin, c.ReconnectMax = 0, 0
 			m.put(1, 1)
 		})
-		fail := true
+		var fail atomic.Bool
+		fail.Store(true)
 		b := n.add("b", func(_ *ReplicationConfig, m *replTable) {
 			m.gate = func(context.Context, string) error {
-				if fail {
+				if fail.Load() {
 					return errors.New("map is broken")
 				}
 				return nil
@@ -218,7 +220,7 @@ func TestReplicationFailingSinkIsTriedLessAndLess(t *testing.T) {
 		if s := a.status("b"); tried < 12 || tried > 25 || !strings.Contains(s.LastError, "map is broken") {
 			t.Errorf("%d attempts in a minute, status %+v", tried, s)
 		}
-		fail = false
+		fail.Store(false)
 		<-time.After(6 * time.Second)
 		n.awaitEqual(a, b)
 		<-time.After(time.Minute)
