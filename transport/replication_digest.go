@@ -41,9 +41,6 @@ const (
 	// replDigestShare is how old a digest may be that streams share: they confirm
 	// at about the same time, and reading a million records takes a second.
 	replDigestShare = 250 * time.Millisecond
-	// replDigestRounds is in how many rounds running a bucket may differ, each time
-	// in another way, before it is repaired.
-	replDigestRounds = 5
 )
 
 // replDigester makes the digests of this node's own records, one at a time.
@@ -101,36 +98,6 @@ type replDifference struct {
 	xor    uint64 // of both digests
 }
 
-// replSuspects decides which buckets are repaired.
-type replSuspects struct {
-	streak map[uint32]int // in how many rounds running it differed in both comparisons
-}
-
-// judge takes the two comparisons of a round. What is on its way makes buckets
-// differ, but differently each time; what differs in the same way twice is there to
-// stay. A bucket that never holds still is repaired too when it has differed
-// for long enough, since a lasting difference may hide among the passing ones.
-func (s *replSuspects) judge(first, second []replDifference) (repair []uint32) {
-	before := make(map[uint32]uint64, len(first))
-	for _, d := range first {
-		before[d.bucket] = d.xor
-	}
-	streak := map[uint32]int{}
-	for _, d := range second {
-		xor, ok := before[d.bucket]
-		if !ok {
-			continue
-		}
-		if n := s.streak[d.bucket] + 1; xor != d.xor && n < replDigestRounds {
-			streak[d.bucket] = n
-			continue
-		}
-		repair = append(repair, d.bucket)
-	}
-	s.streak = streak
-	return repair
-}
-
 // compare does the rounds of one stream, has repaired what they find, and answers
 // those who ask.
 func (s *replStream) compare(ctx context.Context) error {
@@ -153,14 +120,14 @@ func (s *replStream) compare(ctx context.Context) error {
 		if snapshots != seen { // it healed everything
 			suspects, seen = replSuspects{}, snapshots
 		}
-		buckets, err := s.compareTwice(ctx, &suspects)
+		verdict, err := s.compareTwice(ctx, &suspects)
 		if err != nil {
 			return err
 		}
-		if now, ok := s.p.streaming(); len(buckets) == 0 || !ok || now != snapshots {
+		if now, ok := s.p.streaming(); len(verdict.repair) == 0 || !ok || now != snapshots {
 			continue
 		}
-		if err := s.haveRepaired(ctx, buckets); err != nil {
+		if err := s.haveRepaired(ctx, verdict); err != nil {
 			return err
 		}
 	}
@@ -168,18 +135,18 @@ func (s *replStream) compare(ctx context.Context) error {
 
 // compareTwice returns the buckets that are to be repaired. The second comparison
 // is spared when the first finds nothing.
-func (s *replStream) compareTwice(ctx context.Context, suspects *replSuspects) ([]uint32, error) {
+func (s *replStream) compareTwice(ctx context.Context, suspects *replSuspects) (replVerdict, error) {
 	first, size, err := s.compareOnce(ctx)
 	if err != nil || size == 0 {
-		return nil, err
+		return replVerdict{}, err
 	}
 	var second []replDifference
 	if len(first) > 0 {
 		if !replSleep(ctx, s.p.r.cfg.DigestConfirm) {
-			return nil, ctx.Err()
+			return replVerdict{}, ctx.Err()
 		}
 		if second, size, err = s.compareOnce(ctx); err != nil || size == 0 {
-			return nil, err
+			return replVerdict{}, err
 		}
 	}
 	s.p.comparedBuckets(size)
@@ -250,9 +217,9 @@ type replRepair struct {
 
 // haveRepaired passes buckets to the writer and waits until the peer has applied
 // them. A repair that was given up is followed by a snapshot.
-func (s *replStream) haveRepaired(ctx context.Context, buckets []uint32) error {
+func (s *replStream) haveRepaired(ctx context.Context, v replVerdict) error {
 	began := time.Now()
-	r := replRepair{buckets: buckets, done: make(chan int64, 1)}
+	r := replRepair{buckets: v.repair, done: make(chan int64, 1)}
 	select {
 	case <-s.repaired: // of an earlier one
 	default:
@@ -276,7 +243,7 @@ func (s *replStream) haveRepaired(ctx context.Context, buckets []uint32) error {
 		return ctx.Err()
 	case <-s.repaired:
 	}
-	s.p.repairedBuckets(len(buckets), uint64(records), time.Since(began))
+	s.p.repairedBuckets(v, uint64(records), time.Since(began))
 	return nil
 }
 
@@ -321,15 +288,20 @@ func (p *replPeer) comparedBuckets(n int) {
 	p.compared += uint64(n)
 }
 
-func (p *replPeer) repairedBuckets(buckets int, records uint64, took time.Duration) {
+func (p *replPeer) repairedBuckets(v replVerdict, records uint64, took time.Duration) {
+	buckets := len(v.repair)
 	p.mu.Lock()
 	p.buckets += uint64(buckets)
 	p.repaired += records
 	p.mu.Unlock()
-	p.r.cfg.Logger.Info("replication to peer: repaired what differed", "peer", p.peer.Node, "buckets", buckets, "records", records)
+	p.r.cfg.Logger.Info("replication to peer: repaired what differed",
+		"peer", p.peer.Node, "buckets", buckets, "records", records, "again", v.again)
+	text := fmt.Sprintf("%s differed in %d buckets, %d records were sent anew", p.peer.Node, buckets, records)
+	if v.again > 0 {
+		text += fmt.Sprintf("; %d of the buckets had been repaired before and still differed: its table may be full", v.again)
+	}
 	p.r.tell(ReplicationEvent{
-		Peer: p.peer.Node, Kind: ReplicationEventRepaired, Buckets: buckets, Records: records, Took: took,
-		Text: fmt.Sprintf("%s differed in %d buckets, %d records were sent anew", p.peer.Node, buckets, records),
+		Peer: p.peer.Node, Kind: ReplicationEventRepaired, Buckets: buckets, Records: records, Took: took, Text: text,
 	})
 }
 

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pgregory.net/rapid"
 )
 
 // What no stream told is found by comparison, and only those buckets are sent anew.
@@ -139,13 +141,82 @@ func TestReplicationSuspectsAreRepairedWhenTheyHoldStill(t *testing.T) {
 		{[]replDifference{d(2, 7), d(4, 7)}, []replDifference{d(2, 8), d(4, 8)}, nil},
 		{[]replDifference{d(2, 7)}, nil, nil},
 	} {
-		if got := s.judge(round.first, round.second); !slices.Equal(got, round.want) {
-			t.Errorf("round %d repairs %v, not %v", i, got, round.want)
+		if got := s.judge(round.first, round.second); !slices.Equal(got.repair, round.want) {
+			t.Errorf("round %d repairs %v, not %v", i, got.repair, round.want)
 		}
 	}
-	if len(s.streak) != 0 {
-		t.Errorf("a round without differences left %v", s.streak)
+	if len(s.streak) != 0 || len(s.futile) != 0 {
+		t.Errorf("a round without differences left %v and %v", s.streak, s.futile)
 	}
+}
+
+// A peer whose table is full differs for ever; it must not be sent half a table
+// every minute.
+func TestReplicationSuspectsThatRepairsDoNotHelpAreRepairedLess(t *testing.T) {
+	var s replSuspects
+	same := []replDifference{{7, 1}}
+	var rounds []int
+	for round := range 40 {
+		v := s.judge(same, same)
+		if len(v.repair) == 0 {
+			continue
+		}
+		rounds = append(rounds, round)
+		if (v.again == 1) != (round > 0) {
+			t.Errorf("round %d: %+v", round, v)
+		}
+	}
+	if want := []int{0, 1, 3, 7, 15, 23, 31, 39}; !slices.Equal(rounds, want) {
+		t.Errorf("repaired in rounds %v, not %v", rounds, want)
+	}
+	s.judge(nil, nil)
+	if v := s.judge(same, same); len(v.repair) != 1 || v.again != 0 {
+		t.Errorf("a bucket that was equal meanwhile: %+v", v)
+	}
+}
+
+// Whatever the comparisons say, what differs in the same way twice is repaired at
+// the latest when its rest is over, and what is equal is never touched.
+func TestReplicationSuspectsAreJudgedInTime(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		var s replSuspects
+		waiting := map[uint32]int{}
+		for range rapid.IntRange(1, 60).Draw(rt, "rounds") {
+			var first, second []replDifference
+			lasting := map[uint32]bool{}
+			for b := range uint32(4) {
+				switch rapid.IntRange(0, 3).Draw(rt, "bucket") {
+				case 1:
+					first = append(first, replDifference{b, 1})
+					second = append(second, replDifference{b, 1})
+					lasting[b] = true
+				case 2:
+					first = append(first, replDifference{b, 1})
+					second = append(second, replDifference{b, 2})
+					lasting[b] = true
+				case 3:
+					first = append(first, replDifference{b, 1})
+				}
+			}
+			v := s.judge(first, second)
+			for _, b := range v.repair {
+				if !lasting[b] {
+					rt.Fatalf("bucket %d was equal and is repaired", b)
+				}
+				delete(waiting, b)
+			}
+			for b := range uint32(4) {
+				if !lasting[b] {
+					delete(waiting, b)
+				} else if !slices.Contains(v.repair, b) {
+					waiting[b]++
+				}
+				if waiting[b] >= max(replDigestRounds, replDigestRest) {
+					rt.Fatalf("bucket %d has differed in %d rounds and is not repaired", b, waiting[b])
+				}
+			}
+		}
+	})
 }
 
 // Nodes of both protocols replicate to each other; digests are compared where
