@@ -92,6 +92,7 @@ func (l *eventLog) after(ctx context.Context, seq uint64) ([]Event, uint64, erro
 func (m *member) eventLoop(ctx context.Context) error {
 	for {
 		for _, t := range m.store.takeTransitions() {
+			m.takeovers.note(t.prev, t.next, fsm.NodeID(m.cfg.Name), time.Now(), m.adopted)
 			for _, e := range stateEvents(t.prev, t.next) {
 				m.events.add(e)
 			}

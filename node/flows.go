@@ -132,15 +132,7 @@ func (m *member) publishWaiting() {
 
 // watchReplication reports at once when a stream changed: the gate may have opened.
 func (m *member) watchReplication(ctx context.Context) error {
-	last := map[string]string{}
 	for {
-		for _, s := range m.repl.Status() {
-			now := s.State + "/" + s.Inbound
-			if was, ok := last[s.Peer]; ok && was != now {
-				m.events.add(Event{Kind: "replication", Node: fsm.NodeID(s.Peer), Text: "flows to " + s.Peer + ": " + s.State + ", from it: " + s.Inbound})
-			}
-			last[s.Peer] = now
-		}
 		m.wakeReport()
 		select {
 		case <-ctx.Done():

@@ -52,8 +52,10 @@ type member struct {
 	// was committed before; 0 while there is none.
 	leadTerm atomic.Uint64
 	gate     syncGate
-	local    local
-	reports  *reportTable
+
+	takeovers takeovers
+	local     local
+	reports   *reportTable
 
 	leaderNow, reportNow, driverNow chan struct{} // capacity 1: look again now
 }
@@ -151,7 +153,7 @@ func (m *member) openDataplane() (err error) {
 		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
 			return m.mux.Dial(ctx, p.Address, transport.ALPNReplication, p.Node)
 		},
-		Source: flowSource{m.dp}, Sink: newFlowSink(m), Logger: m.logger,
+		Source: flowSource{m.dp}, Sink: newFlowSink(m), OnEvent: m.replicationEvent, Logger: m.logger,
 	})
 	return err
 }
@@ -190,6 +192,7 @@ func (m *member) run(ctx context.Context) error {
 		loop("replication", m.repl.Run)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
+		loop("takeover watch", m.watchTakeovers)
 		loop("flow table watch", m.watchFlowTable)
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)

@@ -77,13 +77,11 @@ func flowMetrics(s web.Status, gauge, counter metricFunc) {
 		counter("dropped_packets_total", "Packets not passed on, by reason.", float64(n), "reason", reason)
 	}
 	for _, r := range s.Replication {
-		p := string(r.Peer)
-		gauge("replication_streaming", "1 while the peer has everything and gets changes.", truth(r.State == web.ReplicationStreaming), "peer", p)
-		gauge("replication_lag_seconds", "Age of the oldest record the peer has not acknowledged.", r.LagMS/1000, "peer", p)
-		counter("replication_sent_records_total", "Records sent.", float64(r.Sent), "peer", p)
-		counter("replication_acked_records_total", "Records acknowledged.", float64(r.Acked), "peer", p)
-		counter("replication_resyncs_total", "Snapshots sent anew.", float64(r.Resyncs), "peer", p)
-		counter("replication_dropped_records_total", "Records dropped for a slow peer.", float64(r.Dropped), "peer", p)
+		replicationMetrics(r, gauge, counter)
+	}
+	if t := s.LastTakeover; t != nil {
+		gauge("takeover_adopted_flows", "Connections of other nodes that went on here since this node last became master.", float64(t.Adopted))
+		gauge("takeover_timestamp_seconds", "When this node last became master.", float64(t.At.UnixMilli())/1000)
 	}
 	for _, svc := range s.Services {
 		for _, e := range svc.Endpoints {

@@ -147,11 +147,9 @@ func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
 		Replica: stats.Replica, Adopted: stats.Adopted, Max: stats.Max,
 	}
 	for _, r := range m.repl.Status() {
-		st.Replication = append(st.Replication, web.PeerReplication{
-			Peer: fsm.NodeID(r.Peer), State: web.ReplicationState(r.State), Sent: r.Sent, Acked: r.Acked,
-			LagMS: r.LagMS, Resyncs: r.Resyncs, Dropped: r.Dropped,
-		})
+		st.Replication = append(st.Replication, replication(r))
 	}
+	st.LastTakeover = m.takeovers.view(stats.Adopted)
 	links, err := m.host.Links(m.cfg.DataPlane.Interfaces)
 	up := map[string]bool{}
 	for _, k := range links {

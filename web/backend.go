@@ -46,6 +46,11 @@ type Backend interface {
 	// many connections this node forgot.
 	FlushFlows(ctx context.Context, service string) (int, error)
 
+	// CompareFlows compares, with each peer that lives, the flows that this node
+	// forwards with what the peer holds of them. A peer that cannot be asked is
+	// an entry with an error.
+	CompareFlows(ctx context.Context) ([]FlowComparison, error)
+
 	// Trace calls started when packets are being traced on this node, and emit
 	// with each that f chooses, from one goroutine, until ctx ends or the node
 	// stops (nil) or emit fails (its error). It returns ErrTraceBusy while

@@ -336,3 +336,9 @@ func do(h http.Handler, method, path, body string, header ...string) *httptest.R
 	h.ServeHTTP(w, r)
 	return w
 }
+
+func (b *fakeBackend) CompareFlows(context.Context) ([]FlowComparison, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return []FlowComparison{{Peer: "lb2", Equal: true, Buckets: 4096}, {Peer: "lb3", Error: "not connected"}}, b.err
+}

@@ -90,6 +90,7 @@ func (s *server) routes() {
 	s.vipRoutes()
 	s.serviceRoutes()
 	s.flowRoutes()
+	s.replicationRoutes()
 	s.traceRoutes()
 	s.eventRoutes()
 	s.tokenRoutes()

@@ -22,12 +22,14 @@ type Status struct {
 	VIPs        []fsm.VIP         `json:"vips"`
 	Services    []ServiceStatus   `json:"services"`
 	Replication []PeerReplication `json:"replication" doc:"One entry for each peer that flows are sent to."`
-	Flows       FlowCounts        `json:"flows"`
-	Drops       map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
-	Interfaces  []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
-	BFD         []BFDSession      `json:"bfd"`
-	BGP         []BGPPeer         `json:"bgp"`
-	Warnings    []string          `json:"warnings" doc:"What this node would tell its operator about itself, one sentence each. What concerns the cluster is in summary.notes."`
+
+	LastTakeover *Takeover         `json:"last_takeover,omitempty" doc:"Absent while this node has not become master since its daemon was started."`
+	Flows        FlowCounts        `json:"flows"`
+	Drops        map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
+	Interfaces   []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
+	BFD          []BFDSession      `json:"bfd"`
+	BGP          []BGPPeer         `json:"bgp"`
+	Warnings     []string          `json:"warnings" doc:"What this node would tell its operator about itself, one sentence each. What concerns the cluster is in summary.notes."`
 }
 
 // Level grades a Summary.
@@ -134,27 +136,6 @@ func (s *ServiceStatus) complete() {
 	}
 }
 
-// ReplicationState is how far the copying of flows to a peer is.
-type ReplicationState string
-
-// The states of flow replication to a peer.
-const (
-	ReplicationSnapshot  ReplicationState = "snapshot"  // everything that lives is being sent
-	ReplicationStreaming ReplicationState = "streaming" // only changes are being sent
-	ReplicationDown      ReplicationState = "down"      // not connected
-)
-
-// PeerReplication is the copying of this node's flows to one peer.
-type PeerReplication struct {
-	Peer    fsm.NodeID       `json:"peer"`
-	State   ReplicationState `json:"state" enum:"snapshot,streaming,down"`
-	Sent    uint64           `json:"sent" doc:"Records sent."`
-	Acked   uint64           `json:"acked" doc:"Records the peer has written into its table."`
-	LagMS   float64          `json:"lag_ms" doc:"Age of the oldest record not yet acknowledged."`
-	Resyncs uint64           `json:"resyncs" doc:"Times everything had to be sent again."`
-	Dropped uint64           `json:"dropped" doc:"Records dropped because the peer was too slow; a resync follows."`
-}
-
 // FlowCounts counts the flow table of this node, in connections.
 type FlowCounts struct {
 	Established uint64 `json:"established"`
@@ -209,7 +190,7 @@ func (s *Status) normalise() {
 	for i := range s.Services {
 		s.Services[i].Endpoints = notNil(s.Services[i].Endpoints)
 	}
-	s.Replication = notNil(s.Replication)
+	s.Replication = normaliseReplication(s.Replication)
 	s.Interfaces = notNil(s.Interfaces)
 	s.BFD = notNil(s.BFD)
 	s.BGP = notNil(s.BGP)

@@ -111,7 +111,13 @@ func (d *fakeDaemon) Status(context.Context) (web.Status, error) {
 		Self:    d.self,
 		VIPs:    s.VIPs(),
 		Replication: []web.PeerReplication{
-			{Peer: "lb2", State: web.ReplicationStreaming, Sent: 1200, Acked: 1200, LagMS: 0.4},
+			{
+				Peer: "lb2", State: web.ReplicationStreaming, Sent: 1200, Acked: 1200, LagMS: 0.4, LagP50MS: 2.25, LagP99MS: 9.5,
+				Resyncs: 3, ResyncCauses: map[string]uint64{"reconnect": 2, "overrun": 1}, Protocol: 2, RecordVersion: 2,
+				LastResync: &web.Resync{Cause: "overrun", Text: "flow events were lost", At: time.Now().Add(-time.Hour)},
+				Digest:     web.DigestFigures{Rounds: 5, BucketsRepaired: 1, RecordsRepaired: 24},
+				Inbound:    web.InboundReplication{State: web.ReplicationStreaming, Received: 77, RecordVersion: 2},
+			},
 			{Peer: "lb3", State: web.ReplicationDown, Sent: 10, Dropped: 2},
 		},
 		Flows: web.FlowCounts{Established: 12, HalfOpen: 1, Owned: 9, Replica: 3, Adopted: 2, Max: 1 << 20},
@@ -212,6 +218,10 @@ func (d *fakeDaemon) Flows(_ context.Context, f web.FlowFilter) ([]web.Flow, err
 		out = out[:f.Limit]
 	}
 	return out, nil
+}
+
+func (d *fakeDaemon) CompareFlows(context.Context) ([]web.FlowComparison, error) {
+	return []web.FlowComparison{{Peer: "lb2", Equal: true, Buckets: 4096}, {Peer: "lb3", Error: "it is not connected"}}, nil
 }
 
 func (d *fakeDaemon) FlushFlows(context.Context, string) (int, error) { return 3, nil }

@@ -11,8 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
-
-	"pontoon/web"
 )
 
 // watchInterval is how often --watch asks and redraws.
@@ -40,7 +38,7 @@ a program reads summary.level (ok, warn, bad) of -o json.`,
 			return err
 		}
 		if watch {
-			return a.watchStatus(cmd.Context(), c, format.value)
+			return watchAnswer(cmd.Context(), a, c, "/v1/status", format.value, drawStatus)
 		}
 		answer, err := c.get(cmd.Context(), "/v1/status")
 		if err != nil {
@@ -51,10 +49,10 @@ a program reads summary.level (ok, warn, bad) of -o json.`,
 	return cmd
 }
 
-// watchStatus shows the status every second. A daemon that answered once and
+// watchAnswer shows what path answers every second. A daemon that answered once and
 // then does not is shown as such and asked again: that is when people watch.
-func (a *app) watchStatus(ctx context.Context, c *api, format string) error {
-	answer, err := c.get(ctx, "/v1/status")
+func watchAnswer[T any](ctx context.Context, a *app, c *api, path, format string, draw func(*table, T)) error {
+	answer, err := c.get(ctx, path)
 	if err != nil {
 		return err
 	}
@@ -62,7 +60,7 @@ func (a *app) watchStatus(ctx context.Context, c *api, format string) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	for {
-		frame, err := a.statusFrame(answer, format)
+		frame, err := frameOf(a, answer, format, draw)
 		if err != nil {
 			return err
 		}
@@ -72,7 +70,7 @@ func (a *app) watchStatus(ctx context.Context, c *api, format string) error {
 			return nil // interrupted is how a watch ends
 		case <-tick.C:
 		}
-		next, err := c.call(ctx, http.MethodGet, "/v1/status", nil, 5*watchInterval)
+		next, err := c.call(ctx, http.MethodGet, path, nil, 5*watchInterval)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -84,20 +82,20 @@ func (a *app) watchStatus(ctx context.Context, c *api, format string) error {
 	}
 }
 
-// statusFrame draws one picture of --watch. Programs get one JSON object per
+// frameOf draws one picture of --watch. Programs get one JSON object per
 // line, or one YAML document per answer.
-func (a *app) statusFrame(answer []byte, format string) (string, error) {
+func frameOf[T any](a *app, answer []byte, format string, draw func(*table, T)) (string, error) {
 	var buf bytes.Buffer
 	frame := *a
 	frame.out = &buf
 	switch format {
 	case formatTable:
-		var st web.Status
-		if err := decode(answer, &st); err != nil {
+		var v T
+		if err := decode(answer, &v); err != nil {
 			return "", err
 		}
 		t := newTable(&buf, a.color())
-		drawStatus(t, st)
+		draw(t, v)
 		err := t.flush()
 		return buf.String(), err
 	default:
