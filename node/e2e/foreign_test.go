@@ -43,6 +43,7 @@ func TestForeignProgramsOutliveTheirLoadBalancer(t *testing.T) {
 		{"dnat across two subnets", lab.TwoLeg, "dnat"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel() // each mostly waits for iperf3 to end
 			l := newCluster(t, lab.Config{Topology: tc.topology, Nodes: 3, Clients: 1, Endpoints: 2})
 			ep := l.Endpoints()[0]
 			start(t, ep, nil, "iperf3", "--server", "--port", fmt.Sprint(iperfPort))

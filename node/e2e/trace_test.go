@@ -29,10 +29,13 @@ func TestTraceTellsOfARealConnection(t *testing.T) {
 	}
 	traced := make(chan result, 1)
 	go func() {
-		out, err := n.CLI(within(t, 30*time.Second), "trace", "--client", client.Addr().String(), "--service", "web",
-			"--count", "40", "--timeout", "25s", "--write", file)
+		out, err := n.CLI(within(t, 60*time.Second), "trace", "--client", client.Addr().String(), "--service", "web",
+			"--count", "40", "--timeout", "50s", "--write", file)
 		traced <- result{out, err}
 	}()
+	// Not as fast as it goes: until a busy machine has loaded the tracer, the client would run out of ports.
+	pause := time.NewTicker(20 * time.Millisecond)
+	defer pause.Stop()
 	for {
 		c, err := client.Dial(within(t, 5*time.Second), webVIP)
 		if err != nil {
@@ -47,7 +50,7 @@ func TestTraceTellsOfARealConnection(t *testing.T) {
 			checkTrace(t, r.out, client.Addr().String(), l.Endpoints()[0].Addr().String())
 			checkCapture(t, file)
 			return
-		default:
+		case <-pause.C:
 		}
 	}
 }
@@ -90,6 +93,9 @@ func checkCapture(t *testing.T, file string) {
 		tcp, ok := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.Default).Layer(layers.LayerTypeTCP).(*layers.TCP)
 		if !ok {
 			t.Fatalf("packet %d is not TCP: %x", seen, data)
+		}
+		if info.InterfaceIndex == 1 && before == nil {
+			t.Fatal("the first packet is one that left")
 		}
 		if info.InterfaceIndex == 1 && (tcp.Seq != before.Seq || tcp.SrcPort == before.SrcPort) {
 			t.Errorf("packet %d leaves as %+v, came as %+v", seen, tcp, before)
