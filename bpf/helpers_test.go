@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pontoon/bpf/bpftest"
 
@@ -53,7 +54,7 @@ func newBench(tb testing.TB, change func(*Options)) *bench {
 	b.in.Neighbour(client.String(), b.far.MAC)
 	b.out.Neighbour(endpoint1.Addr().String(), b.end.MAC)
 	b.out.Neighbour(endpoint2.Addr().String(), b.end.MAC)
-	opts := Options{PinDir: bpftest.PinDir(tb), Interfaces: []string{"eth1", "eth2"}, MaxFlows: 1024, MaxHalfOpen: 4096, Slot: 3, without: translators()}
+	opts := Options{PinDir: bpftest.PinDir(tb), Interfaces: []string{"eth1", "eth2"}, MaxFlows: 1024, MaxHalfOpen: 4096, Slot: 3, without: translators(), nextHopLife: time.Hour}
 	if change != nil {
 		change(&opts)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -87,7 +88,7 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 		pontoonVarCfgHz:          uint32(hz),
 		pontoonVarCfgHalfBuckets: spec.Maps[pontoonMapHalfOpen].MaxEntries,
 		pontoonVarCfgMaxFlows:    spec.Maps[pontoonMapFlows].MaxEntries / 2,
-		pontoonVarCfgNextHopTtl:  uint32(hz * nextHopSeconds),
+		pontoonVarCfgNextHopTtl:  uint32(hz * uint64(opts.nextHopLife/time.Second)),
 		pontoonVarCfgXdpMax:      opts.XDPMax,
 		pontoonVarCfgXdpFrags:    xdpFrags(spec, opts.Hook),
 	}

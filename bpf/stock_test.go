@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -61,6 +62,7 @@ func (s *stock) told(d *Dataplane) {
 type kind struct {
 	slot                            uint8
 	flows, halfOpen, events, xdpMax uint32
+	hops                            time.Duration
 	xdp, generic                    bool
 	without                         string
 }
@@ -68,7 +70,7 @@ type kind struct {
 func kindOf(o Options) kind {
 	o = o.withDefaults()
 	return kind{
-		slot: o.Slot, flows: o.MaxFlows, halfOpen: o.MaxHalfOpen, events: o.EventsBytes, xdpMax: o.XDPMax,
+		slot: o.Slot, flows: o.MaxFlows, halfOpen: o.MaxHalfOpen, events: o.EventsBytes, xdpMax: o.XDPMax, hops: o.nextHopLife,
 		xdp: o.Hook == HookXDP || o.Hook == HookXDPGeneric, generic: o.Hook == HookXDPGeneric,
 		without: strings.Join(o.without, " "),
 	}

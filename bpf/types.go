@@ -140,7 +140,7 @@ const (
 	DefaultMaxHalfOpen   = 1 << 17 // connections
 	DefaultEventsBytes   = 8 << 20
 	minFlows             = 64
-	nextHopSeconds       = 5
+	nextHopLife          = 5 * time.Second
 	defaultTCPIdle       = time.Hour
 	defaultUDPIdle       = 120 * time.Second
 	maxIdleTimeout       = 21 * 24 * time.Hour
@@ -182,6 +182,9 @@ type Options struct {
 
 	// timeouts other than the default ones are for tests.
 	timeouts timeouts
+	// nextHopLife is how long a next hop is not asked for again; longer for tests that look at every byte:
+	// the packet that asks has its MAC addresses written by the kernel, later.
+	nextHopLife time.Duration
 	// without names programs that a test can do without: the kernel takes long to look through them.
 	without []string
 	// objects stands in for openObjects, and may bring programs that are loaded, where a test has those of
@@ -230,6 +233,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if o.nextHopLife == 0 {
+		o.nextHopLife = nextHopLife
 	}
 	if o.timeouts == (timeouts{}) {
 		o.timeouts = defaultTimeouts()
