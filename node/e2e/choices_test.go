@@ -147,6 +147,7 @@ func TestClientsGetWhatTheServicePromises(t *testing.T) {
 		{"weights are shares, and 0 is none", weightsAreShares},
 		{"removed endpoints' clients hear what was asked for", removedAsAskedFor},
 		{"connections are listed, counted and flushed", listedCountedFlushed},
+		{"what passes is counted for service and endpoint", passedIsCounted},
 		{"new flows beyond the rate come a second later", rateIsHeld},
 		{"a client stays with its endpoint at the next master", clientStays}, // it takes the master's power
 	} {
@@ -339,6 +340,41 @@ func listedCountedFlushed(t *testing.T, l *lab.Lab) {
 		expectTalking(t, c)
 	}
 	expectTalking(t, dialIntroduced(t, l.Clients()[1], 7401))
+}
+
+func passedIsCounted(t *testing.T, l *lab.Lab) {
+	serviceOf(t, l, "figures", 7450, "--algorithm", "rr")
+	all, _ := several(t, l.Clients()[0], 7450, 4)
+	for _, c := range all {
+		expectTalking(t, c)
+	}
+	type traffic struct {
+		Active, New    uint64
+		ForwardPackets uint64 `json:"forward_packets"`
+		ForwardBytes   uint64 `json:"forward_bytes"`
+		ReplyPackets   uint64 `json:"reply_packets"`
+		ReplyBytes     uint64 `json:"reply_bytes"`
+	}
+	var shown struct {
+		Traffic   traffic
+		Endpoints []struct{ Traffic traffic }
+	}
+	if err := json.Unmarshal([]byte(cli(t, master(t, l, ""), "service", "show", "figures", "-o", "json")), &shown); err != nil {
+		t.Fatal(err)
+	}
+	var sum traffic
+	for _, e := range shown.Endpoints {
+		if e.Traffic.New != 2 || e.Traffic.Active != 2 {
+			t.Errorf("an endpoint of two with four connections: %+v", e.Traffic)
+		}
+		sum.Active, sum.New = sum.Active+e.Traffic.Active, sum.New+e.Traffic.New
+		sum.ForwardPackets, sum.ForwardBytes = sum.ForwardPackets+e.Traffic.ForwardPackets, sum.ForwardBytes+e.Traffic.ForwardBytes
+		sum.ReplyPackets, sum.ReplyBytes = sum.ReplyPackets+e.Traffic.ReplyPackets, sum.ReplyBytes+e.Traffic.ReplyBytes
+	}
+	// From a client at least SYN, ACK and twelve bytes with it; to it the answer, its host's name and the echo.
+	if s := shown.Traffic; s != sum || s.ForwardPackets < 4*3 || s.ForwardBytes < 4*(3*40+12) || s.ReplyPackets < 4*3 || s.ReplyBytes < 4*(3*40+2*9) {
+		t.Errorf("the service has %+v, its endpoints %+v", s, sum)
+	}
 }
 
 func rateIsHeld(t *testing.T, l *lab.Lab) {
