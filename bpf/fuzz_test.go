@@ -157,6 +157,21 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
+// mutated is one of the seeds with some bytes changed, cut off or put behind.
+func mutated(random *rand.Rand, seeds [][]byte) []byte {
+	frame := bytes.Clone(seeds[random.IntN(len(seeds))])
+	for range random.IntN(4) {
+		frame[12+random.IntN(len(frame)-12)] = byte(random.Uint32())
+	}
+	switch random.IntN(8) {
+	case 0:
+		frame = frame[:14+random.IntN(len(frame)-14)]
+	case 1:
+		frame = append(frame, make([]byte, random.IntN(200))...)
+	}
+	return frame
+}
+
 // A bounded run of what fuzzing does, in every test run: mutations of the seeds.
 func TestRandomFramesHarmNothing(t *testing.T) {
 	v := newVictim(t)
@@ -164,17 +179,7 @@ func TestRandomFramesHarmNothing(t *testing.T) {
 	const seed = 20261122
 	random := rand.New(rand.NewPCG(seed, seed))
 	for range 20_000 {
-		frame := bytes.Clone(seeds[random.IntN(len(seeds))])
-		for range random.IntN(4) {
-			frame[12+random.IntN(len(frame)-12)] = byte(random.Uint32())
-		}
-		switch random.IntN(8) {
-		case 0:
-			frame = frame[:14+random.IntN(len(frame)-14)]
-		case 1:
-			frame = append(frame, make([]byte, random.IntN(200))...)
-		}
-		v.check(t, frame)
+		v.check(t, mutated(random, seeds))
 	}
 	if n := v.Stats().Counters["promoted"]; n != 1 {
 		t.Errorf("%d flows were established by noise", n-1)

@@ -235,16 +235,7 @@ func (z *fuzzed) checkSent(tb testing.TB, in, out []byte) {
 // mutate changes a few bytes behind the MAC addresses, or the length; mostly the IPv4 header's checksum
 // is put right again, so that what is behind it is looked at.
 func (z *fuzzed) mutate(random *rand.Rand) []byte {
-	frame := bytes.Clone(z.seeds[random.IntN(len(z.seeds))])
-	for range random.IntN(4) {
-		frame[12+random.IntN(len(frame)-12)] = byte(random.Uint32())
-	}
-	switch random.IntN(8) {
-	case 0:
-		frame = frame[:14+random.IntN(len(frame)-14)]
-	case 1:
-		frame = append(frame, make([]byte, random.IntN(200))...)
-	}
+	frame := mutated(random, z.seeds)
 	if random.IntN(4) != 0 && len(frame) > 34 && frame[14]>>4 == 4 {
 		frame = families[0].sum(frame)
 	}

@@ -14,6 +14,8 @@ import (
 	"runtime"
 	"testing"
 
+	"pontoon/internal/roottest"
+
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -25,12 +27,7 @@ const bpffs = "/sys/fs/bpf"
 // PONTOON_REQUIRE_PRIV=1 says that it must be able to. It mounts the BPF file system if need be.
 func RequirePrivilege(tb testing.TB) {
 	tb.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-			tb.Fatal("needs root")
-		}
-		tb.Skip("needs root")
-	}
+	roottest.Need(tb)
 	var stat unix.Statfs_t
 	if err := unix.Statfs(bpffs, &stat); err == nil && int64(stat.Type) == unix.BPF_FS_MAGIC {
 		return

@@ -14,23 +14,14 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"pontoon/internal/roottest"
 )
 
 // product is the built program and a directory for all it makes.
 type product struct {
 	binary string
 	tmp    string
-}
-
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal("not root, and PONTOON_REQUIRE_PRIV=1")
-	}
-	t.Skip("not root")
 }
 
 // buildProduct builds the program as users do. The directory is short: Unix
@@ -87,7 +78,7 @@ func (p product) checkNothingLeft(t *testing.T) {
 }
 
 func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	p := buildProduct(t)
 	cmd := p.command(t, "demo", "--connections", "50", "--failures", "kill", "-o", "json")
 	var out, story bytes.Buffer
@@ -128,7 +119,7 @@ func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
 }
 
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	p := buildProduct(t)
 	cmd := p.command(t, "demo", "--connections", "10", "--failures", "kill")
 	pipe, err := cmd.StdoutPipe()
@@ -159,7 +150,7 @@ func TestInterruptedDemoLeavesNothing(t *testing.T) {
 
 // TestKeptDemoServesUntilItIsRemoved follows what a kept demo prints.
 func TestKeptDemoServesUntilItIsRemoved(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	p := buildProduct(t)
 	run := func(args ...string) string {
 		t.Helper()

@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"pontoon/internal/lab/traffic"
+	"pontoon/internal/roottest"
 )
 
 // runDemo runs a demo against the stand-in and checks that nothing is left.
 func runDemo(t *testing.T, ctx context.Context, cfg DemoConfig) (Report, string, error) {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	var out, errOut bytes.Buffer
 	cfg.Binary, cfg.Dir, cfg.Out, cfg.Err = standin.path(t), t.TempDir(), &out, &errOut
 	r, err := RunDemo(ctx, cfg)
@@ -74,7 +75,7 @@ func TestInterruptedDemoCleansUp(t *testing.T) {
 	defer cancel()
 	out := &trigger{on: "connections are open", fire: cancel}
 	dir := t.TempDir()
-	needRoot(t)
+	roottest.Need(t)
 	_, err := RunDemo(ctx, DemoConfig{Binary: standin.path(t), Dir: dir, Connections: 20, Out: out})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
@@ -163,7 +164,7 @@ func TestRoundAddsUp(t *testing.T) {
 }
 
 func TestPreflightFindsThisMachineFit(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	if err := Preflight(1000); err != nil {
 		t.Error(err)
 	}

@@ -28,7 +28,10 @@ func (l *Lab) Dump(w io.Writer) {
 		}
 		// All of it, not only the part the lab understands.
 		var status json.RawMessage
-		if err := n.getJSON(context.Background(), "/v1/status", &status); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
+		err := n.Get(ctx, "/v1/status", &status)
+		cancel()
+		if err != nil {
 			fmt.Fprintf(w, "status: %v\n", err)
 		} else {
 			fmt.Fprintf(w, "status: %s\n", status)

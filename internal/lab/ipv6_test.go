@@ -9,12 +9,14 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // needIPv6 skips a test that a kernel without IPv6 cannot run.
 func needIPv6(t *testing.T) {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	if !haveIPv6() {
 		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
 			t.Fatal("the kernel was started without IPv6, and PONTOON_REQUIRE_PRIV=1 forbids to skip")

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // exchange sends one line from a host to a listener on another and back.
@@ -172,7 +174,7 @@ func TestLinksDownTakesTheCarrier(t *testing.T) {
 }
 
 func TestFailedNewLeavesNothing(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	// A BPF file system that cannot be mounted fails after the directory and
 	// the state file were made; a host name that is taken, after the bridges.
@@ -206,7 +208,7 @@ func TestFailedNewLeavesNothing(t *testing.T) {
 }
 
 func TestBPFFSIsUnmountedOnlyWhenEmpty(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	mounted, err := EnsureBPFFS(dir)

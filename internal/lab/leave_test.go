@@ -12,10 +12,12 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pontoon/internal/roottest"
 )
 
 func TestKilledOwnerTakesItsProcessesAlong(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	owner := exec.Command(standin.path(t), "owner", dir)
 	owner.Stderr = t.Output()
@@ -68,7 +70,7 @@ func TestKilledOwnerTakesItsProcessesAlong(t *testing.T) {
 }
 
 func TestKeptDemoGoesOnServing(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	var out bytes.Buffer
 	_, err := RunDemo(deadline(t, time.Minute), DemoConfig{

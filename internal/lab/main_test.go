@@ -12,6 +12,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 func TestMain(m *testing.M) {
@@ -30,18 +32,6 @@ func TestMain(m *testing.M) {
 		code = 1
 	}
 	os.Exit(code)
-}
-
-// needRoot skips a privileged test, or fails it where privileges were promised.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal("needs root, and PONTOON_REQUIRE_PRIV=1 forbids to skip")
-	}
-	t.Skip("needs root")
 }
 
 // standinBinary builds testdata/standin once.
@@ -89,7 +79,7 @@ func deadline(t *testing.T, d time.Duration) context.Context {
 // anything of it is left.
 func newLab(t *testing.T, cfg Config) *Lab {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	l, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

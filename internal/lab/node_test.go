@@ -10,12 +10,14 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"pontoon/internal/roottest"
 )
 
 // startedNode is a lab with one running stand-in.
 func startedNode(t *testing.T) (*Lab, *Node) {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	l := newLab(t, Config{Binary: standin.path(t), Nodes: 1, Clients: 1})
 	n := l.Node("lb1")
 	if err := n.Start(t.Context()); err != nil {
@@ -205,7 +207,7 @@ func TestCloseKillsWhatIsStopped(t *testing.T) {
 }
 
 func TestReleasedLabIsCleanedByPrefix(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	l, err := New(Config{Binary: standin.path(t), Nodes: 1, Dir: dir, Detach: true})
 	if err != nil {

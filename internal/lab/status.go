@@ -97,23 +97,24 @@ func (s Status) CheckHealthy(names ...string) error {
 // statusTimeout bounds one question: a stopped daemon accepts and is silent.
 const statusTimeout = time.Second
 
-// maxStatus bounds the answer; a real one has a few kilobytes.
-const maxStatus = 4 << 20
+// maxAnswer bounds an answer; a status has a few kilobytes, a list of flows more.
+const maxAnswer = 64 << 20
 
 // Status asks the node's daemon over its Unix socket. It is much cheaper than
 // the command line and may be called every few milliseconds.
 func (n *Node) Status(ctx context.Context) (Status, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
+	defer cancel()
 	var s Status
-	if err := n.getJSON(ctx, "/v1/status", &s); err != nil {
+	if err := n.Get(ctx, "/v1/status", &s); err != nil {
 		return s, fmt.Errorf("status of %s: %w", n.Name(), err)
 	}
 	return s, nil
 }
 
-// getJSON fetches one document from the daemon's API.
-func (n *Node) getJSON(ctx context.Context, path string, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
+// Get fetches one document from the daemon's API, over its Unix socket. A stopped
+// daemon accepts and is silent: bound ctx.
+func (n *Node) Get(ctx context.Context, path string, into any) error {
 	tr := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -130,12 +131,12 @@ func (n *Node) getJSON(ctx context.Context, path string, into any) error {
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return err
 	}
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %.200s", resp.Status, body)
+		return fmt.Errorf("%s: %s: %.200s", path, resp.Status, body)
 	}
 	return json.Unmarshal(body, into)
 }

@@ -68,27 +68,34 @@ func ensureBase(ctx context.Context, o options) (baseImage, error) {
 }
 
 // buildBase unpacks the packages into the archive.
-func buildBase(ctx context.Context, a apt, p packageSet, b baseImage) (err error) {
+func buildBase(ctx context.Context, a apt, p packageSet, b baseImage) error {
 	f, err := os.Create(b.archive)
 	if err != nil {
 		return fmt.Errorf("make image: %w", err)
 	}
+	return writeImage(f, func(c *cpioWriter) error {
+		if err := skeleton(c); err != nil {
+			return err
+		}
+		for _, file := range p.files() {
+			visit := func(h *tar.Header, r io.Reader) error { return addPackaged(c, h, r) }
+			if strings.HasPrefix(file, p.kernel+"_") {
+				visit = func(h *tar.Header, r io.Reader) error { return keepKernel(b, h, r) }
+			}
+			if err := unpack(ctx, filepath.Join(a.dir, file), visit); err != nil {
+				return err
+			}
+		}
+		return addModules(ctx, c, filepath.Dir(b.archive), p.release)
+	})
+}
+
+// writeImage writes one archive to f, and closes f.
+func writeImage(f *os.File, fill func(*cpioWriter) error) (err error) {
 	defer func() { err = errors.Join(err, f.Close()) }()
 	w := bufio.NewWriterSize(f, 1<<20)
 	c := newCPIO(w)
-	if err := skeleton(c); err != nil {
-		return err
-	}
-	for _, file := range p.files() {
-		visit := func(h *tar.Header, r io.Reader) error { return addPackaged(c, h, r) }
-		if strings.HasPrefix(file, p.kernel+"_") {
-			visit = func(h *tar.Header, r io.Reader) error { return keepKernel(b, h, r) }
-		}
-		if err := unpack(ctx, filepath.Join(a.dir, file), visit); err != nil {
-			return err
-		}
-	}
-	if err := addModules(ctx, c, filepath.Dir(b.archive), p.release); err != nil {
+	if err := fill(c); err != nil {
 		return err
 	}
 	if err := c.close(); err != nil {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"debug/elf"
@@ -121,7 +120,7 @@ func (s suite) binary() string {
 
 // assemble builds the tests of a machine's suites and puts them behind the base
 // image into a file; the kernel unpacks one archive after the other.
-func assemble(ctx context.Context, m machine, initrd string) (err error) {
+func assemble(ctx context.Context, m machine, initrd string) error {
 	if err := copyFile(initrd, m.base.archive); err != nil {
 		return fmt.Errorf("copy base image: %w", err)
 	}
@@ -129,22 +128,12 @@ func assemble(ctx context.Context, m machine, initrd string) (err error) {
 	if err != nil {
 		return fmt.Errorf("open image: %w", err)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	w := bufio.NewWriterSize(f, 1<<20)
-	c := newCPIO(w)
-	if err := addSelf(c); err != nil {
-		return err
-	}
-	if err := addSuites(ctx, c, m); err != nil {
-		return err
-	}
-	if err := c.close(); err != nil {
-		return err
-	}
-	if err := w.Flush(); err != nil {
-		return fmt.Errorf("write image: %w", err)
-	}
-	return nil
+	return writeImage(f, func(c *cpioWriter) error {
+		if err := addSelf(c); err != nil {
+			return err
+		}
+		return addSuites(ctx, c, m)
+	})
 }
 
 // addSelf makes this program the guest's first process. It must not need

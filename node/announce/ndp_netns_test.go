@@ -13,6 +13,8 @@ import (
 	"github.com/mdlayher/packet"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // neighbour is the hardware address that ptv1's kernel has for addr, and the state.
@@ -45,7 +47,7 @@ func TestAdvertisementReachesTheSegmentByteForByte(t *testing.T) {
 			l := newSpeaker(t, L2Config{Router: router})
 			must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP6, Link: "ptv0", Epoch: 1}}))
 			want := appendAdvertisement(nil, hwOf(t, "ptv0"), testVIP6, router)
-			eventually(t, "the advertisement arrives", func() bool { return c.count(want) == 1 })
+			roottest.Eventually(t, "the advertisement arrives", func() bool { return c.count(want) == 1 })
 			if n := c.count(nil); n != 1 {
 				t.Errorf("%d frames, want 1", n)
 			}
@@ -73,7 +75,7 @@ func TestKernelNeighbourLearnsTheNewHolderOfIPv6(t *testing.T) {
 			start := time.Now()
 			must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP6, Link: "ptv0", Epoch: 1}}))
 			hw := hwOf(t, "ptv0")
-			eventually(t, "the neighbour entry changed", func() bool {
+			roottest.Eventually(t, "the neighbour entry changed", func() bool {
 				now, _ := neighbour(t, testVIP6)
 				return bytes.Equal(now, hw[:])
 			})
@@ -88,9 +90,9 @@ func TestRepeatsAndForeignClaimOfIPv6OnTheWire(t *testing.T) {
 	l := newSpeaker(t, L2Config{Schedule: threeSteps(), Every: time.Hour})
 	startRun(t, l, ns)
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP6, Link: "ptv0", Epoch: 1}}))
-	eventually(t, "three announcements", func() bool { return c.count(nil) == 3 })
+	roottest.Eventually(t, "three announcements", func() bool { return c.count(nil) == 3 })
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP6, Link: "ptv0", Epoch: 2}}))
-	eventually(t, "three more for the epoch", func() bool { return c.count(nil) == 6 })
+	roottest.Eventually(t, "three more for the epoch", func() bool { return c.count(nil) == 6 })
 
 	other := mac{2, 9, 9, 9, 9, 9}
 	inject := func(frame []byte) {
@@ -98,10 +100,10 @@ func TestRepeatsAndForeignClaimOfIPv6OnTheWire(t *testing.T) {
 		must(t, err)
 	}
 	inject(appendAdvertisement(nil, other, testVIP6, true))
-	eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims == 1 })
-	eventually(t, "three more for the claim", func() bool { return c.count(nil) == 9 })
+	roottest.Eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims == 1 })
+	roottest.Eventually(t, "three more for the claim", func() bool { return c.count(nil) == 9 })
 	inject(solicitation(other, testVIP6, netip.MustParseAddr("2001:db8::1")))
-	eventually(t, "the claim by a question is counted", func() bool { return l.Stats().ForeignClaims == 2 })
+	roottest.Eventually(t, "the claim by a question is counted", func() bool { return l.Stats().ForeignClaims == 2 })
 }
 
 // The kernel of another host that really takes the address claims it by an
@@ -116,7 +118,7 @@ func TestClaimByAnotherKernelIsHeard(t *testing.T) {
 	addNoDAD(t, "ptv1", "2001:db8::200/64")
 	changed := net.HardwareAddr{2, 8, 8, 8, 8, 8}
 	must(t, netlink.LinkSetHardwareAddr(peer, changed)) // the kernel tells everybody
-	eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims >= 1 })
+	roottest.Eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims >= 1 })
 }
 
 func TestHundredIPv6VIPsInOneBurst(t *testing.T) {
@@ -152,7 +154,7 @@ func TestSocketIgnoresOtherIPv6Traffic(t *testing.T) {
 	claim := appendAdvertisement(nil, mac{2, 9, 9, 9, 9, 9}, testVIP6, false)
 	_, err := c.conn.WriteTo(claim, &packet.Addr{HardwareAddr: claim[:6]})
 	must(t, err)
-	eventually(t, "what came behind is heard", func() bool { return l.Stats().ForeignClaims == 1 })
+	roottest.Eventually(t, "what came behind is heard", func() bool { return l.Stats().ForeignClaims == 1 })
 	if s := l.Stats(); s.Malformed != 0 {
 		t.Errorf("other packets were read: %+v", s)
 	}

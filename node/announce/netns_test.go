@@ -8,9 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -20,23 +17,14 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
-// newNetns moves the test onto a thread of its own in a fresh unnamed network
-// namespace with a veth pair ptv0-ptv1. The thread is never unlocked: the runtime
-// throws it away when the test ends, and the namespace with it, also on failure.
+// newNetns is a namespace of the test's own with a veth pair ptv0-ptv1.
 func newNetns(t *testing.T) netns.NsHandle {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
-	runtime.LockOSThread()
-	ns, err := netns.New()
-	must(t, err)
-	t.Cleanup(func() { ns.Close() })
+	ns := roottest.Namespace(t)
 	addVeth(t)
 	return ns
 }
@@ -48,7 +36,7 @@ func addVeth(t *testing.T) {
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "ptv1"}))
 	must(t, netlink.LinkSetUp(linkOf(t, "ptv1")))
 	must(t, netlink.LinkSetUp(linkOf(t, "ptv0")))
-	eventually(t, "ptv0 running", func() bool {
+	roottest.Eventually(t, "ptv0 running", func() bool {
 		_, err := sockets{}.lookup("ptv0")
 		return err == nil
 	})
@@ -68,34 +56,10 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	limit := patient(8 * time.Second)
-	deadline := time.After(limit)
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("after %s still not: %s", limit, what)
-		}
-	}
-}
-
-// patient stretches a time by the factor in PONTOON_TEST_PATIENCE, for machines
-// on which everything takes longer.
-func patient(d time.Duration) time.Duration {
-	if factor, err := strconv.Atoi(os.Getenv("PONTOON_TEST_PATIENCE")); err == nil && factor > 1 {
-		return time.Duration(factor) * d
-	}
-	return d
-}
-
 // threeSteps is a schedule of three announcements. One that is late by a whole step
 // takes the missed one with it, so a step is longer than a machine dawdles.
 func threeSteps() []time.Duration {
-	step := patient(50 * ms)
+	step := roottest.Patient(250 * ms)
 	return []time.Duration{0, step, 2 * step}
 }
 
@@ -165,33 +129,18 @@ func (c *capture) clear() {
 
 func newSpeaker(t *testing.T, cfg L2Config) *L2 {
 	t.Helper()
-	cfg.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	l, err := NewL2(cfg)
 	must(t, err)
 	t.Cleanup(func() { must(t, l.Close()) })
 	return l
 }
 
-type testWriter struct{ t *testing.T }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
-}
-
 // startRun runs the speaker on a thread in ns until the test ends.
 func startRun(t *testing.T, l *L2, ns netns.NsHandle) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- err
-			return
-		}
-		done <- l.Run(ctx)
-	}()
+	done := roottest.Go(ns, func() error { return l.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil && !errors.Is(err, ErrClosed) {
@@ -213,7 +162,7 @@ func TestBothFormsReachTheSegmentByteForByte(t *testing.T) {
 	hw := fmt.Sprintf("%x", hwOf(t, "ptv0"))
 	for _, form := range []string{requestHex, replyHex} {
 		want := unhex(t, strings.ReplaceAll(form, "02000000000a", hw))
-		eventually(t, form, func() bool { return c.count(want) == 1 })
+		roottest.Eventually(t, form, func() bool { return c.count(want) == 1 })
 	}
 	if n := c.count(nil); n != 2 {
 		t.Errorf("%d frames, want 2", n)
@@ -231,7 +180,7 @@ func TestHundredVIPsInOneBurst(t *testing.T) {
 	start := time.Now()
 	must(t, l.Announce(t.Context(), want))
 	took := time.Since(start)
-	eventually(t, "200 frames", func() bool { return c.count(nil) == 200 })
+	roottest.Eventually(t, "200 frames", func() bool { return c.count(nil) == 200 })
 	t.Logf("100 VIPs announced in %v, on the peer after %v", took, time.Since(start))
 	start = time.Now()
 	must(t, l.Announce(t.Context(), want))
@@ -251,7 +200,7 @@ func TestKernelNeighbourLearnsTheNewHolder(t *testing.T) {
 	l := newSpeaker(t, L2Config{})
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
 	hw := hwOf(t, "ptv0")
-	eventually(t, "the neighbour entry changed", func() bool {
+	roottest.Eventually(t, "the neighbour entry changed", func() bool {
 		all, err := netlink.NeighList(peer.Attrs().Index, netlink.FAMILY_V4)
 		must(t, err)
 		for _, n := range all {
@@ -269,15 +218,15 @@ func TestRepeatsNewEpochAndForeignClaimOnTheWire(t *testing.T) {
 	l := newSpeaker(t, L2Config{Schedule: threeSteps(), Every: time.Hour})
 	startRun(t, l, ns)
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}))
-	eventually(t, "three announcements", func() bool { return c.count(nil) == 6 })
+	roottest.Eventually(t, "three announcements", func() bool { return c.count(nil) == 6 })
 	must(t, l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 2}}))
-	eventually(t, "three more for the epoch", func() bool { return c.count(nil) == 12 })
+	roottest.Eventually(t, "three more for the epoch", func() bool { return c.count(nil) == 12 })
 
 	claim := gratuitous(mac{2, 9, 9, 9, 9, 9}, testVIP)[1].append(nil)
 	_, err := c.conn.WriteTo(claim, &packet.Addr{HardwareAddr: broadcast[:]})
 	must(t, err)
-	eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims == 1 })
-	eventually(t, "three more for the claim", func() bool { return c.count(nil) == 18 })
+	roottest.Eventually(t, "the claim is counted", func() bool { return l.Stats().ForeignClaims == 1 })
+	roottest.Eventually(t, "three more for the claim", func() bool { return c.count(nil) == 18 })
 }
 
 func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
@@ -287,26 +236,26 @@ func TestLinkDownUpAndReplacedOnTheWire(t *testing.T) {
 	startRun(t, l, ns)
 	want := []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 1}}
 	must(t, l.Announce(t.Context(), want))
-	eventually(t, "first announcement", func() bool { return c.count(nil) == 2 })
+	roottest.Eventually(t, "first announcement", func() bool { return c.count(nil) == 2 })
 
 	must(t, netlink.LinkSetDown(linkOf(t, "ptv1"))) // ptv0 loses its carrier
-	eventually(t, "the loss is noticed", func() bool { return l.linkFailing("ptv0") })
+	roottest.Eventually(t, "the loss is noticed", func() bool { return l.linkFailing("ptv0") })
 	must(t, netlink.LinkSetUp(linkOf(t, "ptv1")))
-	eventually(t, "announced after the carrier came back", func() bool { return c.count(nil) >= 4 })
+	roottest.Eventually(t, "announced after the carrier came back", func() bool { return c.count(nil) >= 4 })
 
 	c.clear()
 	must(t, netlink.LinkSetDown(linkOf(t, "ptv0"))) // too short to be seen by looking
 	must(t, netlink.LinkSetUp(linkOf(t, "ptv0")))
-	eventually(t, "announced after a flap", func() bool { return c.count(nil) >= 2 })
+	roottest.Eventually(t, "announced after a flap", func() bool { return c.count(nil) >= 2 })
 
 	must(t, netlink.LinkDel(linkOf(t, "ptv0")))
-	eventually(t, "the removal is noticed", func() bool { return l.linkFailing("ptv0") })
+	roottest.Eventually(t, "the removal is noticed", func() bool { return l.linkFailing("ptv0") })
 	if err := l.Announce(t.Context(), []Advert{{Addr: testVIP, Link: "ptv0", Epoch: 2}}); err == nil {
 		t.Error("announced on a link that is not there")
 	}
 	addVeth(t)
 	c = newCapture(t, arp)
-	eventually(t, "announced on the new link", func() bool { return c.count(nil) >= 2 })
+	roottest.Eventually(t, "announced on the new link", func() bool { return c.count(nil) >= 2 })
 }
 
 // linkFailing reports whether the speaker knows that the link cannot be used.

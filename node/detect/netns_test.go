@@ -18,6 +18,7 @@ import (
 
 	"pontoon/bpf"
 	"pontoon/bpf/bpftest"
+	"pontoon/internal/roottest"
 )
 
 // A driver opens its sockets where its process lives, so each side of a test is
@@ -152,18 +153,6 @@ func driverChild(in io.Reader, out io.Writer) error {
 	return <-done
 }
 
-// needRoot skips, or fails where skipping is forbidden.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
-}
-
 // cable is two namespaces with a wire between them: 10.99.0.1 and .2, fd99::1 and ::2.
 type cable struct {
 	t     *testing.T
@@ -173,7 +162,7 @@ type cable struct {
 
 func newCable(t *testing.T) *cable {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	id := fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()%1_000_000)
 	c := &cable{t: t, names: [2]string{"ptbfda-" + id, "ptbfdb-" + id}, links: [2]string{"ptbfd0", "ptbfd1"}}
 	t.Cleanup(func() {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"pontoon/internal/lab/benchtest"
+	"pontoon/internal/roottest"
 )
 
 // BenchmarkLabDatapath compares what forwards packets on this kernel, in one
@@ -25,7 +26,7 @@ import (
 // picked by the beginning of their names. "floor" is picked only by name: the
 // least a program at each hook can cost.
 func BenchmarkLabDatapath(b *testing.B) {
-	needRoot(b)
+	roottest.Need(b)
 	cfg := benchtest.Config{Binary: binary, Progress: os.Stderr, Rounds: 5}
 	if testing.Verbose() {
 		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, nil))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 	"pontoon/node/announce"
 	"pontoon/node/host"
 )
@@ -128,7 +129,7 @@ func TestAddressThatMovesIsReachedAtOnce(t *testing.T) {
 	const first = 500 * time.Millisecond // less than TCP's first repetition of a SYN
 	for _, family := range lab.Families() {
 		t.Run(family.String(), func(t *testing.T) {
-			needRoot(t)
+			roottest.Need(t)
 			vip := family.ServiceVIP()
 			l, err := lab.New(lab.Config{Topology: lab.OneLeg, Clients: 1, Endpoints: 2})
 			if err != nil {

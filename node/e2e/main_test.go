@@ -7,12 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // binary is the product under test, set by TestMain.
@@ -43,30 +43,10 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
-}
-
-// patient stretches a deadline by the factor in PONTOON_TEST_PATIENCE, for
-// machines that are emulated in software.
-func patient(d time.Duration) time.Duration {
-	if factor, err := strconv.Atoi(os.Getenv("PONTOON_TEST_PATIENCE")); err == nil && factor > 1 {
-		return time.Duration(factor) * d
-	}
-	return d
-}
-
 // within returns a context that ends the test's patience.
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patient(d))
+	ctx, cancel := context.WithTimeout(t.Context(), roottest.Patient(d))
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -74,7 +54,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 // newLab makes the hosts and starts the daemons; nothing is in a cluster yet.
 func newLab(t testing.TB, cfg lab.Config) *lab.Lab {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	cfg.Binary = binary
 	if testing.Verbose() {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))

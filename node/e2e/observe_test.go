@@ -2,12 +2,8 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
 	"maps"
-	"net"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -19,34 +15,11 @@ import (
 	"pontoon/internal/lab"
 )
 
-// get asks the node's daemon over its Unix socket for one document.
+// get asks the node's daemon for one document, for two seconds.
 func get(ctx context.Context, n *lab.Node, path string, into any) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	tr := &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", n.Socket())
-		},
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %.200s", path, resp.Status, body)
-	}
-	return json.Unmarshal(body, into)
+	return n.Get(ctx, path, into)
 }
 
 // status is the node's status now.

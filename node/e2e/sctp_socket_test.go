@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // needSCTP skips a test where the kernel has no SCTP. PONTOON_REQUIRE_PRIV
@@ -22,7 +23,7 @@ import (
 // one that has it and insists.
 func needSCTP(t testing.TB) {
 	t.Helper()
-	needRoot(t)
+	roottest.Need(t)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
 	if err != nil {
 		t.Skipf("no SCTP on this kernel (%v): make test-vm boots one that has it", err)

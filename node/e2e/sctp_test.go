@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 const sctpPort = 8132
@@ -100,7 +101,7 @@ func slicesOf(b []byte, size int) func(func([]byte) bool) {
 func talkSCTP(t testing.TB, c *sctpConn) {
 	t.Helper()
 	for _, size := range []int{10, 1452, 40000} {
-		if err := c.exchange(size, patient(10*time.Second)); err != nil {
+		if err := c.exchange(size, roottest.Patient(10*time.Second)); err != nil {
 			t.Fatalf("%s to %s, %d bytes: %v", c.local, c.peer, size, err)
 		}
 	}
@@ -229,7 +230,7 @@ func TestSCTPAssociationSurvivesTheMastersPowerLoss(t *testing.T) {
 	next := master(t, l, victim.Name())
 	// The first packet may meet nobody; SCTP repeats it after a second, then two
 	// (RFC 9260, section 15).
-	if err := c.exchange(1000, patient(15*time.Second)); err != nil {
+	if err := c.exchange(1000, roottest.Patient(15*time.Second)); err != nil {
 		t.Fatalf("after %s died and %s followed: %v", victim.Name(), next.Name(), err)
 	}
 	talkSCTP(t, c)

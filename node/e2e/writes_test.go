@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // put sends one write over a node's socket and returns the index it was
@@ -180,7 +181,7 @@ func traces(prefix, dir string) (found []string) {
 }
 
 func TestALabLeavesNothingBehind(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	l, err := lab.New(lab.Config{Binary: binary, Topology: lab.TwoLeg, Nodes: 2, Clients: 1, Endpoints: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +226,7 @@ func waitHealthyOne(t testing.TB, n *lab.Node) {
 // TestAnInterruptedDemoLeavesNothingBehind stops the product's own demo in the
 // middle of its work, as Ctrl-C does.
 func TestAnInterruptedDemoLeavesNothingBehind(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	dir := t.TempDir()
 	// Unix sockets live below it, so it must be short.
 	tmp, err := os.MkdirTemp("", "pt-int-")

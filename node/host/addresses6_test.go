@@ -11,6 +11,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // ifaddrOf finds an address as the kernel has it now.
@@ -46,7 +48,7 @@ func inPeer(t *testing.T, home netns.NsHandle, fn func()) {
 // A VIP must serve the moment it is taken: no duplicate detection, although the
 // old master still holds it, answers for it, and would be found.
 func TestTakeoverOfIPv6IsImmediate(t *testing.T) {
-	ns := newNetns(t)
+	ns := roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	const vip = "2001:db8::9"
@@ -57,7 +59,7 @@ func TestTakeoverOfIPv6IsImmediate(t *testing.T) {
 		old.Flags = unix.IFA_F_NODAD
 		must(t, netlink.AddrAdd(link(t, "ptv1"), old))
 	})
-	eventually(t, "the carrier is there", func() bool {
+	roottest.Eventually(t, "the carrier is there", func() bool {
 		links, err := h.Links([]string{"ptv0"})
 		must(t, err)
 		return links[0].Up
@@ -89,7 +91,7 @@ func TestTakeoverOfIPv6IsImmediate(t *testing.T) {
 
 // The interface going down takes IPv6 addresses with it, unlike IPv4 ones.
 func TestIPv6AddressComesBackAfterTheLinkWasSetDown(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	want := on("ptv0", "10.0.0.9", "2001:db8::9")
@@ -103,7 +105,7 @@ func TestIPv6AddressComesBackAfterTheLinkWasSetDown(t *testing.T) {
 }
 
 func TestOwnConnectionsDoNotBeginAtTheVIP(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	a, err := netlink.ParseAddr("2001:db8::11/64")
 	must(t, err)
@@ -120,7 +122,7 @@ func TestOwnConnectionsDoNotBeginAtTheVIP(t *testing.T) {
 }
 
 func TestRefusalSaysThatIPv6IsOff(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/ptv0/disable_ipv6", []byte("1"), 0))
 	h := newHost(t)
@@ -154,9 +156,9 @@ func TestPrefixesToBuildOnComeFirst(t *testing.T) {
 }
 
 func TestWatchTellsOfIPv6(t *testing.T) {
-	ns := newNetns(t)
+	ns := roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
-	eventually(t, "link-local addresses are settled", func() bool {
+	roottest.Eventually(t, "link-local addresses are settled", func() bool {
 		settled := 0
 		all, err := netlink.AddrList(nil, netlink.FAMILY_V6)
 		must(t, err)

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 var sameAddr = cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
@@ -156,7 +158,7 @@ func syncTo(t *testing.T, h *Host, want []Address, managed []netip.Addr, added, 
 }
 
 func TestAddressRemovedByHandComesBackAndStrayGoes(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	operatorAdds(t, "ptv0", "10.0.0.1/24")
 	h := newHost(t)
@@ -181,7 +183,7 @@ func TestAddressRemovedByHandComesBackAndStrayGoes(t *testing.T) {
 }
 
 func TestAddressIsSetForFailover(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	syncTo(t, h, on("ptv0", "10.0.0.9", "2001:db8::9"), nil, 2, 0)
@@ -208,7 +210,7 @@ func TestAddressIsSetForFailover(t *testing.T) {
 }
 
 func TestRestartedHostRecognisesItsAddresses(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	addVeth(t, "ptlongestname00", "ptlongpeername0") // no room for a label
 	operatorAdds(t, "ptv0", "10.0.0.7/32")
@@ -225,7 +227,7 @@ func TestRestartedHostRecognisesItsAddresses(t *testing.T) {
 
 // On kernels before 5.18 only the label is kept.
 func TestLabelAloneMarksAnAddress(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	a, err := netlink.ParseAddr("10.0.0.9/32 ptv0:pt")
 	must(t, err)
@@ -234,7 +236,7 @@ func TestLabelAloneMarksAnAddress(t *testing.T) {
 }
 
 func TestOperatorAddressIsUntouched(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	operatorAdds(t, "ptv0", "10.0.0.9/24")
 	operatorAdds(t, "ptv0", "2001:db8::9/64")
@@ -252,7 +254,7 @@ func TestOperatorAddressIsUntouched(t *testing.T) {
 }
 
 func TestHundredVIPsInOnePass(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	var want []Address

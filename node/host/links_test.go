@@ -8,6 +8,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 func TestSubnetLinkTakesTheLongestPrefix(t *testing.T) {
@@ -46,7 +48,7 @@ func TestRunningNeedsWishAndCarrier(t *testing.T) {
 }
 
 func TestLinksFollowTheVeth(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	operatorAdds(t, "ptv0", "10.0.0.1/24")
 	operatorAdds(t, "ptv0", "2001:db8::1/64")
@@ -76,15 +78,15 @@ func TestLinksFollowTheVeth(t *testing.T) {
 		return links[0].Up
 	}
 	setUp(t, "ptv1", false) // the peer: ptv0 loses its carrier
-	eventually(t, "down without carrier", func() bool { return !isUp() })
+	roottest.Eventually(t, "down without carrier", func() bool { return !isUp() })
 	setUp(t, "ptv1", true)
-	eventually(t, "up again", isUp)
+	roottest.Eventually(t, "up again", isUp)
 	setUp(t, "ptv0", false)
-	eventually(t, "down by the operator", func() bool { return !isUp() })
+	roottest.Eventually(t, "down by the operator", func() bool { return !isUp() })
 }
 
 func TestMissingLinkIsNamed(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	_, err := newHost(t).Links([]string{"ptv0", "eth7"})
 	if !errors.Is(err, ErrNoLink) || !strings.Contains(err.Error(), `interface "eth7": no such interface (there are: lo, ptv0, ptv1)`) {

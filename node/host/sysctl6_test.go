@@ -13,6 +13,8 @@ import (
 	"github.com/gopacket/gopacket/layers"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // oldKeys are what kernels before 6.17 have.
@@ -131,7 +133,7 @@ func TestMachineWithoutIPv6IsPrepared(t *testing.T) {
 func TestPlanForIPv6HoldsInTheKernel(t *testing.T) {
 	for name, keys := range map[string][]string{"with": append([]string{keyForceForwarding}, oldKeys...), "without": oldKeys} {
 		t.Run(name+" force_forwarding", func(t *testing.T) {
-			newNetns(t)
+			roottest.Namespace(t)
 			addVeth(t, "ptv0", "ptv1")
 			addVeth(t, "ptv2", "ptv3")
 			h := newHost(t)
@@ -202,13 +204,13 @@ func defaultRouters(t *testing.T, name string) []string {
 func TestLearnedDefaultRoutesSurvive(t *testing.T) {
 	for name, keys := range map[string][]string{"with": append([]string{keyForceForwarding}, oldKeys...), "without": oldKeys} {
 		t.Run(name+" force_forwarding", func(t *testing.T) {
-			newNetns(t)
+			roottest.Namespace(t)
 			addVeth(t, "ptv0", "ptv1") // carries balanced traffic
 			addVeth(t, "ptv2", "ptv3") // the way the operator comes in
 			h := newHost(t)
 			learn := func(name, peer string, last byte, want ...string) {
 				t.Helper()
-				eventually(t, "a default route on "+name, func() bool {
+				roottest.Eventually(t, "a default route on "+name, func() bool {
 					advertise(t, peer, last)
 					return slices.Equal(defaultRouters(t, name), want)
 				})
@@ -232,7 +234,7 @@ func TestLearnedDefaultRoutesSurvive(t *testing.T) {
 }
 
 func TestPrepareIPv6TwiceWritesOnce(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	must(t, h.PrepareIPv6([]string{"ptv0"}))

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
+
+	"pontoon/internal/roottest"
 )
 
 // fakeConf makes a tree like /proc/sys with every setting 0 but those given.
@@ -145,7 +147,7 @@ func TestPrepareRefusesWhatIsNoInterface(t *testing.T) {
 }
 
 func TestPrepareAndRestoreInTheKernel(t *testing.T) {
-	newNetns(t)
+	roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	addVeth(t, "ptv2", "ptv3")
 	h := newHost(t)

@@ -5,13 +5,14 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"runtime"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"pontoon/internal/roottest"
 )
 
 // startWatch runs Watch in ns; changes arrive on the channel. It ends with the test.
@@ -19,15 +20,7 @@ func startWatch(t *testing.T, h *Host, ns netns.NsHandle) <-chan Change {
 	t.Helper()
 	changes := make(chan Change, 1024)
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- err
-			return
-		}
-		done <- h.Watch(ctx, func(c Change) { changes <- c })
-	}()
+	done := roottest.Go(ns, func() error { return h.Watch(ctx, func(c Change) { changes <- c }) })
 	t.Cleanup(func() {
 		cancel()
 		select {
@@ -59,7 +52,7 @@ func awaitChange(t *testing.T, changes <-chan Change, what string, ok func(Chang
 }
 
 func TestWatchTellsWhatChanged(t *testing.T) {
-	ns := newNetns(t)
+	ns := roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	changes := startWatch(t, h, ns)
@@ -81,7 +74,7 @@ func TestWatchTellsWhatChanged(t *testing.T) {
 }
 
 func TestWatchCoalesces(t *testing.T) {
-	ns := newNetns(t)
+	ns := roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	changes := startWatch(t, h, ns)
@@ -98,21 +91,13 @@ func TestWatchCoalesces(t *testing.T) {
 }
 
 func TestWatchSurvivesALostMessage(t *testing.T) {
-	ns := newNetns(t)
+	ns := roottest.Namespace(t)
 	addVeth(t, "ptv0", "ptv1")
 	h := newHost(t)
 	calls := make(chan Change, 1024)
 	hold := make(chan struct{})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := netns.Set(ns); err != nil {
-			done <- err
-			return
-		}
-		done <- h.Watch(ctx, func(c Change) { calls <- c; <-hold })
-	}()
+	done := roottest.Go(ns, func() error { return h.Watch(ctx, func(c Change) { calls <- c; <-hold }) })
 	awaitChange(t, calls, "start", func(c Change) bool { return c == everything })
 
 	// Watch is stuck in the callback while more arrives than its buffer holds.

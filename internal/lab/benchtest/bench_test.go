@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 func TestMain(m *testing.M) {
@@ -22,18 +23,6 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(m.Run())
-}
-
-// needRoot skips a privileged test, or fails it where privileges were promised.
-func needRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
 }
 
 // spy is a contender that tells which lab it was in, and is not available.
@@ -62,7 +51,7 @@ func (s *spy) checkGone(t *testing.T) {
 }
 
 func TestEveryWorkloadGetsThroughBothHooks(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	t.Parallel()
 	var s spy
 	cfg := Config{
@@ -95,7 +84,7 @@ func TestEveryWorkloadGetsThroughBothHooks(t *testing.T) {
 }
 
 func TestARunThatIsEndedEarlyRemovesItsLab(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	t.Parallel()
 	var s spy
 	ctx, cancel := context.WithCancel(t.Context())
@@ -111,7 +100,7 @@ func TestARunThatIsEndedEarlyRemovesItsLab(t *testing.T) {
 }
 
 func TestAContenderThatSwallowsIsNotAvailable(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	t.Parallel()
 	hole := Contender{Name: "hole", Start: func(_ context.Context, s *Site) ([]Target, error) {
 		return []Target{{Addr: s.VIP(0)}}, nil // nobody has it

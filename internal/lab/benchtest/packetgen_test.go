@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"pontoon/internal/roottest"
 )
 
 const xdpRedirect = 4
@@ -17,7 +19,7 @@ var testFrame = frameSpec{
 }
 
 func TestGeneratorWritesAValidPacketOverWhateverWasThere(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	g, err := newGenerator(testFrame, 1)
 	if err != nil {
 		t.Fatal(err)
@@ -63,7 +65,7 @@ func TestGeneratorWritesAValidPacketOverWhateverWasThere(t *testing.T) {
 }
 
 func TestCounterTakesOnlyItsPackets(t *testing.T) {
-	needRoot(t)
+	roottest.Need(t)
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 8, MaxEntries: 1})
 	if err != nil {
 		t.Fatal(err)
