@@ -236,7 +236,7 @@ func TestReplicationSnapshotEndDropsWhatWasNotNamed(t *testing.T) {
 func TestReplicationSetPeersStartsAndStopsStreams(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	n := newReplNet(t, false)
-	a, b, c := n.add("a", nil), n.add("b", nil), n.add("c", nil)
+	a, b, c := n.add("a", replWithDigests), n.add("b", replWithDigests), n.add("c", nil)
 	a.SetPeers([]ReplicationPeer{{"a", "a"}, {"b", "b"}})
 	n.awaitEqual(a, b)
 	began := b.table.begins("a")

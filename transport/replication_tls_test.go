@@ -13,6 +13,14 @@ import (
 
 // muxPair puts two replicators on two cluster ports, as the product does.
 func muxPair(t *testing.T, tuneB func(*replTable)) (a, b *replNode) {
+	return muxPairOf(t, func(c *ReplicationConfig, m *replTable) {
+		if c.Node == "b" {
+			tuneB(m)
+		}
+	})
+}
+
+func muxPairOf(t *testing.T, both func(*ReplicationConfig, *replTable)) (a, b *replNode) {
 	n := newReplNet(t, false)
 	ca := newTestCA(t)
 	muxes := map[string]*testMux{}
@@ -22,9 +30,7 @@ func muxPair(t *testing.T, tuneB func(*replTable)) (a, b *replNode) {
 			c.Dial = func(ctx context.Context, p ReplicationPeer) (net.Conn, error) {
 				return muxes[name].Dial(ctx, p.Address, ALPNReplication, p.Node)
 			}
-			if name == "b" {
-				tuneB(m)
-			}
+			both(c, m)
 		}
 	}
 	a, b = n.add("a", tune("a")), n.add("b", tune("b"))
@@ -108,4 +114,38 @@ func TestReplicationOverTLSSaysGoodbye(t *testing.T) {
 	replEventually(t, "b hears the goodbye", func() bool {
 		return strings.Contains(b.status("a").InboundError, "the node stops replicating")
 	})
+}
+
+// wideDigests has as many buckets as there may be, each of them different.
+type wideDigests struct{ *replTable }
+
+func (wideDigests) Digest(context.Context) ([]uint64, error) {
+	sums := make([]uint64, replMaxBuckets)
+	for i := range sums {
+		sums[i] = uint64(i + 1)
+	}
+	return sums, nil
+}
+
+func (wideDigests) DigestOf(context.Context, string) ([]uint64, error) {
+	return make([]uint64, replMaxBuckets), nil
+}
+
+// The largest digest and the largest answer cross the cluster's port under load.
+func TestReplicationOverTLSComparesTheMostBuckets(t *testing.T) {
+	a, b := muxPairOf(t, func(c *ReplicationConfig, m *replTable) { c.Digests = wideDigests{m} })
+	stop, load := make(chan struct{}), sync.WaitGroup{}
+	a.churn(&load, 1000, stop)
+	for range 3 {
+		c, err := a.Compare(t.Context(), "b")
+		if err != nil || c.Buckets != replMaxBuckets || len(c.Differ) != replMaxBuckets {
+			t.Errorf("%d of %d buckets differ, %v", len(c.Differ), c.Buckets, err)
+		}
+	}
+	close(stop)
+	load.Wait()
+	n := b.status("a")
+	if s := a.status("b"); s.Resyncs != 0 || n.InboundError != "" {
+		t.Errorf("status %+v and %+v", s, n)
+	}
 }
