@@ -19,9 +19,9 @@ type victim struct {
 	before [2]pontoonFlow
 }
 
-func newVictim(tb testing.TB) *victim {
+func newVictim(tb testing.TB, hook string) *victim {
 	tb.Helper()
-	v := &victim{bench: newBench(tb, whole)}
+	v := &victim{bench: newBench(tb, func(o *Options) { o.Hook, o.without = hook, nil })}
 	udp := service(ModeDNAT, endpoint2)
 	udp.ID, udp.Protocol = 8, protoUDP
 	v.sync(service(ModeFullNAT, endpoint1), udp)
@@ -61,20 +61,42 @@ func (v *victim) seeds() [][]byte {
 	return out
 }
 
+// try runs one frame as it comes in on the clients' side: through XDP where it is attached, and what that
+// leaves, which must be as it was, through TC. False: the kernel refused it before it reached a program.
+func (b *bench) try(tb testing.TB, frame []byte) (action uint32, out []byte, ran bool) {
+	tb.Helper()
+	if len(frame) < 14 || len(frame) > 1500 {
+		return 0, nil, false
+	}
+	options := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256)}
+	var err error
+	if b.programs.xdp != nil {
+		options.Context = xdpMD{DataEnd: uint32(len(frame)), IngressIfindex: uint32(b.in.Index)}
+		b.ns.With(tb).Do(func() { action, err = b.programs.xdp.Run(options) })
+		switch {
+		case err != nil:
+		case action == xdpTX || action == xdpRedirect:
+			return actRedirect, options.DataOut, true
+		case action == xdpDrop:
+			return actDrop, nil, true
+		case action != xdpPass:
+			tb.Fatalf("XDP action %d for %x", action, frame)
+		case !bytes.Equal(frame, options.DataOut):
+			tb.Fatalf("left to TC, yet changed: %x -> %x", frame, options.DataOut)
+		}
+		options.DataOut = make([]byte, len(frame)+256)
+	}
+	options.Context = skBuff{Ifindex: uint32(b.in.Index)}
+	b.ns.With(tb).Do(func() { action, err = b.programs.entry.Run(options) })
+	return action, options.DataOut, err == nil
+}
+
 // check runs one frame and says what must hold for every frame whatever.
 func (v *victim) check(tb testing.TB, frame []byte) {
-	if len(frame) < 14 || len(frame) > 1500 {
-		return // the kernel takes no such frame
+	action, out, ran := v.try(tb, frame)
+	if !ran {
+		return
 	}
-	out := make([]byte, len(frame)+256)
-	options := &ebpf.RunOptions{Data: frame, DataOut: out, Context: skBuff{Ifindex: uint32(v.in.Index)}}
-	var action uint32
-	var err error
-	v.ns.With(tb).Do(func() { action, err = v.programs.entry.Run(options) })
-	if err != nil {
-		return // refused before it reached the program
-	}
-	out = options.DataOut
 	switch action {
 	case actPass:
 		if !bytes.Equal(frame, out) {
@@ -145,8 +167,11 @@ func (v *victim) ofVictim(frame []byte) bool {
 	return false
 }
 
-func FuzzFrames(f *testing.F) {
-	v := newVictim(f)
+func FuzzFrames(f *testing.F)    { fuzzFrames(f, HookTC) }
+func FuzzFramesXDP(f *testing.F) { fuzzFrames(f, HookXDP) }
+
+func fuzzFrames(f *testing.F, hook string) {
+	v := newVictim(f, hook)
 	for _, seed := range v.seeds() {
 		// The MAC of the bench differs from run to run: seeds are stored without it.
 		f.Add(seed[12:])
@@ -174,7 +199,13 @@ func mutated(random *rand.Rand, seeds [][]byte) []byte {
 
 // A bounded run of what fuzzing does, in every test run: mutations of the seeds.
 func TestRandomFramesHarmNothing(t *testing.T) {
-	v := newVictim(t)
+	for _, hook := range []string{HookTC, HookXDP} {
+		t.Run(hook, func(t *testing.T) { randomFrames(t, hook) })
+	}
+}
+
+func randomFrames(t *testing.T, hook string) {
+	v := newVictim(t, hook)
 	seeds := v.seeds()
 	const seed = 20261122
 	random := rand.New(rand.NewPCG(seed, seed))

@@ -309,3 +309,55 @@ func (w *twin) sameFlows() {
 		}
 	}
 }
+
+// What XDP cannot do goes to TC as it came, and is counted. What is not for us goes there, too, and is not.
+func TestWhatXDPLeavesIsUntouchedAndCounted(t *testing.T) {
+	rows := twinServices()
+	d := newDuo(t, families[0], func(o *Options) { o.Hook, o.without = HookXDP, nil })
+	var services []Service
+	for _, row := range rows {
+		services = append(services, row.Service)
+	}
+	d.configure(services...)
+	left := func(what string, n uint64, f bpftest.Frame) {
+		t.Helper()
+		from := d.side(true, &f)
+		before := d.Stats().Counters
+		action, _ := d.runXDP(from, f.Bytes()) // says itself when the frame has changed
+		after := d.Stats().Counters
+		if action != actPass || after["xdp_pass"]-before["xdp_pass"] != n || after["xdp_forward"] != before["xdp_forward"] {
+			t.Errorf("%s: action %d, %d counted, want %d", what, action, after["xdp_pass"]-before["xdp_pass"], n)
+		}
+	}
+	for i, row := range rows {
+		asked := ports{netip.AddrPortFrom(row.family.client, uint16(44000+i)), row.VIP}
+		data := asked.frame(row.Protocol, bpftest.SYN, nil)
+		if !row.plain {
+			left(row.name+": first packet", 1, data)
+			left(row.name+": once more", 1, data)
+			continue
+		}
+		left(row.name+": no next hop", 1, data)
+		last, optioned := data, data
+		last.TTL = 1
+		optioned.Options, optioned.Extensions, optioned.FirstHeader = []byte{1, 1, 1, 0}, bpftest.Extension(row.Protocol, 8), 60
+		left(row.name+": last hop", 1, last)
+		left(row.name+": options", 1, optioned)
+		left(row.name+": fragment", 1, pieces(asked.frame(row.Protocol, bpftest.ACK, make([]byte, 900)), 9, 400)[0])
+		if row.Protocol == protoTCP {
+			unknown := ports{asked.src, netip.AddrPortFrom(asked.dst.Addr(), 9)}
+			left(row.name+": to be refused", 1, unknown.frame(row.Protocol, bpftest.SYN, nil))
+		}
+		stranger := ports{asked.src, netip.AddrPortFrom(row.family.other, 80)}
+		left(row.name+": for another", 0, stranger.frame(row.Protocol, bpftest.SYN, nil))
+	}
+	for _, f := range families {
+		e := &duo{d.bench, f}
+		quoted := ports{e.vipPort(), e.clientPort()}.frame(protoTCP, bpftest.ACK, nil)
+		left(f.name+": error", 1, e.about(routers[f.name][true], errorKinds[f.name]["port"], quoted, 0))
+		echo := bpftest.Frame{Src: f.client, Dst: f.vip, Protocol: f.icmp, L4: bpftest.Error(f.client, f.vip, 8, 0, 1, nil)}
+		left(f.name+": echo", 1, echo)
+		echo.Dst = f.lb
+		left(f.name+": echo to the host", 0, echo)
+	}
+}
