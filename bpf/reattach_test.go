@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
@@ -109,6 +110,37 @@ func TestOldProgramsWorkUntilNoInterfaceCarriesThem(t *testing.T) {
 				t.Errorf("%v; drops %v", err, d.Stats().Drops)
 			}
 		})
+	}
+}
+
+// The same with the programs of the tracer, when a session ends.
+func TestTracingProgramsStayWhereTheyCannotBeReplaced(t *testing.T) {
+	b := newBench(t, nil)
+	if b.Interfaces()["eth2"].Hook != usedTCX {
+		t.Skip("links are pinned on TCX only")
+	}
+	one := sets(t, b.opts)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	started, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		_, err := b.Trace(ctx, TraceFilter{Service: 7}, TraceNames{}, func() { close(started) }, func(TraceEvent) error { return nil })
+		done <- err
+	}()
+	<-started
+	mend := unreadable(t, b.Dataplane, b.hooks.pin("eth2"))
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	b.lookAfter()
+	if n := sets(t, b.opts); n != 2*one {
+		t.Errorf("%d pinned arrays while an interface carries the tracer's programs, want %d", n, 2*one)
+	}
+	mend()
+	b.lookAfter()
+	if n := sets(t, b.opts); n != one {
+		t.Errorf("%d pinned arrays after mending, want %d", n, one)
 	}
 }
 
