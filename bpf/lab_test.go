@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -205,6 +207,71 @@ func transfer(c net.Conn, size int, progress func(int)) error {
 		return errors.New("what came back is not what was sent")
 	}
 	return nil
+}
+
+// conversation is a connection to an echo that is in use all the time, in both directions.
+type conversation struct {
+	end     chan struct{}
+	ended   chan error
+	echoed  atomic.Int64
+	longest time.Duration // between two echoes; read it when it has ended
+}
+
+// converse begins one: a block of 64 KB each millisecond, if the one before has come back.
+func converse(c net.Conn) *conversation {
+	v := &conversation{end: make(chan struct{}), ended: make(chan error, 1)}
+	go func() { v.ended <- v.run(c) }()
+	return v
+}
+
+func (v *conversation) run(c net.Conn) error {
+	sent, got := make([]byte, 64<<10), make([]byte, 64<<10)
+	pace := time.NewTicker(time.Millisecond)
+	defer pace.Stop()
+	last := time.Now()
+	for round := 0; ; round++ {
+		select {
+		case <-v.end:
+			return nil
+		case <-pace.C:
+		}
+		for i := range sent {
+			sent[i] = byte(round + i>>3*7)
+		}
+		if err := c.SetDeadline(time.Now().Add(60 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := c.Write(sent); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if _, err := io.ReadFull(c, got); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if !bytes.Equal(sent, got) {
+			return fmt.Errorf("round %d: what came back is not what was sent", round)
+		}
+		now := time.Now()
+		v.longest, last = max(v.longest, now.Sub(last)), now
+		v.echoed.Add(1)
+	}
+}
+
+// goOn waits for fifty more echoes.
+func (v *conversation) goOn(tb testing.TB) {
+	tb.Helper()
+	until := v.echoed.Load() + 50
+	eventually(tb, "conversation", func() error {
+		if n := v.echoed.Load(); n < until {
+			return fmt.Errorf("%d echoes, want %d", n, until)
+		}
+		return nil
+	})
+}
+
+func (v *conversation) stop() (longest time.Duration, err error) {
+	close(v.end)
+	err = <-v.ended
+	return v.longest, err
 }
 
 func send(c net.Conn, hash io.Writer, size int) error {

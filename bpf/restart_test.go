@@ -17,7 +17,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// A transfer runs while the data plane is closed, or left behind as by SIGKILL, and opened again.
+// A connection is in use while the data plane is closed, or left behind as by SIGKILL, and opened again.
 func TestRestartDoesNotDisturbTraffic(t *testing.T) {
 	for _, hook := range []string{HookAuto, HookClsact, HookXDP} {
 		for _, crash := range []bool{false, true} {
@@ -38,23 +38,8 @@ func TestRestartDoesNotDisturbTraffic(t *testing.T) {
 				stop := runDataplane(t, first)
 				l.sync(first, ModeFullNAT, protoTCP)
 				c := l.dial()
-				half := make(chan struct{})
-				longest, last, reached := time.Duration(0), time.Time{}, false
-				result := make(chan error, 1)
-				go func() {
-					result <- transfer(c, 200<<20, func(got int) {
-						now := time.Now()
-						if !last.IsZero() {
-							longest = max(longest, now.Sub(last))
-						}
-						last = now
-						if got > 20<<20 && !reached {
-							reached = true
-							close(half)
-						}
-					})
-				}()
-				<-half
+				talk := converse(c)
+				talk.goOn(t)
 				stop()
 				if !crash {
 					if err := first.Close(); err != nil {
@@ -67,7 +52,9 @@ func TestRestartDoesNotDisturbTraffic(t *testing.T) {
 				}
 				runDataplane(t, second)
 				l.sync(second, ModeFullNAT, protoTCP)
-				if err := <-result; err != nil {
+				talk.goOn(t)
+				longest, err := talk.stop()
+				if err != nil {
 					t.Fatalf("%v\n%+v", err, second.Stats())
 				}
 				// A quiet machine shows about 10 ms; the bound allows for a busy one.
