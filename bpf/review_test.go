@@ -169,6 +169,30 @@ func TestMissingProgramLeaksNothingToTheHost(t *testing.T) {
 	}
 }
 
+// New flows have a program of their own; while it is missing XDP leaves them to TC, and TC drops
+// them, as nothing else may answer.
+func TestMissingProgramForNewFlowsIsNoWayToTheHost(t *testing.T) {
+	b := newBench(t, func(o *Options) { o.Hook = HookXDP })
+	b.sync(service(ModeFullNAT, endpoint1))
+	syn := bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.SYN, SrcMAC: b.far.MAC, DstMAC: b.in.MAC}
+	if err := b.programs.xdpTails.Delete(uint32(pontoonTailTAIL_NEW)); err != nil {
+		t.Fatal(err)
+	}
+	if action, _ := b.runXDP(b.in, syn.Bytes(t)); action != actPass {
+		t.Errorf("XDP: action %d", action)
+	}
+	if action, _ := b.fromClient(syn); action != actRedirect {
+		t.Errorf("TC: action %d", action)
+	}
+	if err := b.programs.tails.Delete(uint32(pontoonTailTAIL_NEW)); err != nil {
+		t.Fatal(err)
+	}
+	syn.Src = netip.AddrPortFrom(client, 40001)
+	if action, _ := b.fromClient(syn); action != actDrop || b.drops("no_program") != 1 {
+		t.Errorf("TC without the program: action %d, %d drops counted", action, b.drops("no_program"))
+	}
+}
+
 // A miscount must not close the table: less than none is none.
 func TestNegativeCountDoesNotRefuseNewFlows(t *testing.T) {
 	b := newBench(t, nil)
