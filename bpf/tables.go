@@ -25,6 +25,7 @@ type tables struct {
 	maps      *pontoonMaps
 	services  map[pontoonServiceKey]installed
 	endpoints map[uint16]pontoonEndpoint
+	leaving   map[uint16]time.Time // entries that no table names any more, and since when
 	ranges    map[pontoonRangeKey]pontoonRange
 	blocks    blocks // of the selection map, in entries
 	sources   sourceLists
@@ -35,7 +36,7 @@ type tables struct {
 func (t *tables) load(m *pontoonMaps) error {
 	t.maps = m
 	t.services = map[pontoonServiceKey]installed{}
-	t.endpoints = map[uint16]pontoonEndpoint{}
+	t.endpoints, t.leaving = map[uint16]pontoonEndpoint{}, map[uint16]time.Time{}
 	t.blocks = blocks{size: m.Selection.MaxEntries()}
 	t.sources = sourceLists{m: m.Sources, blocks: blocks{size: m.Sources.MaxEntries()}}
 	var key pontoonServiceKey
@@ -216,22 +217,37 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 		return fmt.Errorf("write endpoint: %w", err)
 	}
 	t.endpoints[id] = value
+	delete(t.leaving, id)
 	return nil
 }
 
-// removeEndpoints takes out the entries whose id is not wanted, after no table names them.
+// removeEndpoints takes out the entries whose id is not wanted, after no table names them. A packet that
+// has read the old table may still look for them: like its block they stay for a while, but for the
+// clients that were with them, and are emptied by a later call.
 func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
 	var errs []error
-	for id := range t.endpoints {
+	for id, value := range t.endpoints {
 		if wanted[id] {
+			continue
+		}
+		value.Flags &^= uint8(pontoonEndpointFlagENDPOINT_F_NEW)
+		if err := t.maps.Endpoints.Put(uint32(id), value); err != nil {
+			errs = append(errs, fmt.Errorf("remove endpoint %d: %w", id, err))
+			continue
+		}
+		delete(t.endpoints, id)
+		t.leaving[id] = now
+		t.traffic.went(id)
+	}
+	for id, since := range t.leaving {
+		if now.Sub(since) < blockGrace {
 			continue
 		}
 		if err := t.maps.Endpoints.Put(uint32(id), pontoonEndpoint{}); err != nil {
 			errs = append(errs, fmt.Errorf("remove endpoint %d: %w", id, err))
 			continue
 		}
-		delete(t.endpoints, id)
-		t.traffic.went(id)
+		delete(t.leaving, id)
 	}
 	t.sources.collect(t.endpoints, now)
 	return errors.Join(errs...)

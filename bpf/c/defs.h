@@ -573,6 +573,7 @@ _Static_assert(sizeof(struct service) == 28, "service");
 _Static_assert(sizeof(struct range_key) == 24, "range_key");
 _Static_assert(sizeof(struct references) == 8, "references");
 _Static_assert(sizeof(struct endpoint) == 32, "endpoint");
+_Static_assert(offsetof(struct endpoint, source_base) % 4 == 0, "the run of sources is read at once");
 _Static_assert(sizeof(struct service_work) == 16, "service_work");
 _Static_assert(sizeof(struct affinity_key) == 24, "affinity_key");
 _Static_assert(sizeof(struct affinity) == 8, "affinity");

@@ -64,7 +64,7 @@ __attribute__((noinline)) int bind(const struct service *svc, __u32 id, __u32 ha
 	struct endpoint *ep;
 	struct flow *there;
 	struct addr *source;
-	__u32 at;
+	__u32 at, run;
 	long err;
 
 	if (!p || !b || !svc)
@@ -87,12 +87,14 @@ __attribute__((noinline)) int bind(const struct service *svc, __u32 id, __u32 ha
 	b->v.new_sport = p->key.dport;
 	b->v.new_daddr = p->key.saddr;
 	b->v.new_dport = p->key.sport;
-	if (!ep->source_len) {
+	/* Both ends of the run at once: user space may be writing another. */
+	run = *(volatile __u32 *)&ep->source_base;
+	if (!(run >> 16)) {
 		b->rkey.daddr = p->key.saddr;
 		b->rkey.dport = p->key.sport;
 		err = claim_dnat(p, &b->rkey, &b->v);
 	} else {
-		at = ep->source_base + (hash >> 16) % ep->source_len;
+		at = (run & 0xffff) + (hash >> 16) % (run >> 16);
 		source = bpf_map_lookup_elem(&sources, &at);
 		if (!source)
 			return drop(DROP_NO_ENDPOINT);
@@ -329,18 +331,20 @@ static __always_inline struct flow *created(const struct packet *p, int *verdict
 }
 
 /* make_new creates a flow, if a service listens where the packet goes. V_FORWARD: there is an entry
- * in half_open now, and what just_made returns. */
+ * in half_open now, and what just_made returns. It works on a copy of the service: the kernel reuses
+ * an entry that has been replaced for the next one that is written, which may be another service's. */
 static __always_inline int make_new(const struct packet *p)
 {
-	struct service *svc = find_service(p);
+	struct service *found = find_service(p), svc;
 
-	if (!svc)
+	if (!found)
 		return to_vip(p);
-	note_service(svc);
+	svc = *found;
+	note_service(&svc);
 	if (p->key.proto != IPPROTO_UDP &&
 	    (p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) != TCP_SYN)
 		return drop(DROP_NO_FLOW);
-	return new_flow(p, svc);
+	return new_flow(p, &svc);
 }
 
 static __always_inline struct flow *find_new(const struct packet *p, int *verdict)
