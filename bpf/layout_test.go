@@ -115,7 +115,7 @@ func TestConstantsOfBothSidesAgree(t *testing.T) {
 }
 
 func TestEveryCounterHasAName(t *testing.T) {
-	b, err := os.ReadFile("c/defs.h")
+	b, err := os.ReadFile("c/counters.h")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,8 @@
 /* All maps and load-time settings. Every map is pinned by user space under its own name. */
 #pragma once
 
+#include "counters.h"
+#include "record.h"
 #include "trace.h"
 
 /* Set by user space before the program is loaded. */

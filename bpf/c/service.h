@@ -25,6 +25,19 @@ static __always_inline long insert_half(const struct packet *p, struct flow *v)
 	return err;
 }
 
+/* begin fills in what is the same in either half of a new connection. */
+static __always_inline void begin(struct flow *v, const struct packet *p, const struct service *svc,
+				  __u32 id)
+{
+	v->state = FLOW_SYN;
+	v->service = svc->id;
+	v->endpoint = id;
+	v->mode = svc->mode;
+	v->owner_slot = cfg_slot;
+	v->last_seen = p->now;
+	v->created = p->created;
+}
+
 /* bind_one creates the one entry of a connection whose replies do not pass here.
  *
  * Like bind it is a global function, which the verifier follows once, by itself, and not in every
@@ -41,13 +54,7 @@ __attribute__((noinline)) int bind_one(const struct service *svc, __u32 id)
 	ep = get_endpoint(id);
 	if (!ep || ep->service != svc->id) /* the table has been replaced since it was read */
 		return V_RETRY;
-	b->v.state = FLOW_SYN;
-	b->v.service = svc->id;
-	b->v.endpoint = id;
-	b->v.mode = svc->mode;
-	b->v.owner_slot = cfg_slot;
-	b->v.last_seen = p->now;
-	b->v.created = p->created;
+	begin(&b->v, p, svc, id);
 	b->v.new_saddr = p->key.saddr;
 	b->v.new_sport = p->key.sport;
 	b->v.new_daddr = ep->addr;
@@ -75,14 +82,8 @@ __attribute__((noinline)) int bind(const struct service *svc, __u32 id, __u32 ha
 	b->rkey.saddr = ep->addr;
 	b->rkey.sport = bpf_htons(bpf_ntohs(ep->port) + bpf_ntohs(p->key.dport) - svc->first_port);
 	b->rkey.proto = p->key.proto;
-	b->v.state = FLOW_SYN;
+	begin(&b->v, p, svc, id);
 	b->v.flags = FLOW_F_REPLY;
-	b->v.service = svc->id;
-	b->v.endpoint = id;
-	b->v.mode = svc->mode;
-	b->v.owner_slot = cfg_slot;
-	b->v.last_seen = p->now;
-	b->v.created = p->created;
 	b->v.new_saddr = p->key.daddr;
 	b->v.new_sport = p->key.dport;
 	b->v.new_daddr = p->key.saddr;

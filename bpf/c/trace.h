@@ -5,7 +5,7 @@
  * leave in one piece, so that packets do not mix and one that is lost is lost whole. */
 #pragma once
 
-#include "defs.h"
+#include "trace_defs.h"
 
 const volatile __u8 cfg_trace = 0;
 /* What is traced: packets of this client, of this service; zero is any. */
