@@ -53,7 +53,8 @@ func replaceUnderTraffic(t *testing.T, algorithm Algorithm) {
 		}
 	}
 	got := map[netip.AddrPort]int{}
-	for _, f := range b.flows() {
+	there := b.flows() // but for the few that others have pushed out of their bucket
+	for _, f := range there {
 		got[f.Endpoint]++
 	}
 	total := 0
@@ -61,8 +62,8 @@ func replaceUnderTraffic(t *testing.T, algorithm Algorithm) {
 		total += got[e.Addr]
 	}
 	t.Logf("%d and %d packets while the list was replaced %d times", sent[0], sent[1], changes)
-	if total != sent[0]+sent[1] {
-		t.Errorf("%d flows to endpoints of the two lists for %d packets", total, sent[0]+sent[1])
+	if total != len(there) || total < (sent[0]+sent[1])*9/10 {
+		t.Errorf("%d of %d flows to endpoints of the two lists, for %d packets", total, len(there), sent[0]+sent[1])
 	}
 	if algorithm != AlgorithmRR {
 		return
