@@ -27,6 +27,8 @@ type Dataplane struct {
 	finder   *finder
 	hooks    *hooks
 	adopted  bool
+	resize   *resize  // of the flow table; nil: it keeps its size
+	between  programs // that work while it is resized
 
 	events chan []byte
 	lost   chan struct{}
@@ -113,8 +115,11 @@ func (d *Dataplane) open() error {
 	if err := d.hooks.refuse(); err != nil {
 		return err
 	}
+	if err := d.moveFlows(d.spec); err != nil {
+		return err
+	}
 	if d.programs.entry == nil {
-		if err := d.loadPrograms(d.spec); err != nil {
+		if d.programs, err = d.loadSet(d.spec, d.byName); err != nil {
 			return err
 		}
 	}
@@ -125,6 +130,9 @@ func (d *Dataplane) open() error {
 		d.log.Warn("idle sides of connections that are ended will not be told", "err", err)
 	}
 	settled := d.hooks.use(d.programs)
+	if err := d.endResize(); err != nil {
+		return err
+	}
 	if err := d.hooks.detachOthers(d.maps.Flows); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
 	}
@@ -147,7 +155,10 @@ func (d *Dataplane) openObjects() error {
 	}
 	finding := finderSpec(spec)
 	sizes(spec, d.opts)
-	if d.adopted, err = adoptSizes(spec, d.mapDir(), d.log); err != nil {
+	if err := d.checkPins(spec); err != nil {
+		return err
+	}
+	if d.adopted, err = d.planResize(spec); err != nil {
 		return err
 	}
 	if err := configure(spec, d.opts, d.clock.hz); err != nil {
@@ -167,19 +178,32 @@ func (d *Dataplane) openObjects() error {
 	return err
 }
 
-// loadPrograms loads what the interfaces want. Without its XDP programs the data plane is slower,
+// checkPins refuses pinned maps that cannot be read, unless they are to be given up: then it
+// takes everything of the earlier version away.
+func (d *Dataplane) checkPins(spec *ebpf.CollectionSpec) error {
+	err := checkLayout(spec, d.mapDir())
+	if err == nil || !errors.Is(err, ErrLayout) || !d.opts.Discard {
+		return err
+	}
+	d.log.Warn("the data plane of an earlier version is given up with its flows", "why", err)
+	if err := Remove(d.opts.PinDir, d.opts.Interfaces); err != nil {
+		return fmt.Errorf("give up earlier data plane: %w", err)
+	}
+	return preparePinDir(d.opts.PinDir)
+}
+
+// loadSet loads what the interfaces want. Without its XDP programs the data plane is slower,
 // not worse: a kernel that refuses them gets the others.
-func (d *Dataplane) loadPrograms(spec *ebpf.CollectionSpec) (err error) {
+func (d *Dataplane) loadSet(spec *ebpf.CollectionSpec, byName map[string]*ebpf.Map) (programs, error) {
 	if d.hooks.wantXDP() {
-		d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress, true)
+		set, err := loadPrograms(spec.Copy(), byName, d.programDir(), pontoonProgPontoonIngress, true)
 		if err == nil {
-			return nil
+			return set, nil
 		}
 		d.noXDP = true
 		d.log.Warn("XDP programs not loaded: TC does without", "err", err)
 	}
-	d.programs, err = loadPrograms(spec.Copy(), d.byName, d.programDir(), pontoonProgPontoonIngress, false)
-	return err
+	return loadPrograms(spec.Copy(), byName, d.programDir(), pontoonProgPontoonIngress, false)
 }
 
 // openMaps opens what is pinned and makes and pins what is not.
@@ -189,6 +213,9 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 		if m.Pinning == ebpf.PinByName {
 			only.Maps[name] = m.Copy()
 		}
+	}
+	if d.resize != nil && !d.resize.resumed {
+		only.Maps[pontoonMapFlows].Pinning = ebpf.PinNone // the former one has its place
 	}
 	options := ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: d.mapDir()}}
 	collection, err := ebpf.NewCollectionWithOptions(only, options)
@@ -201,7 +228,7 @@ func (d *Dataplane) openMaps(spec *ebpf.CollectionSpec) error {
 		d.byName[name] = collection.DetachMap(name)
 	}
 	d.maps.take(d.byName)
-	return nil
+	return writeLayout(d.mapDir())
 }
 
 // openHalf opens the half-open table, and tells the programs of spec by which seed it is ordered.
@@ -309,7 +336,7 @@ func (d *Dataplane) close() error {
 		d.clock.close()
 	}
 	d.doomer.close()
-	errs = append(errs, d.finder.close(), d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close())
+	errs = append(errs, d.finder.close(), d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close(), d.endResize())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

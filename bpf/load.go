@@ -1,13 +1,9 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
-	"sort"
 	"strings"
 	"time"
 
@@ -53,6 +49,7 @@ var transient = map[string]bool{
 	pontoonMapChunks:      true,
 	pontoonMapClocks:      true,
 	pontoonMapFinds:       true,
+	pontoonMapFormer:      true,
 	pontoonMapScratch:     true,
 	pontoonMapTails:       true,
 	pontoonMapTraceBuffer: true,
@@ -96,74 +93,6 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
-	}
-	return nil
-}
-
-// adoptSizes compares every map of spec with what is pinned in dir. A map that was made with
-// another size keeps it: the flows in it are worth more than the number. Any other difference is
-// an error that names it, but for half-open connections, which last seconds. The result says whether the flow table was there.
-func adoptSizes(spec *ebpf.CollectionSpec, dir string, log *slog.Logger) (bool, error) {
-	names := make([]string, 0, len(spec.Maps))
-	for name := range spec.Maps {
-		names = append(names, name)
-	}
-	sort.Strings(names)
-	adopted := false
-	var outdated []string
-	var errs []error
-	for _, name := range names {
-		m := spec.Maps[name]
-		if m.Pinning != ebpf.PinByName {
-			continue
-		}
-		pinned, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return false, fmt.Errorf("open pinned map %s: %w", name, err)
-		}
-		if err := sameLayout(m, pinned); err != nil && name == pontoonMapHalfOpen {
-			log.Warn("half-open connections are not taken over: their clients will ask again", "reason", err)
-			outdated = append(outdated, filepath.Join(dir, name))
-			_ = pinned.Close()
-			continue
-		} else if err != nil {
-			errs = append(errs, fmt.Errorf("pinned map %s: %w", name, err))
-		}
-		if m.MaxEntries != pinned.MaxEntries() {
-			log.Warn("pinned map keeps its size", "map", name, "entries", pinned.MaxEntries(), "wanted", m.MaxEntries)
-			m.MaxEntries = pinned.MaxEntries()
-		}
-		adopted = adopted || name == pontoonMapFlows
-		_ = pinned.Close()
-	}
-	if len(errs) > 0 {
-		errs = append(errs, errors.New("made by another version; leave the cluster on this node or remove the pins to start afresh"))
-	}
-	if len(errs) > 0 {
-		return adopted, errors.Join(errs...)
-	}
-	for _, pin := range outdated {
-		if err := os.Remove(pin); err != nil {
-			return adopted, fmt.Errorf("remove a map of another layout: %w", err)
-		}
-	}
-	return adopted, nil
-}
-
-// sameLayout compares what decides how bytes in the map are read.
-func sameLayout(want *ebpf.MapSpec, have *ebpf.Map) error {
-	switch {
-	case want.Type != have.Type():
-		return fmt.Errorf("type is %s, need %s", have.Type(), want.Type)
-	case want.KeySize != have.KeySize():
-		return fmt.Errorf("key size is %d, need %d", have.KeySize(), want.KeySize)
-	case want.ValueSize != have.ValueSize():
-		return fmt.Errorf("value size is %d, need %d", have.ValueSize(), want.ValueSize)
-	case want.Flags != have.Flags():
-		return fmt.Errorf("flags are %#x, need %#x", have.Flags(), want.Flags)
 	}
 	return nil
 }

@@ -622,6 +622,7 @@ const (
 	pontoonMapEvents           = "events"
 	pontoonMapFinds            = "finds"
 	pontoonMapFlows            = "flows"
+	pontoonMapFormer           = "former"
 	pontoonMapFragments        = "fragments"
 	pontoonMapHalfOpen         = "half_open"
 	pontoonMapNextHops         = "next_hops"
@@ -657,6 +658,7 @@ const (
 	pontoonProgPontoonXdpSlow  = "pontoon_xdp_slow"
 	pontoonProgPontoonXlat     = "pontoon_xlat"
 	pontoonProgPontoonXlatIcmp = "pontoon_xlat_icmp"
+	pontoonVarCfgFormer        = "cfg_former"
 	pontoonVarCfgHalfBuckets   = "cfg_half_buckets"
 	pontoonVarCfgHalfSeed      = "cfg_half_seed"
 	pontoonVarCfgHz            = "cfg_hz"
@@ -749,6 +751,7 @@ type pontoonMapSpecs struct {
 	Events      *ebpf.MapSpec `ebpf:"events"`
 	Finds       *ebpf.MapSpec `ebpf:"finds"`
 	Flows       *ebpf.MapSpec `ebpf:"flows"`
+	Former      *ebpf.MapSpec `ebpf:"former"`
 	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen    *ebpf.MapSpec `ebpf:"half_open"`
 	NextHops    *ebpf.MapSpec `ebpf:"next_hops"`
@@ -774,6 +777,7 @@ type pontoonMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonVariableSpecs struct {
+	CfgFormer       *ebpf.VariableSpec `ebpf:"cfg_former"`
 	CfgHalfBuckets  *ebpf.VariableSpec `ebpf:"cfg_half_buckets"`
 	CfgHalfSeed     *ebpf.VariableSpec `ebpf:"cfg_half_seed"`
 	CfgHz           *ebpf.VariableSpec `ebpf:"cfg_hz"`
@@ -822,6 +826,7 @@ type pontoonMaps struct {
 	Events      *ebpf.Map `ebpf:"events"`
 	Finds       *ebpf.Map `ebpf:"finds"`
 	Flows       *ebpf.Map `ebpf:"flows"`
+	Former      *ebpf.Map `ebpf:"former"`
 	Fragments   *ebpf.Map `ebpf:"fragments"`
 	HalfOpen    *ebpf.Map `ebpf:"half_open"`
 	NextHops    *ebpf.Map `ebpf:"next_hops"`
@@ -856,6 +861,7 @@ func (m *pontoonMaps) Close() error {
 		m.Events,
 		m.Finds,
 		m.Flows,
+		m.Former,
 		m.Fragments,
 		m.HalfOpen,
 		m.NextHops,
@@ -882,6 +888,7 @@ func (m *pontoonMaps) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonVariables struct {
+	CfgFormer       *ebpf.Variable `ebpf:"cfg_former"`
 	CfgHalfBuckets  *ebpf.Variable `ebpf:"cfg_half_buckets"`
 	CfgHalfSeed     *ebpf.Variable `ebpf:"cfg_half_seed"`
 	CfgHz           *ebpf.Variable `ebpf:"cfg_hz"`

@@ -117,16 +117,6 @@ func TestOpenNamesWhatDiffersInPinnedMaps(t *testing.T) {
 	}
 }
 
-func TestPinnedTableKeepsItsSize(t *testing.T) {
-	b := newBench(t, nil)
-	_ = b.Close()
-	b.opts.MaxFlows = 5000
-	again := openTest(t, b.ns, b.opts)
-	if m := again.Stats().Max; m != 1024 || !again.Adopted() {
-		t.Errorf("max is %d, adopted %t", m, again.Adopted())
-	}
-}
-
 func TestOpenExplainsMissingFileSystem(t *testing.T) {
 	bpftest.RequirePrivilege(t)
 	_, err := Open(Options{PinDir: filepath.Join(t.TempDir(), "pins")})

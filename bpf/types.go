@@ -163,7 +163,8 @@ type Options struct {
 	// Interfaces that packets arrive on, in the network namespace of the calling thread.
 	Interfaces []string
 	// MaxFlows bounds established connections; each takes two entries of about 168 bytes,
-	// allocated at once. Default 1048576. A pinned table keeps the size it has.
+	// allocated at once. Default 1048576. A pinned table of another size is replaced while packets
+	// flow, its connections moved; one whose connections would not fit keeps its size.
 	MaxFlows uint32
 	// MaxHalfOpen bounds connections that are not complete; the oldest give way. Default 131072.
 	MaxHalfOpen uint32
@@ -177,6 +178,9 @@ type Options struct {
 	// XDPMax is the size in bytes, from the IP header on, above which XDP leaves a packet to receive
 	// offload and TC. Default 0: no limit.
 	XDPMax uint32
+	// Discard gives pinned maps up, with the flows in them, when they are of another layout
+	// (ErrLayout), and starts afresh. Default: Open fails, and what is there goes on forwarding.
+	Discard bool
 	// Logger receives what an operator would want to know. Default: discarded.
 	Logger *slog.Logger
 
@@ -185,6 +189,8 @@ type Options struct {
 	// nextHopLife is how long a next hop is not asked for again; longer for tests that look at every byte:
 	// the packet that asks has its MAC addresses written by the kernel, later.
 	nextHopLife time.Duration
+	// betweenTables is for tests: it is called while both flow tables of a change of size are in use.
+	betweenTables func(*Dataplane) error
 	// without names programs that a test can do without: the kernel takes long to look through them.
 	without []string
 	// objects stands in for openObjects, and may bring programs that are loaded, where a test has those of

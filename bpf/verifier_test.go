@@ -1,7 +1,6 @@
 package bpf
 
 import (
-	"fmt"
 	"regexp"
 	"strconv"
 	"testing"
@@ -16,19 +15,25 @@ import (
 // them is asked.
 func TestProgramsLeaveTheVerifierRoom(t *testing.T) {
 	bpftest.RequirePrivilege(t)
-	for _, traced := range []uint8{0, 1} {
-		t.Run(fmt.Sprintf("traced=%d", traced), func(t *testing.T) { leaveRoom(t, traced) })
+	for name, settings := range map[string]map[string]uint8{
+		"plain":          {},
+		"traced":         {pontoonVarCfgTrace: 1},
+		"between tables": {pontoonVarCfgFormer: 1},
+	} {
+		t.Run(name, func(t *testing.T) { leaveRoom(t, settings) })
 	}
 }
 
-func leaveRoom(t *testing.T, traced uint8) {
+func leaveRoom(t *testing.T, settings map[string]uint8) {
 	const allowed = 250_000
 	spec, err := loadPontoon()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := spec.Variables[pontoonVarCfgTrace].Set(traced); err != nil {
-		t.Fatal(err)
+	for name, value := range settings {
+		if err := spec.Variables[name].Set(value); err != nil {
+			t.Fatal(err)
+		}
 	}
 	options := ebpf.CollectionOptions{Programs: ebpf.ProgramOptions{LogLevel: ebpf.LogLevelStats}}
 	collection, err := ebpf.NewCollectionWithOptions(spec, options)

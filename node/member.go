@@ -70,6 +70,8 @@ type memberConfig struct {
 	slot      uint8
 	died      uint64
 	bootstrap bool // the first node of a new cluster
+
+	discardFlows bool // see RunOptions
 }
 
 // newMember opens everything a member owns; run sets it going. On an error
@@ -102,7 +104,7 @@ func newMember(c memberConfig) (m *member, err error) {
 		store: m.store, logger: c.logger, wake: m.wakeLeader,
 	}
 	if c.cfg.Role == string(fsm.RoleLB) {
-		if err := m.openDataplane(); err != nil {
+		if err := m.openDataplane(c.discardFlows); err != nil {
 			return m, err
 		}
 	}
@@ -114,7 +116,7 @@ func newMember(c memberConfig) (m *member, err error) {
 
 // openDataplane loads the programs, or takes over those that are pinned, and
 // prepares the host to carry what they forward.
-func (m *member) openDataplane() (err error) {
+func (m *member) openDataplane(discardFlows bool) (err error) {
 	if m.host, err = host.New(m.logger); err != nil {
 		return err
 	}
@@ -128,7 +130,7 @@ func (m *member) openDataplane() (err error) {
 	}
 	m.dp, err = bpf.Open(bpf.Options{
 		PinDir: m.cfg.DataPlane.PinDir, Interfaces: m.cfg.DataPlane.Interfaces, MaxFlows: m.cfg.DataPlane.MaxFlows,
-		Slot: m.slot, Hook: m.cfg.DataPlane.Hook, Logger: m.logger,
+		Slot: m.slot, Hook: m.cfg.DataPlane.Hook, Logger: m.logger, Discard: discardFlows,
 	})
 	if err != nil {
 		return err

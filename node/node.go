@@ -19,6 +19,9 @@ import (
 type RunOptions struct {
 	Logger  *slog.Logger
 	Version string
+	// DiscardFlows gives up a pinned data plane that this version cannot read,
+	// with its connections. Without it such a data plane is an error.
+	DiscardFlows bool
 	// Ready is called once the control socket answers; Stopping when the
 	// daemon begins to stop; Status with a line for the service manager. All
 	// may be nil.
@@ -139,7 +142,7 @@ func (d *daemon) resume() error {
 func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bool) (*member, error) {
 	m, err := newMember(memberConfig{
 		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id,
-		slot: ms.Slot, died: ms.Died, bootstrap: bootstrap,
+		slot: ms.Slot, died: ms.Died, bootstrap: bootstrap, discardFlows: d.opts.DiscardFlows,
 	})
 	if err != nil {
 		return nil, err

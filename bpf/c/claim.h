@@ -15,6 +15,8 @@ static __always_inline struct flow *claim(const struct flow_key *rkey, const str
 	*err = half_insert(rkey, rev, 1);
 	if (*err)
 		return NULL;
+	if (cfg_former)
+		bring_reply();
 	held = bpf_map_lookup_elem(&flows, rkey);
 	if (!held)
 		return NULL;

@@ -2,7 +2,7 @@
 /* The life of a flow: half-open, established, closing, closed; adoption of replicas. */
 #pragma once
 
-#include "event.h"
+#include "former.h"
 
 /* In DSR the endpoint answers past us: such a connection has a forward half only. */
 static __always_inline int one_half(const struct flow *f)
@@ -63,6 +63,10 @@ static __noinline int remove_flow(const struct packet *p, const struct flow_key 
 	if (other)
 		theirs = bpf_map_delete_elem(&flows, &okey);
 	mine = bpf_map_delete_elem(&flows, key);
+	if (cfg_former) {
+		bpf_map_delete_elem(&former, &okey);
+		bpf_map_delete_elem(&former, key);
+	}
 	if (reply ? (!other || theirs) : mine)
 		return 0;
 	add_active(0, -1);
@@ -268,6 +272,8 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 		count(COUNTER_INSERT_FAILED);
 		return drop(DROP_TABLE_FULL);
 	}
+	if (cfg_former)
+		also_former(&p->key);
 	add_active(0, 1);
 	opened(&v);
 	count(COUNTER_PROMOTED);
@@ -313,6 +319,10 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 		count(COUNTER_INSERT_FAILED);
 		bpf_map_delete_elem(&flows, &p->key);
 		return drop(err == -EEXIST ? DROP_SNAT_CONFLICT : DROP_TABLE_FULL);
+	}
+	if (cfg_former) {
+		also_former(&okey);
+		also_former(&p->key);
 	}
 	add_active(0, 1);
 	opened(&v);

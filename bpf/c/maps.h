@@ -15,6 +15,7 @@ const volatile __u32 cfg_xdp_max = 0;         /* bytes from the IP header on; 0:
 const volatile __u32 cfg_half_buckets = 1;
 const volatile __u32 cfg_half_seed = 0;
 const volatile __u8 cfg_xdp_frags = 0;        /* frames may come in several buffers */
+const volatile __u8 cfg_former = 0;           /* flows is filled from former at present */
 
 /* Never read: it mentions the types that no map does, so that bpf2go finds them in the BTF
  * and Go has the same constants. */
@@ -49,6 +50,14 @@ struct {
 	__type(key, struct flow_key);
 	__type(value, struct flow);
 } flows SEC(".maps");
+
+/* What flows takes the place of, while cfg_former is set; else empty. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct flow_key);
+	__type(value, struct flow);
+} former SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -283,6 +283,8 @@ static __always_inline struct flow *find_whole(struct packet *p, int *verdict)
 	if (p->kind != KIND_FLOW || p->flags & PACKET_F_LATER)
 		goto missed;
 	f = p->missed ? NULL : bpf_map_lookup_elem(&flows, &p->key);
+	if (cfg_former && !f && bring_own())
+		f = bpf_map_lookup_elem(&flows, &p->key);
 	if (f) {
 		note_flow(STEP_FLOW, f);
 		*verdict = needs_care(p, f) ? flow_care(p, f) : V_FORWARD;

@@ -56,15 +56,15 @@ Every key of the node file is also a flag, and flags win:
 		if err := cfg.Validate(); err != nil {
 			return err
 		}
-		return a.daemon(cmd.Context(), cfg, flags.logFormat.value)
+		return a.daemon(cmd.Context(), cfg, flags)
 	}
 	return withoutDaemon(cmd)
 }
 
 // daemon runs the node until ctx ends.
-func (a *app) daemon(ctx context.Context, cfg node.Config, logFormat string) error {
+func (a *app) daemon(ctx context.Context, cfg node.Config, flags runFlags) error {
 	logger, err := logging.New(a.err, logging.Config{
-		Format:   logFormat,
+		Format:   flags.logFormat.value,
 		Level:    cfg.LogLevel,
 		OmitTime: a.getenv("JOURNAL_STREAM") != "" && !isTerminal(a.err), // the journal stamps each line
 	})
@@ -81,8 +81,11 @@ func (a *app) daemon(ctx context.Context, cfg node.Config, logFormat string) err
 		}
 	}
 	return node.Run(ctx, cfg, node.RunOptions{
-		Logger:   logger,
-		Version:  versionString(),
+		Logger:  logger,
+		Version: versionString(),
+
+		DiscardFlows: flags.discard,
+
 		Ready:    func() { told(notifier.Ready()) },
 		Stopping: func() { told(notifier.Stopping()) },
 		Status:   func(line string) { told(notifier.Status(line)) },

@@ -27,12 +27,15 @@ const defaultNodeFile = "/etc/pontoon/node.yaml"
 type runFlags struct {
 	config    string
 	logFormat *choice
+	discard   bool        // see node.RunOptions
 	given     node.Config // what the flags say; only those that were given count
 }
 
 func (f *runFlags) addTo(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.config, "config", defaultNodeFile, "the node `file`; the default one may be absent")
 	f.logFormat = newChoice("text", "text", "json").addTo(cmd, "log-format", "", "how log lines look")
+	cmd.Flags().BoolVar(&f.discard, "discard-flows", false,
+		"give up the connections of an earlier version whose tables this one cannot read, instead of refusing to start")
 	f.given = node.DefaultConfig()
 	bindConfig(cmd.Flags(), &f.given)
 }
