@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
 .PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
-        bench-replication bench-commit bench-failover soak test-vm deps clean
+        bench-replication bench-commit bench-failover test-replication soak test-vm deps clean
 
 all: build
 
@@ -41,6 +41,12 @@ test-unit: build
 
 test-e2e: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -p 1 -v $(CLUSTER_TESTS)
+
+# Replication at the size the product is meant for: about three minutes; test-e2e runs it smaller. What it does stands
+# at TestReplicasStayEqualThroughEveryTrouble.
+test-replication: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_TEST_FLOWS=100000 PONTOON_TEST_CONNECTIONS=1000 PONTOON_TEST_CUTS=20 \
+	  $(GO) test -timeout 15m -v -run ReplicasStayEqual ./node/e2e
 
 lint:
 	@fmt=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go' | grep -v '_bpfel\.go$$')); \
@@ -96,9 +102,9 @@ test-vm: build
 	$(GO) build -o bin/vmtest ./internal/vmtest
 	bin/vmtest -kernel "$(KERNEL)" -suites "$(SUITES)" -run "$(RUN)" $(VMTEST_FLAGS)
 
-# Longer than CI has time for: the demo again and again.
+# Longer than CI has time for: the demo again and again, and replication in full size.
 SOAK_ROUNDS ?= 10
-soak: build
+soak: build test-replication
 	for i in $$(seq $(SOAK_ROUNDS)); do bin/pontoon demo || exit 1; done
 
 clean:

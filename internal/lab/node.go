@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,6 +39,7 @@ type Node struct {
 	mu   sync.Mutex
 	proc *Process // the newest daemon, nil before the first start
 	args []string // see SetArgs
+	file string   // see SetBinary
 	off  bool     // without power: there is no namespace
 }
 
@@ -80,6 +82,13 @@ func (n *Node) SetArgs(args ...string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.args = args
+}
+
+// SetBinary gives this node another build of the product, from its next start on.
+func (n *Node) SetBinary(path string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.file = path
 }
 
 // RunArgs are the arguments the daemon is started with.
@@ -139,7 +148,7 @@ func (n *Node) startLocked() error {
 		return fmt.Errorf("start %s: open log: %w", n.Name(), err)
 	}
 	defer logf.Close()
-	cmd := exec.Command(n.lab.cfg.Binary, n.runArgsLocked()...)
+	cmd := exec.Command(cmp.Or(n.file, n.lab.cfg.Binary), n.runArgsLocked()...)
 	cmd.Stdout, cmd.Stderr = logf, logf
 	cmd.Dir = n.dir
 	p, err := n.Host.Start(cmd)
