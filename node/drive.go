@@ -40,6 +40,7 @@ type localView struct {
 	problems   []string
 	interfaces map[string]bpf.Attachment
 	holding    []netip.Addr // VIPs this host holds
+	addrs      []linkAddr   // where the data plane can be probed
 }
 
 func (l *local) get() localView {
@@ -51,7 +52,8 @@ func (l *local) get() localView {
 func (l *local) set(v localView) (changed bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	changed = l.v.unsure != v.unsure || l.v.ready != v.ready || l.v.linksUp != v.linksUp || !slices.Equal(l.v.holding, v.holding)
+	changed = l.v.unsure != v.unsure || l.v.ready != v.ready || l.v.linksUp != v.linksUp || !slices.Equal(l.v.holding, v.holding) ||
+		!slices.Equal(l.v.addrs, v.addrs)
 	l.v = v
 	return changed
 }
@@ -146,7 +148,7 @@ func (d *driver) pass(ctx context.Context) error {
 	m.setFlowPeers(s)
 	links, lerr := m.links()
 	if lerr != nil && !errors.Is(lerr, host.ErrNoLink) {
-		m.setLocal(localView{plan: was.plan, problems: []string{brief(lerr)}, holding: was.holding})
+		m.setLocal(localView{addrs: was.addrs, plan: was.plan, problems: []string{brief(lerr)}, holding: was.holding})
 		return lerr
 	}
 	if d.carrierChanged(links) {
@@ -165,7 +167,7 @@ func (d *driver) pass(ctx context.Context) error {
 	if !same {
 		derr = d.syncDataplane(ctx, p.Dataplane, same)
 	}
-	v := localView{problems: p.Problems, linksUp: lerr == nil, interfaces: m.dp.Interfaces(), plan: was.plan}
+	v := localView{addrs: probeAddrs(links), problems: p.Problems, linksUp: lerr == nil, interfaces: m.dp.Interfaces(), plan: was.plan}
 	if !fresh {
 		keepHeld(&p, append(heldOf(p.Addresses), was.holding...))
 	}

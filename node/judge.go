@@ -19,6 +19,10 @@ import (
 // stopped daemon's data plane goes on forwarding, new connections included,
 // and what it accepts meanwhile has not been replicated. So a silent node is
 // dead at once only when its kernel is silent too; otherwise after grace.
+//
+// Faster than both are the echoes of the data planes (node/detect), which no
+// daemon has to answer: whom a majority of all nodes has lost on every path is
+// dead, whatever gossip still believes.
 type judge struct {
 	grace   time.Duration // agent_grace
 	started time.Time     // when this node began to lead
@@ -58,7 +62,7 @@ type rulings struct {
 }
 
 // step judges every node but self.
-func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.GossipMember, now time.Time) (judge, rulings) {
+func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.GossipMember, lost map[fsm.NodeID]int, now time.Time) (judge, rulings) {
 	seen := make(map[fsm.NodeID]transport.GossipState, len(members))
 	for _, m := range members {
 		seen[fsm.NodeID(m.Node)] = m.State
@@ -71,6 +75,13 @@ func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.Gossi
 				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Alive: true, Reason: "it leads"})
 			}
 			continue
+		}
+		if lost[n.Name] >= majority(len(nodes)) {
+			if n.Alive {
+				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Reason: fmt.Sprintf(
+					"its data plane answers none of %d nodes on any path", lost[n.Name])})
+			}
+			continue // whatever gossip still says: it is slower
 		}
 		state, known := seen[n.Name]
 		if !known && now.Sub(j.started) < unseenGrace {
@@ -96,6 +107,9 @@ func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.Gossi
 	}
 	return next, out
 }
+
+// majority of n nodes.
+func majority(n int) int { return n/2 + 1 }
 
 // weigh judges one node that is alive in the state and silent in gossip.
 func (j judge) weigh(d doubt, n fsm.NodeID, suspect bool, now time.Time) (doubt, *fsm.NodeVerdict, bool) {

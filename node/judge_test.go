@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -103,7 +104,7 @@ func TestJudgeTellsDeadMachinesFromStoppedDaemons(t *testing.T) {
 					members = append(members, seen("lb2", s.gossip))
 				}
 				var r rulings
-				j, r = j.step(nodes, "lb1", members, now)
+				j, r = j.step(nodes, "lb1", members, nil, now)
 				if dead := len(r.verdicts) == 1 && !r.verdicts[0].Alive && r.verdicts[0].Node == "lb2"; dead != s.dead {
 					t.Errorf("step %d at %s: verdicts %v, want death %v", i, s.at, r.verdicts, s.dead)
 				}
@@ -118,7 +119,7 @@ func TestJudgeTellsDeadMachinesFromStoppedDaemons(t *testing.T) {
 func TestJudgeRevivesWhoIsHeard(t *testing.T) {
 	j := newJudge(time.Second, nil, t0)
 	_, r := j.step([]fsm.Node{lb("lb1", false), lb("lb2", false), lb("lb3", false)}, "lb1",
-		[]transport.GossipMember{seen("lb2", transport.GossipAlive), seen("lb3", transport.GossipDead)}, t0.Add(time.Hour))
+		[]transport.GossipMember{seen("lb2", transport.GossipAlive), seen("lb3", transport.GossipDead)}, nil, t0.Add(time.Hour))
 	want := map[fsm.NodeID]bool{"lb1": true, "lb2": true}
 	if len(r.verdicts) != len(want) {
 		t.Fatalf("verdicts %v, want lb1 (itself) and lb2 (heard)", r.verdicts)
@@ -133,8 +134,8 @@ func TestJudgeRevivesWhoIsHeard(t *testing.T) {
 func TestJudgeForgetsAnAnswerAboutANodeThatWasHeardAgain(t *testing.T) {
 	j := newJudge(time.Second, nil, t0)
 	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
-	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipDead)}, t0)
-	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipAlive)}, t0.Add(time.Millisecond))
+	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipDead)}, nil, t0)
+	j, _ = j.step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipAlive)}, nil, t0.Add(time.Millisecond))
 	j = j.hostAnswered("lb2", false, t0.Add(2*time.Millisecond))
 	if len(j.doubted()) != 0 {
 		t.Fatalf("still doubts %v", j.doubted())
@@ -145,10 +146,42 @@ func TestJudgeGivesNoNewGraceWhenTheLeaderChanges(t *testing.T) {
 	j := newJudge(10*time.Second, map[string]time.Time{"lb2": t0.Add(-9 * time.Second)}, t0)
 	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
 	gossip := []transport.GossipMember{seen("lb2", transport.GossipDead)}
-	j, _ = j.step(nodes, "lb1", gossip, t0)
+	j, _ = j.step(nodes, "lb1", gossip, nil, t0)
 	j = j.hostAnswered("lb2", true, t0.Add(900*time.Millisecond))
-	_, r := j.step(nodes, "lb1", gossip, t0.Add(time.Second))
+	_, r := j.step(nodes, "lb1", gossip, nil, t0.Add(time.Second))
 	if len(r.verdicts) != 1 || r.verdicts[0].Alive {
 		t.Fatalf("verdicts %v: lb2 has been silent for its ten seconds", r.verdicts)
+	}
+}
+
+// Echoes are faster than gossip, so who is lost to a majority is dead although gossip still
+// vouches for it, and is not called alive again before its data plane is heard.
+func TestJudgeBelievesAMajorityThatHasLostANode(t *testing.T) {
+	nodes := func(alive bool) []fsm.Node { return []fsm.Node{lb("lb1", true), lb("lb2", alive), lb("lb3", true)} }
+	gossip := []transport.GossipMember{seen("lb2", transport.GossipAlive), seen("lb3", transport.GossipAlive)}
+	for _, tc := range []struct {
+		name  string
+		alive bool
+		lost  int
+		want  []bool // verdicts about lb2
+	}{
+		{"nobody has lost it", true, 0, nil},
+		{"one of three has lost it", true, 1, nil},
+		{"two of three have", true, 2, []bool{false}},
+		{"it is known", false, 2, nil},
+		{"it is heard again", false, 0, []bool{true}},
+		{"all but one hear it again", false, 1, []bool{true}},
+	} {
+		j := newJudge(time.Minute, nil, t0)
+		_, r := j.step(nodes(tc.alive), "lb1", gossip, map[fsm.NodeID]int{"lb2": tc.lost}, t0)
+		var got []bool
+		for _, v := range r.verdicts {
+			if v.Node == "lb2" {
+				got = append(got, v.Alive)
+			}
+		}
+		if !slices.Equal(got, tc.want) || len(r.check) > 0 {
+			t.Errorf("%s: verdicts %v, checks %v", tc.name, got, r.check)
+		}
 	}
 }

@@ -42,6 +42,8 @@ type member struct {
 	l2   *announce.L2
 	repl *transport.Replicator
 
+	detector *detector
+
 	outcast atomic.Bool // see removed
 	leaving atomic.Bool // by its own will
 	guestMu sync.Mutex
@@ -150,6 +152,7 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
 	}
+	m.detector = newDetector(m)
 	m.repl, err = transport.NewReplicator(transport.ReplicationConfig{
 		Node: m.cfg.Name, RecordSize: bpf.RecordSize, RecordVersions: []uint16{flowRecordVersion},
 		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
@@ -192,6 +195,8 @@ func (m *member) run(ctx context.Context) error {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)
 		loop("replication", m.repl.Run)
+		loop("paths", m.detector.echo.Run)
+		loop("path watch", m.detector.run)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
 		loop("takeover watch", m.watchTakeovers)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,10 @@ type report struct {
 	// known, and what the cluster last knew of them stands.
 	Unsure  bool   `json:"unsure,omitempty"`
 	Version string `json:"version"`
+	// Links is where this node's data plane can be probed, Lost whom it reaches by
+	// no path any more.
+	Links []linkAddr   `json:"links,omitempty"`
+	Lost  []fsm.NodeID `json:"lost,omitempty"`
 }
 
 // reportReply gives each reporter what the leader has committed and what all
@@ -64,7 +69,7 @@ func (t *reportTable) put(r report, now time.Time) bool {
 	defer t.mu.Unlock()
 	old, ok := t.rows[r.Node]
 	t.rows[r.Node] = timedReport{r, now}
-	return !ok || old.report != r
+	return !ok || !reflect.DeepEqual(old.report, r)
 }
 
 // replace takes over what the leader knows; own is this node's own row, which
@@ -167,7 +172,9 @@ func (m *member) reportLoop(ctx context.Context) error {
 		case <-m.reportNow:
 		}
 		next := reportEvery
-		if err := m.reportOnce(ctx); err != nil {
+		err := m.reportOnce(ctx)
+		m.updatePaths()
+		if err != nil {
 			next = reportRetry
 			if !errors.Is(err, web.ErrNoLeader) { // which has an event of its own
 				m.logger.Debug("report to the leader failed", "err", err)
@@ -210,8 +217,12 @@ func (m *member) reportOnce(ctx context.Context) error {
 // selfReport is this node as it is now.
 func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
-	return report{
+	rep := report{
 		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
-		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
+		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version, Links: l.addrs,
 	}
+	if m.detector != nil {
+		rep.Lost = m.detector.lostNow()
+	}
+	return rep
 }

@@ -155,13 +155,18 @@ type InterfaceStatus struct {
 	HookReason string `json:"hook_reason" doc:"Why this hook was chosen, or why the data plane is not attached."`
 }
 
-// BFDSession is one BFD session of this node.
+// BFDSession is one path from this node to another that is watched: by echoes that the peer's data
+// plane sends back (RFC 9747).
 type BFDSession struct {
 	Peer       fsm.NodeID `json:"peer"`
 	Address    string     `json:"address"`
 	State      string     `json:"state" enum:"up,down,init"`
 	IntervalMS float64    `json:"interval_ms"`
 	Multiplier int        `json:"multiplier"`
+	Interface  string     `json:"interface" doc:"This node's end."`
+	Why        string     `json:"why,omitempty" enum:",unanswered,refused,unsent" doc:"Why it is down: no answer; the peer's kernel answers but its data plane does not; this node cannot send."`
+	RTTMS      float64    `json:"rtt_ms" doc:"Of the last answered echo."`
+	Error      string     `json:"error,omitempty" doc:"Why echoes cannot be sent."`
 }
 
 // BGPPeer is one BGP neighbour of this node.
