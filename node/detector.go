@@ -30,10 +30,12 @@ type detector struct {
 	owner map[detect.Key]fsm.NodeID
 	lost  []fsm.NodeID
 	poke  chan struct{}
+
+	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }
 
 func newDetector(m *member) *detector {
-	d := &detector{wake: m.wakeReport, poke: make(chan struct{}, 1)}
+	d := &detector{wake: m.wakeReport, poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
 	d.echo = detect.NewEchoer(detect.EchoOptions{
 		Logger: m.logger,
 		Notify: func(detect.Key, detect.EchoChange) { wake(d.poke) },
@@ -68,6 +70,7 @@ func (d *detector) look() {
 	d.lost = now
 	d.mu.Unlock()
 	d.wake()
+	wake(d.lostSomebody)
 }
 
 // want gives the detector the ways there are now.

@@ -113,6 +113,8 @@ func (m *member) watchLeader(ctx context.Context) error {
 	for {
 		if _, id := m.raft.LeaderWithID(); string(id) != last {
 			last = string(id)
+			m.dropReport() // it was for another one
+			m.wakeReport()
 			text := last + " leads the cluster"
 			if last == "" {
 				text = "the cluster has no leader, as seen from here"

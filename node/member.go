@@ -57,6 +57,8 @@ type member struct {
 
 	takeovers takeovers
 	local     local
+	// reporting ends the call that tells the leader of this node, if one is under way.
+	reporting atomic.Pointer[context.CancelFunc]
 	reports   *reportTable
 
 	leaderNow, reportNow, driverNow chan struct{} // capacity 1: look again now
@@ -197,6 +199,7 @@ func (m *member) run(ctx context.Context) error {
 		loop("replication", m.repl.Run)
 		loop("paths", m.detector.echo.Run)
 		loop("path watch", m.detector.run)
+		loop("succession", m.succeedLoop)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
 		loop("takeover watch", m.watchTakeovers)

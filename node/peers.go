@@ -116,6 +116,7 @@ func (m *member) peerHandler() http.Handler {
 	mux.HandleFunc("POST /internal/report", m.forMembers(m.serveReport))
 	mux.HandleFunc("POST /internal/join", m.forMembers(m.serveForwardedJoin))
 	mux.HandleFunc("POST /internal/flush", m.forMembers(m.serveFlush))
+	mux.HandleFunc("POST /internal/lost", m.forMembers(m.serveLost))
 	return mux
 }
 

@@ -35,7 +35,7 @@ type raftGroup struct {
 	*raft.Raft
 	log       *raftboltdb.BoltStore
 	logs      raft.LogStore // log, with a cache of the newest entries
-	transport *raft.NetworkTransport
+	transport *raftTransport
 
 	mu      sync.Mutex
 	walked  uint64 // up to here the log was searched for commands
@@ -68,9 +68,9 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), bolt.Close())
 	}
-	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+	transport := newRaftTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
-	})
+	}))
 	g := &raftGroup{log: bolt, logs: cache, transport: transport}
 	conf := raftConfig(name, hl)
 	if bootstrap {

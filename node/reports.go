@@ -203,6 +203,7 @@ func (m *member) reportOnce(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
+	m.reporting.Store(&cancel)
 	var reply reportReply
 	if err := m.peers.callFor(ctx, string(leader), "/internal/report", rep, &reply); err != nil {
 		return err
@@ -212,6 +213,13 @@ func (m *member) reportOnce(ctx context.Context) error {
 	m.reports.put(rep, now)
 	m.reports.replace(reply.Reports, m.cfg.Name, now)
 	return nil
+}
+
+// dropReport ends a report under way: its leader is gone.
+func (m *member) dropReport() {
+	if cancel := m.reporting.Load(); cancel != nil {
+		(*cancel)()
+	}
 }
 
 // selfReport is this node as it is now.
