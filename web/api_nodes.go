@@ -23,6 +23,15 @@ func (s *server) nodeRoutes() {
 		return &answer[[]NodeStatus]{Body: st.Nodes}, nil
 	})
 	handle(s, op{
+		method: http.MethodGet, path: "/v1/bfd", id: "list-bfd", tag: "nodes", summary: "List the watched paths from this node to the others",
+	}, func(ctx context.Context, _ *struct{}) (*answer[[]BFDSession], error) {
+		st, err := s.readStatus(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &answer[[]BFDSession]{Body: st.BFD}, nil
+	})
+	handle(s, op{
 		method: http.MethodGet, path: "/v1/nodes/{name}", id: "get-node", tag: "nodes", summary: "Show one member",
 	}, func(ctx context.Context, in *nodePath) (*answer[NodeStatus], error) {
 		st, err := s.readStatus(ctx)

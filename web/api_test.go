@@ -23,6 +23,7 @@ func TestEveryRouteAnswersAsWritten(t *testing.T) {
 	}{
 		{"GET", "/v1/status", "", 200, `"text":"3 of 3 nodes healthy, lb1 leads"`},
 		{"GET", "/v1/nodes", "", 200, `"name":"lb2"`},
+		{"GET", "/v1/bfd", "", 200, `[]`},
 		{"GET", "/v1/nodes/lb3", "", 200, `"raft":"voter"`},
 		{"GET", "/v1/nodes/lb9", "", 404, `node \"lb9\": not found`},
 		{"POST", "/v1/nodes/lb1/drain", "", 200, `"index":`},
@@ -174,7 +175,7 @@ func TestInNoClusterEverythingSaysSo(t *testing.T) {
 	b.state = fsm.New()
 	b.err = ErrNoCluster
 	h := handlerAt(t, b, o, AccessFull)
-	for _, path := range []string{"/v1/status", "/v1/nodes", "/v1/instances", "/v1/instances/default", "/v1/vips", "/v1/services", "/v1/flows", "/v1/flows/count", "/v1/tokens"} {
+	for _, path := range []string{"/v1/status", "/v1/nodes", "/v1/bfd", "/v1/instances", "/v1/instances/default", "/v1/vips", "/v1/services", "/v1/flows", "/v1/flows/count", "/v1/tokens"} {
 		w := do(h, "GET", path, "")
 		if w.Code != 409 || !strings.Contains(w.Body.String(), "pontoon init") {
 			t.Errorf("GET %s: %d %s, want 409 naming the command", path, w.Code, w.Body)

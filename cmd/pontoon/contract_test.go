@@ -56,6 +56,7 @@ var contractCommands = map[string][]string{
 	"conntrack flush":       {"service"},
 	"replication":           {"output", "watch"},
 	"replication digest":    {"output"},
+	"bfd list":              {"output"},
 	"trace":                 {"bytes", "client", "count", "output", "service", "timeout", "write"},
 	"completion bash":       {"no-descriptions"},
 	"completion zsh":        {"no-descriptions"},

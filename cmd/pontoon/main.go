@@ -108,7 +108,7 @@ mend it), 2 wrong usage.`)
 	addGroup(root, "begin", "Begin and end:",
 		newDemoCmd(a), newRunCmd(a), newInitCmd(a), newJoinCmd(a), newLeaveCmd(a), newTokenCmd(a))
 	addGroup(root, "look", "Look:",
-		newStatusCmd(a), newEventsCmd(a), newConntrackCmd(a), newReplicationCmd(a), newTraceCmd(a))
+		newStatusCmd(a), newEventsCmd(a), newConntrackCmd(a), newReplicationCmd(a), newTraceCmd(a), newBFDCmd(a))
 	addGroup(root, "change", "Change what is served, and by whom:",
 		newVIPCmd(a), newServiceCmd(a), newEndpointCmd(a), newInstanceCmd(a), newNodeCmd(a))
 	root.SetHelpCommand(newHelpCmd())
