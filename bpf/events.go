@@ -35,7 +35,7 @@ func (d *Dataplane) readEvents(ctx context.Context) error {
 		return reader.Close()
 	})
 	group.Go(func() error {
-		if err := d.batchEvents(reader); !errors.Is(err, ringbuf.ErrClosed) {
+		if err := d.batchEvents(ctx, reader); !errors.Is(err, ringbuf.ErrClosed) {
 			return fmt.Errorf("read event ring: %w", err)
 		}
 		return context.Canceled
@@ -44,36 +44,71 @@ func (d *Dataplane) readEvents(ctx context.Context) error {
 }
 
 // batchEvents returns only with an error; ringbuf.ErrClosed ends it in good order.
-func (d *Dataplane) batchEvents(reader *ringbuf.Reader) error {
-	var record ringbuf.Record
-	var batch []byte
-	watch := lossWatch{d: d, reader: reader}
-	reader.SetDeadline(time.Now().Add(lossEvery))
+//
+// A reader that waits in the kernel is woken for each record, since it is always quicker than the
+// packets; that costs more than all else about a new connection. So the kernel wakes it for the first record
+// only: while more come it rests for the age of a batch and then takes what there is.
+func (d *Dataplane) batchEvents(ctx context.Context, reader *ringbuf.Reader) error {
+	e := eventReader{d: d, reader: reader, watch: lossWatch{d: d, reader: reader}}
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	for {
-		err := reader.ReadInto(&record)
+		came, err := e.read(time.Now().Add(lossEvery), 1)
+		for err == nil && came > 0 {
+			rest.Reset(recordBatchAge)
+			select {
+			case <-rest.C:
+			case <-ctx.Done(): // the ring is about to be closed
+			}
+			came, err = e.read(time.Now(), math.MaxInt)
+			e.flush()
+		}
+		e.flush()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// eventReader cuts what comes out of the ring into batches.
+type eventReader struct {
+	d      *Dataplane
+	reader *ringbuf.Reader
+	record ringbuf.Record
+	batch  []byte
+	watch  lossWatch
+}
+
+// read takes up to most records and returns how many came; it waits for each until the deadline.
+func (e *eventReader) read(deadline time.Time, most int) (int, error) {
+	e.reader.SetDeadline(deadline)
+	for n := range most {
+		err := e.reader.ReadInto(&e.record)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
+			return n, nil
 		case err != nil:
-			d.send(d.dated(batch))
-			return err
-		case len(record.RawSample) != RecordSize:
-			return fmt.Errorf("%w: %d bytes in the ring", ErrRecord, len(record.RawSample))
-		default:
-			if len(batch) == 0 {
-				batch = make([]byte, 0, recordBatch*RecordSize)
-				reader.SetDeadline(time.Now().Add(recordBatchAge))
-			}
-			batch = append(batch, record.RawSample...)
-			watch.owed -= ringHeader + RecordSize
-			if len(batch) < cap(batch) {
-				continue
-			}
+			return n, err
+		case len(e.record.RawSample) != RecordSize:
+			return n, fmt.Errorf("%w: %d bytes in the ring", ErrRecord, len(e.record.RawSample))
 		}
-		d.send(d.dated(batch))
-		batch = nil
-		watch.look(time.Now())
-		reader.SetDeadline(time.Now().Add(lossEvery))
+		if e.batch == nil {
+			e.batch = make([]byte, 0, recordBatch*RecordSize)
+		}
+		e.batch = append(e.batch, e.record.RawSample...)
+		e.watch.owed -= ringHeader + RecordSize
+		if len(e.batch) == cap(e.batch) {
+			e.flush()
+		}
 	}
+	return most, nil
+}
+
+// flush sends the batch, and looks for losses.
+func (e *eventReader) flush() {
+	e.d.send(e.d.dated(e.batch))
+	e.batch = nil
+	e.watch.look(time.Now())
 }
 
 // dated turns the stamps of records out of the ring, when the packet came, into ages: nobody may
