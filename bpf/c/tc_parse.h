@@ -9,6 +9,23 @@
 #define HEADERS_COMMON (ETH_HLEN + 60 + sizeof(struct tcphdr))
 #define HEADERS_ALL 512
 
+/* tc_enough is how many of the first want bytes the parser really needs: no more than the headers of a
+ * packet without options. What a socket of this machine sends has its headers in the linear part and
+ * nothing else. To pull payload behind them costs a copy of the head for each packet, leaves the rest
+ * misaligned, and the receiver cannot join the packets any more. */
+static __always_inline __u32 tc_enough(void *data, void *end, __u32 want)
+{
+	struct ethhdr *eth = data;
+
+	if (want != HEADERS_COMMON || (void *)(eth + 1) > end)
+		return want;
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return ETH_HLEN + sizeof(struct iphdr) + sizeof(struct tcphdr);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6))
+		return ETH_HLEN + sizeof(struct ipv6hdr) + sizeof(struct tcphdr);
+	return want;
+}
+
 /* tc_segments is how many segments of the given size a bundle has of which the driver did not
  * say so (virtio); a usual TCP header has 20 to 32 bytes. */
 static __always_inline __u32 tc_segments(const struct packet *p, __u32 size)
@@ -29,7 +46,7 @@ static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u
 
 	if (skb->pkt_type != PACKET_HOST)
 		return V_PASS;
-	if (data + want > end && end - data < skb->len) {
+	if (data + tc_enough(data, end, want) > end && end - data < skb->len) {
 		/* Headers may lie in fragments. A short packet that does not is left as it is. */
 		if (bpf_skb_pull_data(skb, skb->len < want ? skb->len : want))
 			return V_PASS;
