@@ -85,7 +85,7 @@ bench-state:
 
 bench-replication: build
 	$(GO) test -run '^$$' -bench 'ReplicationThroughput|ReplicationLag' ./transport
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x -timeout 10m ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x -timeout 20m ./node/e2e
 
 bench-commit: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Commit -benchtime 1x -timeout 10m ./node/e2e

@@ -227,6 +227,10 @@ type replicated struct {
 		Resyncs      uint64            `json:"resyncs"`
 		ResyncCauses map[string]uint64 `json:"resync_causes"`
 		Version      uint16            `json:"record_version"`
+		LastSnapshot struct {
+			MS      float64 `json:"ms"`
+			Records uint64  `json:"records"`
+		} `json:"last_snapshot"`
 	} `json:"peers"`
 	LastTakeover *struct {
 		Adopted int `json:"adopted"`
