@@ -47,6 +47,7 @@ func otherKey(key *pontoonFlowKey, f *pontoonFlow) pontoonFlowKey {
 const (
 	flagReply   = uint8(pontoonFlowFlagFLOW_F_REPLY)
 	flagReplica = uint8(pontoonFlowFlagFLOW_F_REPLICA)
+	flagQuiet   = uint8(pontoonFlowFlagFLOW_F_QUIET)
 	flagDoomed  = uint8(pontoonFlowFlagFLOW_F_DOOMED)
 	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
 	flagFins    = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_PEER_FIN)
@@ -61,6 +62,7 @@ func (f *pontoonFlow) told() bool { return f.Flags&uint8(pontoonFlowFlagFLOW_F_O
 
 func (f *pontoonFlow) reply() bool     { return f.Flags&flagReply != 0 }
 func (f *pontoonFlow) doomed() bool    { return f.Flags&flagDoomed != 0 }
+func (f *pontoonFlow) quiet() bool     { return f.Flags&flagQuiet != 0 }
 func (f *pontoonFlow) replica() bool   { return f.Flags&flagReplica != 0 }
 func (f *pontoonFlow) packets() uint64 { return uint64(f.PacketsHi)<<32 | uint64(f.PacketsLo) }
 func (f *pontoonFlow) bytes() uint64   { return uint64(f.BytesHi)<<32 | uint64(f.BytesLo) }

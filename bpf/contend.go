@@ -3,13 +3,12 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/cilium/ebpf"
 )
 
 // place decides whose c is by the standing of the record; false: it is no news.
-func (in *importer) place(c *connection, reason uint8) bool {
+func (in *importer) place(c *connection, reason uint8, epoch uint32) bool {
 	owner := c.forward.OwnerSlot
 	switch {
 	case owner == in.d.opts.Slot:
@@ -18,7 +17,9 @@ func (in *importer) place(c *connection, reason uint8) bool {
 	case reason == reasonHearsay:
 		return !in.d.owners.toldAll(owner)
 	default:
+		in.d.epochs.learn(owner, c.forward.Service, epoch)
 		in.d.snaps.seen(owner, &c.key)
+		in.d.repairs.seen(owner, &c.key)
 	}
 	return true
 }
@@ -33,28 +34,6 @@ func (in *importer) stamp(c *connection, reason uint8) {
 		in.d.owners.vouch(c, in.now)
 	}
 }
-
-// stands says whether the local connection l is to stay although a record says c.
-func (in *importer) stands(l, c *connection, reason uint8) bool {
-	mine, owner := l.forward.OwnerSlot, c.forward.OwnerSlot
-	if owner == in.d.opts.Slot && mine == owner {
-		return true
-	}
-	ownWord := reason != reasonHearsay && reason != reasonOrphan
-	if l.forward.replica() && ownWord && (mine == owner || mine == nobody) {
-		return false
-	}
-	if ownWord {
-		return l.idle(in.now)+doubt < c.idle(in.now)
-	}
-	return l.idle(in.now) < c.idle(in.now)
-}
-
-// doubt is by how much a connection's last packet here must be the younger one before another
-// node's claim to it is taken for old. Stamps are as coarse as a jiffy and records travel; who
-// wrongly gives a connection up adopts it with its next packet, but who wrongly keeps it lets it
-// age although the other forwards it.
-const doubt = 100 * time.Millisecond
 
 // contend writes an item whose tuples other connections hold, or held a moment ago, if it is more
 // likely to be right than they are.
@@ -71,7 +50,7 @@ func (in *importer) contend(it *importItem) error {
 		}
 	}
 	if it.existed {
-		if keep, err := in.replace(c, &it.was, it.reason); keep || err != nil {
+		if keep, err := in.replace(it); keep || err != nil {
 			return err
 		}
 	}
@@ -85,7 +64,8 @@ func (in *importer) contend(it *importItem) error {
 }
 
 // replace prepares for writing over the local entry of the same client tuple; true: it stays.
-func (in *importer) replace(c *connection, local *pontoonFlow, reason uint8) (bool, error) {
+func (in *importer) replace(it *importItem) (bool, error) {
+	c, local := &it.c, &it.was
 	l := connection{key: c.key, forward: *local}
 	paired, err := partner(in.d.flowTable(), &c.key, local, &l.reply)
 	if err != nil {
@@ -94,7 +74,7 @@ func (in *importer) replace(c *connection, local *pontoonFlow, reason uint8) (bo
 	if !paired {
 		l.reply = pontoonFlow{LastSeen: local.LastSeen}
 	}
-	if in.stands(&l, c, reason) {
+	if in.stands(&l, it) {
 		in.result.Kept++
 		return true, nil
 	}

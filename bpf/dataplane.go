@@ -39,11 +39,13 @@ type Dataplane struct {
 
 	importer importer // guarded by flowMu
 
-	owners owners
-	half   halfTable
-	snaps  snapshots
-	idle   idleTimes
-	totals totals
+	owners  owners
+	half    halfTable
+	snaps   snapshots
+	epochs  epochs
+	repairs repairs
+	idle    idleTimes
+	totals  totals
 
 	accounts accounts
 	endings  endings
@@ -53,6 +55,7 @@ type Dataplane struct {
 
 	sweepMu         sync.Mutex // one sweep at a time; guards what follows and accounts.off
 	doomedBefore    int        // of the last sweep
+	turns           turns
 	affinitiesSwept time.Time
 
 	linksChanged chan struct{}

@@ -130,6 +130,7 @@ func (d *Dataplane) dated(batch []byte) []byte {
 		binary.LittleEndian.PutUint32(idle, since)
 		binary.LittleEndian.PutUint32(age, uint32(min(uint64(binary.LittleEndian.Uint32(age))+uint64(since), math.MaxUint32)))
 	}
+	d.finish(batch)
 	return batch
 }
 
@@ -171,6 +172,7 @@ func (w *lossWatch) look(now time.Time) {
 
 // emit reports records that user space made.
 func (d *Dataplane) emit(records []byte) {
+	d.finish(records)
 	for len(records) > 0 {
 		n := min(len(records), recordBatch*RecordSize)
 		d.send(records[:n:n])

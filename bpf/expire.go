@@ -54,6 +54,9 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 		if s.now, err = d.clock.now(); err != nil {
 			return 0, fmt.Errorf("sweep: %w", err)
 		}
+		if m == d.flowTable() {
+			s.beginTelling(d.accounts.get(0))
+		}
 		for part, err := range m.dump(ctx) {
 			if err == nil {
 				err = s.chunk(m, part)
@@ -95,6 +98,7 @@ type sweeper struct {
 	crowded bool
 	doomed  int
 	urgent  int
+	telling telling
 	pokes   []poke
 }
 
@@ -106,9 +110,15 @@ func (s *sweeper) chunk(m flowTable, part chunk) error {
 		c := candidate{key: part.keys[i], seen: part.values[i]}
 		if c.why = s.look(&c); c.why == goesOn {
 			s.count(m, &c)
+			if m == s.d.flowTable() {
+				s.telling.look(s, &c.key, &c.seen)
+			}
 			continue
 		}
 		candidates = append(candidates, c)
+	}
+	if err := s.tell(); err != nil {
+		return err
 	}
 	if len(candidates) == 0 {
 		return nil
@@ -263,7 +273,7 @@ func (s *sweeper) decide(m flowTable, c *candidate, whole *connection, paired bo
 	if paired {
 		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, f)}
 	}
-	if m == s.d.flowTable() && s.d.answersFor(f) {
+	if m == s.d.flowTable() && s.d.answersFor(f) && !s.d.silent(f) {
 		c.record = whole.appendRecord(nil, s.now, opDelete, reasonExpire)
 	}
 	return nil

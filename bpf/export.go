@@ -39,24 +39,35 @@ func (d *Dataplane) Records(ctx context.Context) iter.Seq2[[]byte, error] {
 
 // recordsOf makes records of the connections whose forward half is in the part.
 func (d *Dataplane) recordsOf(part chunk) ([]byte, error) {
+	return d.recordsWhere(part, func(*pontoonFlowKey, *pontoonFlow) bool { return true })
+}
+
+// recordsWhere makes records of those that are wanted and that others are told of.
+func (d *Dataplane) recordsWhere(part chunk, wanted func(*pontoonFlowKey, *pontoonFlow) bool) ([]byte, error) {
 	now, err := d.clock.now()
 	if err != nil {
 		return nil, err
 	}
-	records := make([]byte, 0, len(part.keys)*RecordSize)
-	err = d.pairs(part, func(c *connection) {
+	var records []byte
+	err = d.pairs(part, func(key *pontoonFlowKey, f *pontoonFlow) bool {
+		return !d.silent(f) && wanted(key, f)
+	}, func(c *connection) {
+		if records == nil {
+			records = make([]byte, 0, len(part.keys)/2*RecordSize)
+		}
 		records = c.appendRecord(records, now, opUpdate, d.standing(&c.forward, now))
 	})
+	d.finish(records)
 	return records, err
 }
 
-// pairs calls each with every connection whose forward half is in the part of the flow table, as far as
+// pairs calls each with every wanted connection whose forward half is in the part of the flow table, as far as
 // its reply half is there. The connection is valid until each returns.
-func (d *Dataplane) pairs(part chunk, each func(*connection)) error {
+func (d *Dataplane) pairs(part chunk, wanted func(*pontoonFlowKey, *pontoonFlow) bool, each func(*connection)) error {
 	forwards := make([]int, 0, len(part.keys))
 	others := make([]pontoonFlowKey, 0, len(part.keys))
 	for i := range part.keys {
-		if f := &part.values[i]; !f.reply() {
+		if f := &part.values[i]; !f.reply() && wanted(&part.keys[i], f) {
 			forwards, others = append(forwards, i), append(others, otherKey(&part.keys[i], f))
 		}
 	}
@@ -71,6 +82,12 @@ func (d *Dataplane) pairs(part chunk, each func(*connection)) error {
 		}
 		each(&c)
 	})
+}
+
+// silent says whether the other nodes are not told of f: not yet, or because its service wants none of it.
+func (d *Dataplane) silent(f *pontoonFlow) bool {
+	r, _, _ := d.idle.rules(uint32(f.Service))
+	return f.quiet() || r.replicate == ReplicateNone
 }
 
 // answersFor says whether the end of f is this node's to tell.

@@ -79,15 +79,24 @@ func (f *finder) close() error {
 // find looks up all keys and calls answer for each in order, with nil for one that is not in the
 // table. What answer gets is valid until it returns; it must not call find.
 func (f *finder) find(keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
+	return f.ask(pontoonFindWhatFIND_LOOK, keys, answer)
+}
+
+// louden is find for halves of which the other nodes have not been told; from now on they are.
+func (f *finder) louden(keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
+	return f.ask(pontoonFindWhatFIND_LOUDEN, keys, answer)
+}
+
+func (f *finder) ask(what pontoonFindWhat, keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for base := 0; base < len(keys); base += len(f.entries) {
 		part := keys[base:min(base+len(f.entries), len(keys))]
 		for i := range part {
-			f.entries[i].Key, f.entries[i].Wanted, f.entries[i].Found = part[i], 1, 0
+			f.entries[i].Key, f.entries[i].Wanted, f.entries[i].Found = part[i], uint32(what), 0
 		}
 		if len(part) < len(f.entries) {
-			f.entries[len(part)].Wanted = 0
+			f.entries[len(part)].Wanted = uint32(pontoonFindWhatFIND_END)
 		}
 		if _, err := f.program.Run(&ebpf.RunOptions{}); err != nil {
 			return fmt.Errorf("look up flows: %w", err)

@@ -76,10 +76,12 @@ type importer struct {
 type importItem struct {
 	c          connection
 	op, reason uint8
+	epoch      uint32
 
 	was, held pontoonFlow // under the client's tuple, and under that of the reply half
 	existed   bool        // was
 	occupied  bool        // held
+	kept      bool        // the local connection is written again
 }
 
 // importBatch is what one system call writes.
@@ -119,7 +121,7 @@ func (in *importer) record(b []byte) error {
 		return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.IdleMs)*time.Millisecond, in.now)
 	}
 	c := recordConnection(&r, in.now)
-	if r.Op == opUpdate && !in.place(&c, r.Reason) {
+	if r.Op == opUpdate && !in.place(&c, r.Reason, r.Epoch) {
 		in.result.Kept++
 		return nil
 	}
@@ -136,7 +138,7 @@ func (in *importer) record(b []byte) error {
 		in.claimed.add(second)
 		in.keys = append(in.keys, other)
 	}
-	in.items = append(in.items, importItem{c: c, op: r.Op, reason: r.Reason})
+	in.items = append(in.items, importItem{c: c, op: r.Op, reason: r.Reason, epoch: r.Epoch})
 	if r.Op != opUpdate || r.Reason != reasonNew { // a snapshot says by itself who stays with whom
 		return nil
 	}
@@ -191,6 +193,10 @@ func (in *importer) decide(it *importItem) {
 		return
 	}
 	c := &it.c
+	if !it.existed && it.reason == reasonCounters { // it may have ended since, or be told of by its owner at once
+		in.result.Kept++
+		return
+	}
 	if !it.existed && !it.occupied {
 		in.add(it)
 		return
@@ -206,12 +212,39 @@ func (in *importer) decide(it *importItem) {
 	if !paired {
 		l.reply = pontoonFlow{LastSeen: it.was.LastSeen}
 	}
-	if in.stands(&l, c, it.reason) {
-		in.result.Kept++
+	if in.stands(&l, it) {
+		in.stay(it, &l)
 		return
 	}
 	c.inherit(&l)
+	if it.reason == reasonCounters {
+		c.advance(&l)
+	}
 	in.add(it)
+}
+
+// stay keeps the local connection. When another node has forwarded a younger packet of one that
+// this node goes on to own, it lives by that: it must not idle out here while it is in use there.
+func (in *importer) stay(it *importItem, l *connection) {
+	in.result.Kept++
+	if it.op != opUpdate || l.forward.replica() || it.reason == reasonHearsay || it.reason == reasonOrphan ||
+		it.c.idle(in.now)+doubt >= l.idle(in.now) {
+		return
+	}
+	stamp := it.c.forward.LastSeen
+	it.c, it.kept = *l, true
+	it.c.forward.LastSeen = stamp
+	in.queue(it)
+}
+
+// advance keeps how far the connection has come here: the counters of a flow may be told after its
+// end.
+func (c *connection) advance(l *connection) {
+	c.forward.Flags |= l.forward.Flags & (flagOwn | flagPeer)
+	c.reply.Flags |= l.reply.Flags & (flagOwn | flagPeer)
+	if l.forward.State > c.forward.State {
+		c.forward.State, c.reply.State = l.forward.State, l.forward.State
+	}
 }
 
 // inherit keeps the higher counts of the two.
@@ -239,8 +272,12 @@ func (in *importer) delete(it *importItem) {
 
 // add queues both halves of the item.
 func (in *importer) add(it *importItem) {
+	in.stamp(&it.c, it.reason)
+	in.queue(it)
+}
+
+func (in *importer) queue(it *importItem) {
 	b, c := &in.writes, &it.c
-	in.stamp(c, it.reason)
 	b.items, b.keys, b.values = append(b.items, it), append(b.keys, c.key), append(b.values, c.forward)
 	if !c.forward.oneHalf() {
 		b.keys, b.values = append(b.keys, otherKey(&c.key, &c.forward)), append(b.values, c.reply)
@@ -266,7 +303,9 @@ func (in *importer) write() error {
 		}
 		for len(items) > 0 && n >= items[0].halves() {
 			in.written(items[0])
-			in.result.Written++
+			if !items[0].kept {
+				in.result.Written++
+			}
 			halves := items[0].halves()
 			n -= halves
 			keys, values, items = keys[halves:], values[halves:], items[1:]

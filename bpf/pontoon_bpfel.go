@@ -153,7 +153,8 @@ type pontoonEndpoint struct {
 type pontoonEndpointFlag uint32
 
 const (
-	pontoonEndpointFlagENDPOINT_F_NEW pontoonEndpointFlag = 1
+	pontoonEndpointFlagENDPOINT_F_NEW   pontoonEndpointFlag = 1
+	pontoonEndpointFlagENDPOINT_F_QUIET pontoonEndpointFlag = 2
 )
 
 type pontoonEndpointStats struct {
@@ -172,6 +173,14 @@ type pontoonFind struct {
 	Found  uint32
 	Value  pontoonFlow
 }
+
+type pontoonFindWhat uint32
+
+const (
+	pontoonFindWhatFIND_END    pontoonFindWhat = 0
+	pontoonFindWhatFIND_LOOK   pontoonFindWhat = 1
+	pontoonFindWhatFIND_LOUDEN pontoonFindWhat = 2
+)
 
 type pontoonFlow struct {
 	_         structs.HostLayout
@@ -202,6 +211,7 @@ const (
 	pontoonFlowFlagFLOW_F_PEER_FIN pontoonFlowFlag = 8
 	pontoonFlowFlagFLOW_F_OWN_RST  pontoonFlowFlag = 16
 	pontoonFlowFlagFLOW_F_PEER_RST pontoonFlowFlag = 32
+	pontoonFlowFlagFLOW_F_QUIET    pontoonFlowFlag = 128
 	pontoonFlowFlagFLOW_F_DOOMED   pontoonFlowFlag = 64
 )
 
@@ -237,7 +247,7 @@ type pontoonFlowRecord struct {
 	Pad            uint8
 	IdleMs         uint32
 	AgeMs          uint32
-	Pad2           uint32
+	Epoch          uint32
 	ForwardPackets uint64
 	ForwardBytes   uint64
 	ReplyPackets   uint64
@@ -381,6 +391,7 @@ const (
 	pontoonRecordReasonRECORD_SNAPSHOT pontoonRecordReason = 6
 	pontoonRecordReasonRECORD_HEARSAY  pontoonRecordReason = 7
 	pontoonRecordReasonRECORD_ORPHAN   pontoonRecordReason = 8
+	pontoonRecordReasonRECORD_COUNTERS pontoonRecordReason = 9
 )
 
 type pontoonReferences struct {
@@ -531,10 +542,10 @@ type pontoonVocabulary struct {
 	EndpointFlag uint32
 	StationFlag  uint32
 	Tail         uint32
+	FindWhat     uint32
 	TraceKind    uint32
 	PacketFlag   uint32
 	Answer       uint32
-	_            [4]byte
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {
@@ -569,7 +580,7 @@ type pontoonVocabulary struct {
 		Pad            uint8
 		IdleMs         uint32
 		AgeMs          uint32
-		Pad2           uint32
+		Epoch          uint32
 		ForwardPackets uint64
 		ForwardBytes   uint64
 		ReplyPackets   uint64

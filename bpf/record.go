@@ -21,6 +21,7 @@ const (
 	reasonSnapshot = uint8(pontoonRecordReasonRECORD_SNAPSHOT)
 	reasonHearsay  = uint8(pontoonRecordReasonRECORD_HEARSAY)
 	reasonOrphan   = uint8(pontoonRecordReasonRECORD_ORPHAN)
+	reasonCounters = uint8(pontoonRecordReasonRECORD_COUNTERS)
 )
 
 // ErrRecord says that bytes are not flow records.
@@ -57,6 +58,7 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		return r, fmt.Errorf("%w: %d bytes", ErrRecord, len(b))
 	}
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), RecordSize), b)
+	r.fromWire()
 	if r.Op == opAffinity {
 		return r, r.validateAffinity()
 	}
@@ -113,8 +115,11 @@ func recordConnection(r *pontoonFlowRecord, now instant) connection {
 
 // Offsets that batches are looked at by without decoding them.
 const (
-	recordOp     = 79
-	recordReason = 81
-	recordIdle   = 84 // in the ring: the stamp of the packet
-	recordAge    = 88 // in the ring: at that packet
+	recordService = 72
+	recordOp      = 79
+	recordOwner   = 80
+	recordReason  = 81
+	recordIdle    = 84 // in the ring: the stamp of the packet
+	recordAge     = 88 // in the ring: at that packet
+	recordEpoch   = 92
 )

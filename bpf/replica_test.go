@@ -292,8 +292,10 @@ func TestImportIntoAFullTableIsCounted(t *testing.T) {
 // In a quick handover the old owner's last packet is hardly older than the new owner's first.
 func TestQuickHandoverLeavesOneOwner(t *testing.T) {
 	a, b := newBench(t, nil), newBench(t, func(o *Options) { o.Slot = 5 })
-	for _, n := range []*bench{a, b} {
-		n.sync(service(ModeFullNAT, endpoint1))
+	for i, n := range []*bench{a, b} {
+		s := service(ModeFullNAT, endpoint1)
+		s.Epoch = uint32(10 + i)
+		n.sync(s)
 	}
 	a.talk(clientPort, vipPort)
 	importAll(t, b.Dataplane, records(t, a.Dataplane))

@@ -65,7 +65,10 @@ func (s *snapshots) isOpen(owner uint8) bool {
 
 // BeginSnapshot starts to take note of what Import brings of this owner. A snapshot of the same
 // owner that was begun and not ended is forgotten.
-func (d *Dataplane) BeginSnapshot(owner uint8) { d.snaps.begin(owner) }
+func (d *Dataplane) BeginSnapshot(owner uint8) {
+	d.repairs.forget(owner, nil)
+	d.snaps.begin(owner)
+}
 
 // EndSnapshot removes the replicas of this owner that were not imported since BeginSnapshot, and
 // returns how many. Those adopted meanwhile stay, and so do those that were last seen before the
@@ -84,7 +87,9 @@ func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
 		if err != nil {
 			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
 		}
-		n, err := d.removeUnnamed(part, owner, now)
+		n, err := d.removeReplicas(part, owner, now, func(key *pontoonFlowKey, _ *pontoonFlow) bool {
+			return !d.snaps.named(owner, key)
+		})
 		removed += n
 		if err != nil {
 			return removed, fmt.Errorf("end snapshot of owner %d: %w", owner, err)
@@ -94,21 +99,22 @@ func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
 	return removed, nil
 }
 
-// removeUnnamed reads each candidate again before it goes: a packet may have adopted it.
-func (d *Dataplane) removeUnnamed(part chunk, owner uint8, now instant) (int, error) {
+// removeReplicas removes those of an owner that stale says. It reads each again before it goes: a packet may
+// have adopted it.
+func (d *Dataplane) removeReplicas(part chunk, owner uint8, now instant, stale func(*pontoonFlowKey, *pontoonFlow) bool) (int, error) {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
 	var gone removal
 	for i := range part.keys {
 		key, f := part.keys[i], part.values[i]
-		if f.reply() || !f.replica() || f.OwnerSlot != owner || d.snaps.named(owner, &key) {
+		if f.reply() || !f.replica() || f.OwnerSlot != owner || !stale(&key, &f) {
 			continue
 		}
 		found, err := lookup(d.maps.Flows, key, &f)
 		if err != nil {
 			return 0, err
 		}
-		if found && f.replica() && f.OwnerSlot == owner && !d.owners.orphan(&f, now) {
+		if found && f.replica() && f.OwnerSlot == owner && stale(&key, &f) && !d.owners.orphan(&f, now) {
 			gone.add(key, &f)
 		}
 	}

@@ -50,6 +50,7 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	}
 	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
+	d.epochs.set(want.Services)
 	if want.Retired {
 		d.endings.forget()
 	} else if d.endings.replace(want.Services) {

@@ -204,6 +204,9 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 	if e.takesNew() {
 		value.Flags = uint8(pontoonEndpointFlagENDPOINT_F_NEW)
 	}
+	if s.Replicate == ReplicateNone || s.ReplicateMinAge > 0 {
+		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_QUIET)
+	}
 	old, ok := t.endpoints[id]
 	if ok && old == value {
 		return nil

@@ -52,6 +52,8 @@ type rules struct {
 	idle      time.Duration
 	idleReset bool
 	affinity  time.Duration
+	replicate Replicate
+	minAge    time.Duration // before the other nodes are told
 }
 
 // idleTimes knows how long a flow may be idle.
@@ -66,7 +68,7 @@ func (t *idleTimes) init(fixed timeouts) { t.fixed = fixed }
 func (t *idleTimes) replace(services []Service) {
 	byID := make(map[uint32]rules, len(services))
 	for _, s := range services {
-		byID[s.ID] = rules{idle: s.idle(), idleReset: s.IdleReset && s.Protocol != protoUDP, affinity: s.Affinity}
+		byID[s.ID] = rules{idle: s.idle(), idleReset: s.IdleReset && s.Protocol != protoUDP, affinity: s.Affinity, replicate: s.Replicate, minAge: s.ReplicateMinAge}
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

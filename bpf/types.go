@@ -82,6 +82,28 @@ const (
 	PolicyKeep  Policy = 2 // OnRemove only: flows go on as before
 )
 
+// Replicate says what the other nodes are told of the flows of a service.
+type Replicate uint8
+
+const (
+	ReplicateEstablished Replicate = 0 // connections once they are established, and their end
+	ReplicateAll         Replicate = 1 // also while they are being established
+	ReplicateNone        Replicate = 2 // nothing: their connections end with their load balancer
+)
+
+// String returns the name that the configuration uses.
+func (r Replicate) String() string {
+	switch r {
+	case ReplicateEstablished:
+		return "established"
+	case ReplicateAll:
+		return "all"
+	case ReplicateNone:
+		return "none"
+	}
+	return "replicate " + strconv.Itoa(int(r))
+}
+
 // EndpointState says which flows an endpoint has.
 type EndpointState uint8
 
@@ -144,6 +166,7 @@ const (
 	defaultTCPIdle       = time.Hour
 	defaultUDPIdle       = 120 * time.Second
 	maxIdleTimeout       = 21 * 24 * time.Hour
+	maxReplicateMinAge   = time.Hour
 	recordBatch          = 256 // records per event batch and per chunk of a snapshot
 	recordBatchAge       = 2 * time.Millisecond
 	eventBatches         = 256 // batches that may wait for the consumer
@@ -275,7 +298,14 @@ type Service struct {
 	OnRemove    Policy        // what the flows of an endpoint that is gone or down get
 	OnFull      Policy        // what a new flow gets when the table is full: PolicyReset or PolicyDrop
 	Seed        uint32        // of the hash; the same on every node
-	Endpoints   []Endpoint
+	// Replicate is what the other nodes are told of its flows; ReplicateMinAge is how old a connection is before they
+	// are told of it at all: short ones cost nothing then, and do not survive their load balancer.
+	Replicate       Replicate
+	ReplicateMinAge time.Duration
+	// Epoch is that of the mastership, its low 32 bits, under which this node forwards the service's
+	// packets; 0: it is not the master. Of two nodes that claim a flow the one with the higher epoch owns it.
+	Epoch     uint32
+	Endpoints []Endpoint
 }
 
 // Endpoint is one backend. Weight 0 takes no new flows.

@@ -69,6 +69,15 @@ func (s Service) validate() error {
 	if s.Affinity < 0 || s.Affinity > maxIdleTimeout {
 		bad("affinity %s is not between 0 and %s", s.Affinity, maxIdleTimeout)
 	}
+	if s.Replicate > ReplicateNone {
+		bad("unknown %s", s.Replicate)
+	}
+	if s.ReplicateMinAge < 0 || s.ReplicateMinAge > maxReplicateMinAge {
+		bad("minimum age of replicated flows %s is not between 0 and %s", s.ReplicateMinAge, maxReplicateMinAge)
+	}
+	if s.ReplicateMinAge > 0 && s.Replicate != ReplicateEstablished {
+		bad("a minimum age of replicated flows goes with established, not with %s", s.Replicate)
+	}
 	for _, e := range s.Endpoints {
 		if err := s.validateEndpoint(e); err != nil {
 			bad("endpoint %s: %w", e.Addr, err)

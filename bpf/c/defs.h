@@ -70,6 +70,7 @@ enum flow_flag {
 	FLOW_F_PEER_FIN = 8, /* FIN seen in the other direction */
 	FLOW_F_OWN_RST = 16, /* RST seen in this half's direction */
 	FLOW_F_PEER_RST = 32,
+	FLOW_F_QUIET = 128,  /* nobody else is told of it, for now or at all */
 	FLOW_F_DOOMED = 64, /* ended by user space: whoever still sends is told so; OWN_RST: has been */
 };
 
@@ -153,7 +154,8 @@ enum vip_flag {
 };
 
 enum endpoint_flag {
-	ENDPOINT_F_NEW = 1, /* takes new flows */
+	ENDPOINT_F_NEW = 1,   /* takes new flows */
+	ENDPOINT_F_QUIET = 2, /* they are FLOW_F_QUIET at first */
 };
 
 struct service_key {
@@ -355,9 +357,15 @@ _Static_assert(sizeof(struct ending) == 72, "ending");
 /* One question of user space to the flow table, and its answer. */
 #define FINDS 512
 
+enum find_what {
+	FIND_END = 0,   /* no more questions */
+	FIND_LOOK = 1,
+	FIND_LOUDEN = 2, /* the flow is FLOW_F_QUIET no more */
+};
+
 struct find {
 	struct flow_key key;
-	__u32 wanted; /* 0: the questions end here */
+	__u32 wanted; /* enum find_what */
 	__u32 found;
 	struct flow value;
 };

@@ -94,8 +94,11 @@ static __always_inline __u8 forward_flags(__u8 flags)
 static __noinline int emit(const struct packet *p, const struct flow_key *key,
 			   const struct flow *f, const struct flow *other, __u32 event)
 {
-	struct flow_record *r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
+	struct flow_record *r;
 
+	if (f->flags & FLOW_F_QUIET)
+		return 0;
+	r = bpf_ringbuf_reserve(&events, sizeof(*r), 0);
 	if (!r) {
 		count(COUNTER_RING_LOST);
 		return 0;

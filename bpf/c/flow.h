@@ -258,6 +258,22 @@ static __always_inline void turn(struct flow *v, const struct flow_key *key)
 	v->packets_hi = 0;
 }
 
+/* quiet_at_first returns the flag of a new flow of which the other nodes are not told, or not at
+ * once: its service says so at its endpoints. */
+static __always_inline __u8 quiet_at_first(const struct flow *v)
+{
+	__u32 id = v->endpoint;
+	struct endpoint *ep = bpf_map_lookup_elem(&endpoints, &id);
+
+	return ep && ep->flags & ENDPOINT_F_QUIET ? FLOW_F_QUIET : 0;
+}
+
+/* louden has what happens to f told from now on. */
+static __always_inline void louden(struct flow *f)
+{
+	__sync_fetch_and_and((__u32 *)&f->state, ~((__u32)FLOW_F_QUIET << 8));
+}
+
 /* promote_one is promote for a connection with a forward half only. */
 static __noinline int promote_one(const struct packet *p, struct flow *h)
 {
@@ -265,6 +281,7 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 	long err;
 
 	v.state = FLOW_ESTABLISHED;
+	v.flags |= quiet_at_first(&v);
 	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
 	if (err == -EEXIST)
 		return V_CONTINUE;
@@ -278,7 +295,8 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 	opened(&v);
 	count(COUNTER_PROMOTED);
 	h->state = FLOW_ESTABLISHED;
-	emit(p, &p->key, h, NULL, EVENT(RECORD_UPDATE, RECORD_NEW));
+	if (!(v.flags & FLOW_F_QUIET))
+		emit(p, &p->key, h, NULL, EVENT(RECORD_UPDATE, RECORD_NEW));
 	half_delete(&p->key);
 	return V_CONTINUE;
 }
@@ -300,6 +318,7 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 		return drop(DROP_SNAT_CONFLICT);
 	}
 	v.state = FLOW_ESTABLISHED;
+	v.flags |= quiet_at_first(&v);
 	err = bpf_map_update_elem(&flows, &p->key, &v, BPF_NOEXIST);
 	if (err == -EEXIST) /* another CPU was faster */
 		return V_CONTINUE;
@@ -328,7 +347,8 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 	opened(&v);
 	count(COUNTER_PROMOTED);
 	h->state = FLOW_ESTABLISHED; /* what the record is to say; deleted below */
-	emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
+	if (!(v.flags & FLOW_F_QUIET))
+		emit(p, &p->key, h, other, EVENT(RECORD_UPDATE, RECORD_NEW));
 	half_delete(&okey);
 	half_delete(&p->key);
 	return V_CONTINUE;

@@ -32,6 +32,7 @@ const volatile struct vocabulary {
 	enum endpoint_flag endpoint_flag;
 	enum station_flag station_flag;
 	enum tail tail;
+	enum find_what find_what;
 	enum trace_kind trace_kind;
 	enum packet_flag packet_flag;
 	enum answer answer;

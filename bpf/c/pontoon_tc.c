@@ -335,12 +335,15 @@ int pontoon_find(void *ctx)
 	for (i = 0; i < FINDS; i++) {
 		at = i;
 		e = bpf_map_lookup_elem(&finds, &at);
-		if (!e || !e->wanted)
+		if (!e || e->wanted == FIND_END)
 			break;
 		f = bpf_map_lookup_elem(&flows, &e->key);
 		e->found = f != NULL;
-		if (f)
-			e->value = *f;
+		if (!f)
+			continue;
+		if (e->wanted == FIND_LOUDEN)
+			louden(f);
+		e->value = *f;
 	}
 	return 0;
 }

@@ -19,6 +19,7 @@ enum record_reason {
 	RECORD_SNAPSHOT = 6, /* the owner's own word */
 	RECORD_HEARSAY = 7,  /* a replica, repeated; its owner lives */
 	RECORD_ORPHAN = 8,   /* a replica nobody answers for */
+	RECORD_COUNTERS = 9, /* what has become of a flow that lives on */
 };
 
 /* What happened to a connection: the ring's record and the wire record of replication.
@@ -44,7 +45,7 @@ struct flow_record {
 	__u8 pad;
 	__u32 idle_ms; /* age of the last packet, saturating; in the ring its stamp */
 	__u32 age_ms;  /* age of the connection, saturating */
-	__u32 pad2;
+	__u32 epoch;   /* of the mastership under which the owner forwards; 0: none. User space knows it */
 	__u64 forward_packets;
 	__u64 forward_bytes;
 	__u64 reply_packets;
