@@ -2,10 +2,15 @@ package bpf
 
 import (
 	"context"
+	"errors"
+	"os"
 	"testing"
 	"time"
 
+	"pontoon/bpf/bpftest"
+
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
 
@@ -57,15 +62,16 @@ func importInParts(tb testing.TB, d *Dataplane, all []byte) (written int) {
 	return written
 }
 
-// batchFloor writes the same connections by nothing but the kernel's batch call, 256 of them at a time.
-func (b *bench) batchFloor(all []byte) time.Duration {
+// batchFloor writes the same connections by nothing but the kernel's batch call, 256 of them at a time, and
+// returns what the calls have cost.
+func (b *bench) batchFloor(all []byte) (spent time.Duration) {
 	b.tb.Helper()
 	now, err := b.clock.now()
 	if err != nil {
 		b.tb.Fatal(err)
 	}
-	keys := make([]pontoonFlowKey, 0, 2*len(all)/RecordSize)
-	values := make([]pontoonFlow, 0, cap(keys))
+	var keys []pontoonFlowKey
+	var values []pontoonFlow
 	for at := 0; at < len(all); at += RecordSize {
 		r, err := parseRecord(all[at : at+RecordSize])
 		if err != nil {
@@ -74,15 +80,32 @@ func (b *bench) batchFloor(all []byte) time.Duration {
 		c := recordConnection(&r, now)
 		keys = append(keys, c.key, otherKey(&c.key, &c.forward))
 		values = append(values, c.forward, c.reply)
-	}
-	start := cpuTime(b.tb)
-	for at := 0; at < len(keys); at += 2 * recordBatch {
-		end := min(at+2*recordBatch, len(keys))
-		if _, err := b.maps.Flows.BatchUpdate(keys[at:end], values[at:end], &ebpf.BatchOptions{}); err != nil {
+		if len(keys) < 2*recordBatch && at < len(all)-RecordSize {
+			continue
+		}
+		start := cpuTime(b.tb)
+		if _, err := b.maps.Flows.BatchUpdate(keys, values, &ebpf.BatchOptions{}); err != nil {
 			b.tb.Fatal(err)
 		}
+		spent += cpuTime(b.tb) - start
+		keys, values = keys[:0], values[:0]
 	}
-	return cpuTime(b.tb) - start
+	return spent
+}
+
+// BenchmarkDigest is what the comparison of two nodes' tables costs each of them.
+func BenchmarkDigest(b *testing.B) {
+	const flows = 1 << 20
+	bench := benchDataplane(b, flows)
+	bench.establish(flows, benchPaths()[0])
+	start := cpuTime(b)
+	for b.Loop() {
+		if _, err := bench.Digest(context.Background(), bench.opts.Slot); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric((cpuTime(b)-start).Seconds()/float64(b.N)*1e3, "cpu-ms")
 }
 
 // BenchmarkImport is what replication costs at its receiver: connections that are new, the same
@@ -158,4 +181,59 @@ func BenchmarkRecords(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(b.N)*flows/floor.Seconds(), "floor/s")
 	b.ReportMetric(float64(b.N)*flows/whole.Seconds(), "records/s")
+}
+
+// BenchmarkTelling is what it costs the packet that completes a connection that the other nodes are told
+// of it: the same packets, of a service that is replicated and of one that is not, in turns.
+func BenchmarkTelling(b *testing.B) {
+	const flows = 8192
+	bench := benchDataplane(b, 1<<17)
+	reader, err := ringbuf.NewReader(bench.maps.Events)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	syns, acks := make([][]byte, flows), make([][]byte, flows)
+	for i := range syns {
+		syns[i] = loopFrame(benchClient(i), vipPort, bpftest.SYN)
+		acks[i] = loopFrame(benchClient(i), vipPort, bpftest.ACK)
+	}
+	syn, ack := newReplayer(b, syns), newReplayer(b, acks)
+	took := map[Replicate][]time.Duration{}
+	for b.Loop() {
+		for round := range 2 * rounds {
+			how := []Replicate{ReplicateEstablished, ReplicateNone}[round%2]
+			s := service(ModeFullNAT, endpoint1, endpoint2)
+			s.Replicate = how
+			bench.sync(s)
+			syn.measure(b, bench, bench.programs.entry, flows, actRedirect)
+			bench.markAccepted()
+			took[how] = append(took[how], ack.measure(b, bench, bench.programs.entry, flows, actRedirect))
+			drainRing(b, reader)
+			if _, err := bench.Flush(context.Background(), 7); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	if n := bench.Stats().Counters["ring_lost"]; n != 0 {
+		b.Fatalf("%d records found no room", n)
+	}
+	told, quiet := median(took[ReplicateEstablished]), median(took[ReplicateNone])
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(told, "told-ns")
+	b.ReportMetric(quiet, "untold-ns")
+	b.ReportMetric(told-quiet, "telling-ns")
+}
+
+func drainRing(tb testing.TB, reader *ringbuf.Reader) {
+	tb.Helper()
+	var record ringbuf.Record
+	for {
+		reader.SetDeadline(time.Now().Add(20 * time.Millisecond))
+		if err := reader.ReadInto(&record); errors.Is(err, os.ErrDeadlineExceeded) {
+			return
+		} else if err != nil {
+			tb.Fatal(err)
+		}
+	}
 }

@@ -77,7 +77,9 @@ func TestReplicaIsAdoptedByItsFirstPacketInEitherDirection(t *testing.T) {
 	for _, byClient := range []bool{true, false} {
 		a, b := newBench(t, nil), newBench(t, func(o *Options) { o.Slot = 5 })
 		a.sync(service(ModeFullNAT, endpoint1))
-		b.sync(service(ModeFullNAT, endpoint1))
+		master := service(ModeFullNAT, endpoint1)
+		master.Epoch = 2
+		b.sync(master)
 		snat, _ := a.talk(clientPort, vipPort)
 		importAll(t, b.Dataplane, records(t, a.Dataplane))
 		if f := b.flows(); len(f) != 1 || f[0].Owner || f[0].OwnerSlot != 3 || f[0].SNAT != snat || f[0].State != StateEstablished {
