@@ -103,7 +103,6 @@ static __noinline int emit(const struct packet *p, const struct flow_key *key,
 		count(COUNTER_RING_LOST);
 		return 0;
 	}
-	__builtin_memset(r, 0, sizeof(*r));
 	fill_tuple(r, key, f);
 	fill_counters(r, f, other);
 	r->service = f->service;
@@ -114,6 +113,8 @@ static __noinline int emit(const struct packet *p, const struct flow_key *key,
 	r->op = event & 0xff;
 	r->reason = event >> 8;
 	r->owner_slot = f->owner_slot;
+	r->pad = 0; /* every byte is written: the ring is not zeroed */
+	r->epoch = 0;
 	r->flags = forward_flags(f->flags);
 	r->idle_ms = p->now; /* a stamp; the reader of the ring turns it into an age */
 	r->age_ms = jiffies_to_ms((__u64)(p->created - f->created) << CREATED_SHIFT);
