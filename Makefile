@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
 .PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
-        bench-replication bench-commit bench-failover test-replication soak test-vm deps clean
+        bench-replication bench-commit bench-failover test-replication test-upgrade soak test-vm deps clean
 
 all: build
 
@@ -47,6 +47,10 @@ test-e2e: build
 test-replication: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_TEST_FLOWS=100000 PONTOON_TEST_CONNECTIONS=1000 PONTOON_TEST_CUTS=20 \
 	  $(GO) test -timeout 15m -v -run ReplicasStayEqual ./node/e2e
+
+# Three builds in one cluster replace each other under traffic, one of them with other records; test-e2e runs it, too.
+test-upgrade: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 10m -v -run BuildsReplaceEachOther ./node/e2e
 
 lint:
 	@fmt=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go' | grep -v '_bpfel\.go$$')); \

@@ -77,6 +77,8 @@ type driver struct {
 	from     *fsm.State    // this state
 	self     plan.Self     // for this machine
 	member   bool          // as one of the cluster, or not
+
+	epochs map[string]uint32 // of the masterships that the data plane knows of
 }
 
 // driveLoop runs a pass whenever the state or the host changed, and every second.
@@ -177,7 +179,7 @@ func (d *driver) pass(ctx context.Context) error {
 		v.holding = addrsOf(p.Addresses)
 	}
 	if same {
-		derr = d.syncDataplane(ctx, p.Dataplane, same) // what nobody waits for comes last
+		derr = d.syncDataplane(ctx, p.Dataplane, d.sameEpochs(s)) // what nobody waits for comes last
 	}
 	for _, l := range links {
 		v.linksUp = v.linksUp && l.Up
@@ -225,6 +227,14 @@ func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same boo
 	}
 	d.from, d.self, d.member = s, self, member
 	return d.services.Plan(s, self), same
+}
+
+// sameEpochs says whether the data plane knows the masterships of this node at s.
+func (d *driver) sameEpochs(s *fsm.State) bool {
+	held := plan.Epochs(s, d.self.Node)
+	same := maps.Equal(held, d.epochs)
+	d.epochs = held
+	return same
 }
 
 func sameLinks(a, b []plan.Link) bool {

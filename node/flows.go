@@ -12,10 +12,6 @@ import (
 	"pontoon/transport"
 )
 
-// flowRecordVersion names the layout of bpf's flow record on the wire between
-// nodes. It changes when that layout does.
-const flowRecordVersion uint16 = 1
-
 // flowSink writes what peers send into this node's data plane, and flowSource
 // reads from it what a joiner must have. Both translate only between a peer's
 // name and its slot, the name flows carry.
@@ -29,8 +25,9 @@ type (
 )
 
 var (
-	_ transport.ReplicationSink   = (*flowSink)(nil)
-	_ transport.ReplicationSource = flowSource{}
+	_ transport.ReplicationSink    = (*flowSink)(nil)
+	_ transport.ReplicationSource  = flowSource{}
+	_ transport.ReplicationDigests = (*flowSink)(nil)
 )
 
 func newFlowSink(m *member) *flowSink { return &flowSink{m: m, begun: map[string]uint8{}} }
@@ -89,6 +86,47 @@ func (s *flowSink) SnapshotEnd(ctx context.Context, peer string) error {
 		return err
 	}
 	s.m.logger.Info("snapshot of a peer's flows applied", "peer", peer, "removed", removed)
+	return nil
+}
+
+// Digest implements transport.ReplicationDigests.
+func (s *flowSink) Digest(ctx context.Context) ([]uint64, error) {
+	return s.m.dp.Digest(ctx, s.m.slot)
+}
+
+// DigestOf implements transport.ReplicationDigests.
+func (s *flowSink) DigestOf(ctx context.Context, peer string) ([]uint64, error) {
+	slot, err := s.slot(peer)
+	if err != nil {
+		return nil, err
+	}
+	return s.m.dp.Digest(ctx, slot)
+}
+
+// SnapshotOf implements transport.ReplicationDigests.
+func (s *flowSink) SnapshotOf(ctx context.Context, buckets []uint32) iter.Seq2[[]byte, error] {
+	return s.m.dp.RecordsOf(ctx, buckets)
+}
+
+// RepairBegin implements transport.ReplicationDigests. A peer that is not known
+// any more is told so by RepairEnd.
+func (s *flowSink) RepairBegin(peer string, buckets []uint32) {
+	if slot, err := s.slot(peer); err == nil {
+		s.m.dp.BeginRepair(slot, buckets)
+	}
+}
+
+// RepairEnd implements transport.ReplicationDigests.
+func (s *flowSink) RepairEnd(ctx context.Context, peer string) error {
+	slot, err := s.slot(peer)
+	if err != nil {
+		return err
+	}
+	removed, err := s.m.dp.EndRepair(ctx, slot)
+	if err != nil {
+		return err
+	}
+	s.m.logger.Info("repair of a peer's flows applied", "peer", peer, "removed", removed)
 	return nil
 }
 

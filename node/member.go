@@ -155,12 +155,13 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 		return err
 	}
 	m.detector = newDetector(m)
+	sink := newFlowSink(m)
 	m.repl, err = transport.NewReplicator(transport.ReplicationConfig{
-		Node: m.cfg.Name, RecordSize: bpf.RecordSize, RecordVersions: []uint16{flowRecordVersion},
+		Node: m.cfg.Name, RecordSize: bpf.RecordSize, RecordVersions: bpf.RecordVersions(), Convert: bpf.ConvertRecords,
 		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
 			return m.mux.Dial(ctx, p.Address, transport.ALPNReplication, p.Node)
 		},
-		Source: flowSource{m.dp}, Sink: newFlowSink(m), OnEvent: m.replicationEvent, Logger: m.logger,
+		Source: flowSource{m.dp}, Sink: sink, Digests: sink, DigestVersion: bpf.DigestVersion, OnEvent: m.replicationEvent, Logger: m.logger,
 	})
 	return err
 }

@@ -216,6 +216,30 @@ func unharmed(t testing.TB, w *traffic.Window) {
 	}
 }
 
+// waitSameDigests waits until every peer of n holds n's flows by the nodes' own
+// comparison, which says more than the tables' keys: also in what state each is.
+func waitSameDigests(t testing.TB, n *lab.Node) {
+	t.Helper()
+	eventually(t, 60*time.Second, "the digests of "+n.Name()+" and its peers to be equal", func(ctx context.Context) error {
+		var all []struct {
+			Peer    string `json:"peer"`
+			Equal   bool   `json:"equal"`
+			Buckets int    `json:"buckets"`
+			Differ  int    `json:"differ"`
+			Error   string `json:"error"`
+		}
+		if err := get(ctx, n, "/v1/replication/digest", &all); err != nil {
+			return err
+		}
+		for _, c := range all {
+			if !c.Equal || c.Buckets == 0 {
+				return fmt.Errorf("%+v", c)
+			}
+		}
+		return nil
+	})
+}
+
 // replicated is the part of GET /v1/replication that tests look at.
 type replicated struct {
 	Peers []struct {
@@ -279,6 +303,7 @@ func (b *bigTest) step(t *testing.T, name string, members []*lab.Node, trouble f
 		unharmed(t, w)
 		waitEqualTables(t, int(b.flows.made.Load()), members...)
 		for _, n := range members {
+			waitSameDigests(t, n)
 			tellFigures(t, n)
 		}
 	})

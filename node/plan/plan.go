@@ -57,6 +57,7 @@ type Plan struct {
 // and the same before and after a failover.
 type Services struct {
 	dataplane bpf.Desired
+	instances []string // of dataplane.Services, by position
 	problems  []string
 }
 
@@ -85,7 +86,7 @@ func CompileServices(s *fsm.State, self Self) Services {
 	for _, svc := range s.Services() {
 		c.service(svc)
 	}
-	return Services{dataplane: p.Dataplane, problems: p.Problems}
+	return Services{dataplane: p.Dataplane, instances: c.instances, problems: p.Problems}
 }
 
 // Plan completes the plan of self at s. The data plane of plans made from the
@@ -100,6 +101,7 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 	if me, ok := s.Node(self.Node); !ok || me.Role != fsm.RoleLB {
 		return p
 	}
+	p.Dataplane.Services = v.withEpochs(Epochs(s, self.Node))
 	c := newCompiler(s, self, &p)
 	for _, v := range vips {
 		c.vip(v)
@@ -108,11 +110,37 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 	return p
 }
 
+// Epochs are those of the masterships that a node has at s, by instance, as flow
+// records carry them: the low 32 bits.
+func Epochs(s *fsm.State, node fsm.NodeID) map[string]uint32 {
+	held := map[string]uint32{}
+	for _, in := range s.Instances() {
+		if in.Master == node && node != "" {
+			held[in.Name] = uint32(in.Epoch)
+		}
+	}
+	return held
+}
+
+// withEpochs are the services with the epochs of the masterships held.
+func (v Services) withEpochs(held map[string]uint32) []bpf.Service {
+	if len(held) == 0 {
+		return v.dataplane.Services
+	}
+	out := slices.Clone(v.dataplane.Services)
+	for i := range out {
+		out[i].Epoch = held[v.instances[i]]
+	}
+	return out
+}
+
 type compiler struct {
 	state  *fsm.State
 	self   Self
 	shared map[side]shared // what endpoints may see as source
 	plan   *Plan
+
+	instances []string // of the services compiled so far
 }
 
 func newCompiler(s *fsm.State, self Self, p *Plan) *compiler {
@@ -178,8 +206,10 @@ func (c *compiler) service(s fsm.Service) {
 		NewFlowRate: s.NewFlowRate,
 		OnRemove:    onRemove(s.OnRemove),
 		OnFull:      onFull(s.OnFull),
+		Replicate:   replicate(s.Replicate),
 		Seed:        c.state.Cluster().Seed ^ s.ID,
 	}
+	d.ReplicateMinAge = time.Duration(s.ReplicateMinAge)
 	if s.Affinity == fsm.AffinityClientIP {
 		d.Affinity = time.Duration(s.AffinityTimeout)
 	}
@@ -192,6 +222,7 @@ func (c *compiler) service(s fsm.Service) {
 		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e))
 	}
 	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
+	c.instances = append(c.instances, instance)
 }
 
 // endpoint is one endpoint of a service, in whatever state: the data plane has
@@ -278,6 +309,16 @@ func onFull(p fsm.FullPolicy) bpf.Policy {
 		return bpf.PolicyReset
 	}
 	return bpf.PolicyDrop
+}
+
+func replicate(r fsm.Replicate) bpf.Replicate {
+	switch r {
+	case fsm.ReplicateAll:
+		return bpf.ReplicateAll
+	case fsm.ReplicateNone:
+		return bpf.ReplicateNone
+	}
+	return bpf.ReplicateEstablished
 }
 
 func state(a fsm.AdminState) bpf.EndpointState {

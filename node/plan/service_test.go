@@ -186,24 +186,25 @@ func TestEverySettingReachesTheDataPlane(t *testing.T) {
 		Name: "a", VIP: addr("2001:db8:80::200"), Port: 8000, PortEnd: 8100, Protocol: fsm.SCTP, Mode: fsm.ModeDSR, Tunnel: fsm.TunnelIPIP,
 		Algorithm: fsm.LeastConnections, Affinity: fsm.AffinityClientIP, AffinityTimeout: fsm.Duration(time.Minute), IdleTimeout: fsm.Duration(time.Second),
 		IdleReset: true, OnRemove: fsm.RemoveKeep, OnFull: fsm.FullReset, NewFlowRate: 7,
+		Replicate: fsm.ReplicateEstablished, ReplicateMinAge: fsm.Duration(3 * time.Second),
 	}
-	defaults := fsm.Service{Name: "b", VIP: addr("192.168.80.200"), Port: 53, Protocol: fsm.UDP}
-	drop := fsm.Service{Name: "c", VIP: addr("192.168.80.200"), Port: 53, OnRemove: fsm.RemoveDrop, Algorithm: fsm.Maglev, Mode: fsm.ModeDNAT}
+	defaults := fsm.Service{Name: "b", VIP: addr("192.168.80.200"), Port: 53, Protocol: fsm.UDP, Replicate: fsm.ReplicateAll}
+	drop := fsm.Service{Name: "c", VIP: addr("192.168.80.200"), Port: 53, OnRemove: fsm.RemoveDrop, Replicate: fsm.ReplicateNone, Algorithm: fsm.Maglev, Mode: fsm.ModeDNAT}
 	s := build(t, cluster(vip("192.168.80.200", fsm.VIPService), vip("2001:db8:80::200", fsm.VIPService),
 		fsm.PutService{Service: full}, fsm.PutService{Service: defaults}, fsm.PutService{Service: drop})...)
 	want := []bpf.Service{
 		{
 			ID: 1, VIP: addrPort("[2001:db8:80::200]:8000"), PortEnd: 8100, Protocol: 132, Mode: bpf.ModeDSR, Tunnel: bpf.TunnelIPIP,
 			Algorithm: bpf.AlgorithmLC, Affinity: time.Minute, IdleTimeout: time.Second, IdleReset: true,
-			OnRemove: bpf.PolicyKeep, OnFull: bpf.PolicyReset, NewFlowRate: 7, Seed: 7 ^ 1,
+			OnRemove: bpf.PolicyKeep, OnFull: bpf.PolicyReset, NewFlowRate: 7, Seed: 7 ^ 1, ReplicateMinAge: 3 * time.Second, Epoch: 2,
 		},
 		{
 			ID: 2, VIP: addrPort("192.168.80.200:53"), Protocol: 17, Mode: bpf.ModeFullNAT, Algorithm: bpf.AlgorithmRR, IdleTimeout: 2 * time.Minute,
-			OnRemove: bpf.PolicyReset, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 2,
+			OnRemove: bpf.PolicyReset, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 2, Replicate: bpf.ReplicateAll, Epoch: 2,
 		},
 		{
 			ID: 3, VIP: addrPort("192.168.80.200:53"), Protocol: 6, Mode: bpf.ModeDNAT, Algorithm: bpf.AlgorithmMaglev, IdleTimeout: time.Hour,
-			OnRemove: bpf.PolicyDrop, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 3,
+			OnRemove: bpf.PolicyDrop, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 3, Replicate: bpf.ReplicateNone, Epoch: 2,
 		},
 	}
 	p := Compile(s, both())
@@ -218,5 +219,23 @@ func TestIPv6VIPIsHeldOnTheLinkOfItsSubnet(t *testing.T) {
 	want := []Address{{addr("10.2.0.101"), "eth2"}, {addr("2001:db8:2::200"), "eth2"}}
 	if d := cmp.Diff(want, p.Addresses, sameAddrs); d != "" || len(p.Adverts) != 2 || len(p.Dataplane.VIPs) != 2 {
 		t.Errorf("%s; adverts %v, data plane %v, problems %q", d, p.Adverts, p.Dataplane.VIPs, p.Problems)
+	}
+}
+
+// The epoch says under which mastership this node forwards; it changes without
+// the rest of the plan.
+func TestServicesHaveTheEpochOfTheirInstancesMastership(t *testing.T) {
+	s := build(t, cluster(vip("192.168.80.200", fsm.VIPService), fsm.PutService{Service: fsm.Service{Name: "a", VIP: addr("192.168.80.200"), Port: 80}})...)
+	in, _ := s.Instance(fsm.DefaultInstance)
+	self := both()
+	compiled := CompileServices(s, self)
+	for node, want := range map[fsm.NodeID]uint32{in.Master: uint32(in.Epoch), "another": 0} {
+		self.Node = node
+		if got := compiled.withEpochs(Epochs(s, node))[0].Epoch; got != want {
+			t.Errorf("on %s the epoch is %d, want %d", node, got, want)
+		}
+	}
+	if compiled.dataplane.Services[0].Epoch != 0 {
+		t.Error("what plans share was written to")
 	}
 }
