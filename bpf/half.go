@@ -15,9 +15,14 @@ import (
 )
 
 const (
-	halfWays   = 8 // HALF_WAYS
-	halfFactor = 0x9fb21c651e98df25
+	halfWays   = 8                  // HALF_WAYS
+	halfFactor = 0x9fb21c651e98df25 // HALF_FACTOR
 )
+
+// halfFactors make a secret for each word of a key out of the seed (HALF_FACTOR_0 to 4).
+var halfFactors = [...]uint64{
+	0xbf58476d1ce4e5b9, 0x94d049bb133111eb, 0xff51afd7ed558ccd, 0xc4ceb9fe1a85ec53, 0xd6e8feb86659fd93,
+}
 
 // halfBuckets is how many buckets so many connections get, which have two entries each: with half as
 // many places again few buckets are full before the table is.
@@ -165,16 +170,17 @@ func (t *halfTable) place(key *pontoonFlowKey) (*pontoonHalfBucket, int, uint32)
 
 // halfHash is half_hash.
 func halfHash(key *pontoonFlowKey, seed uint32) uint64 {
-	hash := uint64(seed)
-	for _, word := range [...]uint64{
+	var hash uint64
+	for i, word := range [...]uint64{
 		binary.LittleEndian.Uint64(key.Saddr.B[:8]), binary.LittleEndian.Uint64(key.Saddr.B[8:]),
 		binary.LittleEndian.Uint64(key.Daddr.B[:8]), binary.LittleEndian.Uint64(key.Daddr.B[8:]),
 		uint64(key.Sport) | uint64(key.Dport)<<16 | uint64(key.Proto)<<32,
 	} {
-		hash = (hash ^ word) * halfFactor
-		hash ^= hash >> 32
+		secret := uint64(seed) * halfFactors[i]
+		hash += uint64(uint32(word)+uint32(secret)) * uint64(uint32(word>>32)+uint32(secret>>32))
 	}
-	return hash
+	hash = (hash ^ hash>>32) * halfFactor
+	return hash ^ hash>>32
 }
 
 // halfSeed returns the seed of the table's hash: the one its entries were put in by, or a new one.

@@ -50,9 +50,11 @@ const (
 )
 
 type pontoonBinding struct {
-	_    structs.HostLayout
-	Rkey pontoonFlowKey
-	V    pontoonFlow
+	_      structs.HostLayout
+	Rkey   pontoonFlowKey
+	V      pontoonFlow
+	Copied uint32
+	Pad    uint32
 }
 
 type pontoonChunk struct {

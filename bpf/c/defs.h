@@ -112,6 +112,11 @@ _Static_assert(offsetof(struct flow, bytes_lo) == 52, "flow.bytes_lo");
 /* The half-open table (half.h). */
 #define HALF_WAYS 8
 #define HALF_FACTOR 0x9fb21c651e98df25ULL
+#define HALF_FACTOR_0 0xbf58476d1ce4e5b9ULL
+#define HALF_FACTOR_1 0x94d049bb133111ebULL
+#define HALF_FACTOR_2 0xff51afd7ed558ccdULL
+#define HALF_FACTOR_3 0xc4ceb9fe1a85ec53ULL
+#define HALF_FACTOR_4 0xd6e8feb86659fd93ULL
 
 struct half_slot {
 	struct flow_key key;

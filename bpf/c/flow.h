@@ -303,7 +303,10 @@ static __noinline int promote_one(const struct packet *p, struct flow *h)
 
 /* promote moves a connection from half_open to flows. The other half is built anew when the
  * table has already given its place away, so a flood cannot break a handshake that is under way.
- * V_CONTINUE: the flow table has the packet's entry now, and h is no longer to be looked at. */
+ * V_CONTINUE: the flow table has the packet's entry now, and h is no longer to be looked at.
+ *
+ * Another connection may claim the other half's tuple when it is not in half_open: claim puts it there and
+ * then looks into flows, we put it into flows and then look there, so at least one sees the other. */
 static __noinline int promote(const struct packet *p, struct flow *h)
 {
 	struct flow_key okey;
@@ -338,6 +341,13 @@ static __noinline int promote(const struct packet *p, struct flow *h)
 		count(COUNTER_INSERT_FAILED);
 		bpf_map_delete_elem(&flows, &p->key);
 		return drop(err == -EEXIST ? DROP_SNAT_CONFLICT : DROP_TABLE_FULL);
+	}
+	other = half_lookup(&okey);
+	if (other && !mirrors(&p->key, other)) {
+		bpf_map_delete_elem(&flows, &okey);
+		bpf_map_delete_elem(&flows, &p->key);
+		half_delete(&p->key);
+		return drop(DROP_SNAT_CONFLICT);
 	}
 	if (cfg_former) {
 		also_former(&okey);
@@ -430,13 +440,13 @@ static __always_inline int half_open_one(const struct packet *p, struct flow *h)
 	if (flags == TCP_ACK)
 		return promote_one(p, h);
 	if (flags & TCP_RST)
-		h->state = FLOW_REFUSED;
+		mark_half(&p->key, NULL, FLOW_REFUSED);
 	else if (flags == TCP_SYN)
-		h->state = FLOW_SYN;
+		mark_half(&p->key, NULL, FLOW_SYN);
 	return V_FORWARD;
 }
 
-/* half_open_step handles a packet that matches a half-open entry. V_CONTINUE: see promote. */
+/* half_open_step handles a packet that matches a half-open entry, of which h is a copy. V_CONTINUE: see promote. */
 static __always_inline int half_open_step(const struct packet *p, struct flow *h)
 {
 	int reply = h->flags & FLOW_F_REPLY, verdict;

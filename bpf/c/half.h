@@ -10,20 +10,26 @@
 #define HALF_ALL ((1U << HALF_WAYS) - 1)
 #define HALF_SPINS 32
 
-/* half_hash: multiplications fold the key upwards, shifts bring it down again. With the seed,
- * which nobody outside knows, it cannot be foretold who shares a bucket. */
+/* half_fold multiplies the halves of a word, with a number added to each that nobody outside knows. */
+static __always_inline __u64 half_fold(__u64 word, __u64 secret)
+{
+	return (__u64)((__u32)word + (__u32)secret) * (__u32)((word >> 32) + (secret >> 32));
+}
+
+/* half_hash adds up such products (NH, of UMAC: RFC 4418, 5.2), then mixes their bits. By what a
+ * difference between two keys changes a product depends on the seed, so it cannot be foretold who shares a
+ * bucket or a tag. With a word put in by exclusive or and multiplied by a constant it could: the
+ * highest bit of a word always comes out as the same bits, which the next word can undo. */
 static __always_inline __u64 half_hash(const struct flow_key *k)
 {
 	const __u64 *word = (const __u64 *)k;
-	__u64 h = cfg_half_seed;
-	int i;
+	__u64 seed = cfg_half_seed, h;
 
-#pragma unroll
-	for (i = 0; i < (int)(sizeof(*k) / sizeof(*word)); i++) {
-		h = (h ^ word[i]) * HALF_FACTOR;
-		h ^= h >> 32;
-	}
-	return h;
+	h = half_fold(word[0], seed * HALF_FACTOR_0) + half_fold(word[1], seed * HALF_FACTOR_1) +
+	    half_fold(word[2], seed * HALF_FACTOR_2) + half_fold(word[3], seed * HALF_FACTOR_3) +
+	    half_fold(word[4], seed * HALF_FACTOR_4);
+	h = (h ^ h >> 32) * HALF_FACTOR;
+	return h ^ h >> 32;
 }
 
 static __always_inline struct half_bucket *half_bucket_of(__u64 hash)
@@ -85,13 +91,58 @@ static __always_inline struct half_bucket *half_find(const struct flow_key *key,
 }
 
 /* half_lookup returns the entry of key. As with an LRU hash it may become another's while it is
- * looked at. */
+ * looked at: no packet may be rewritten by it, nor an entry made of it (see half_read). */
 static __always_inline struct flow *half_lookup(const struct flow_key *key)
 {
 	__u32 way;
 	struct half_bucket *b = half_find(key, &way);
 
 	return b ? &b->slot[way].f : NULL;
+}
+
+/* half_steady tells whether copy still is what f says, but for what packets change. */
+static __always_inline int half_steady(const struct flow *f, const struct flow *copy)
+{
+	const __u64 *x = (const __u64 *)f, *y = (const __u64 *)copy;
+
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) |
+		 (f->created ^ copy->created));
+}
+
+/* half_read copies the entry of key, if there is one. A CPU may be stopped at any point, by an interrupt or
+ * by the hypervisor for as long as it likes, and the place be another's when it goes on, or that of
+ * a later connection of this key: only what is found there again after the copy was made is of one
+ * piece. Without a barrier before the copy, too: what a machine has read ahead of the tag differs then. */
+static __always_inline int half_read(const struct flow_key *key, struct flow *copy)
+{
+	__u64 hash = half_hash(key), ways, fence = 0;
+	struct half_bucket *b = half_bucket_of(hash);
+	const struct half_slot *slot;
+	__u32 way;
+
+	if (!b)
+		return 0;
+	ways = half_ways(b, half_tag(hash));
+	if (!ways)
+		return 0;
+	way = half_first(ways) & (HALF_WAYS - 1);
+	slot = &b->slot[way];
+	*copy = slot->f;
+	__sync_lock_test_and_set(&fence, 1);
+	asm volatile("" ::: "memory");
+	return *(volatile __u32 *)&b->tag[way] == half_tag(hash) && half_same(&slot->key, key) &&
+	       half_steady(&slot->f, copy);
+}
+
+/* half_copy is half_read into the place where the packet at hand makes an entry; NULL: it is not there. */
+static __noinline struct flow *half_copy(const struct flow_key *key)
+{
+	struct binding *b = same_binding();
+
+	if (!b || !half_read(key, &b->v))
+		return NULL;
+	b->copied = 1;
+	return &b->v;
 }
 
 /* half_use notes that the entry at a place is in use, or no more, so that it gives way last. */

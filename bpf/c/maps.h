@@ -201,6 +201,8 @@ struct {
 struct binding {
 	struct flow_key rkey;
 	struct flow v;
+	__u32 copied; /* v is what another packet has made */
+	__u32 pad;
 };
 
 struct {

@@ -123,6 +123,7 @@ static __always_inline int tc_send(struct __sk_buff *skb, struct packet *p, stru
 	action = tc_forward(skb, p, f);
 	if (action == TC_TOO_BIG)
 		return tc_say(skb, ANSWER_TOO_BIG, way_mtu(skb, p, &f->new_saddr, &f->new_daddr));
+	half_touch(p, f);
 	return action;
 }
 

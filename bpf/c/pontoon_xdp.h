@@ -40,10 +40,15 @@ int pontoon_xdp(struct xdp_md *ctx)
 static __always_inline int xdp_conclude(struct xdp_md *ctx, const struct packet *p, struct flow *f,
 					int verdict)
 {
+	int action;
+
 	if (f) {
 		if (!same_family(p, f) || f->mode == MODE_DSR_TUNNEL)
 			return xdp_leave();
-		return xdp_forward(ctx, p, f);
+		action = xdp_forward(ctx, p, f);
+		if (action != XDP_PASS)
+			half_touch(p, f);
+		return action;
 	}
 	if (verdict == V_DROP)
 		return XDP_DROP;

@@ -262,7 +262,7 @@ static __always_inline struct flow *in_half_open(const struct packet *p, struct 
 	struct flow *f;
 
 	*verdict = half_open_step(p, h);
-	if (*verdict == V_FORWARD && h->state != FLOW_ESTABLISHED)
+	if (*verdict == V_FORWARD)
 		return h;
 	if (*verdict != V_FORWARD && *verdict != V_CONTINUE)
 		return NULL;
@@ -293,7 +293,7 @@ static __always_inline struct flow *find_whole(struct packet *p, int *verdict)
 		if (*verdict != V_MISS)
 			return NULL;
 	}
-	f = half_lookup(&p->key);
+	f = half_copy(&p->key);
 	if (f) {
 		note_flow(STEP_HALF_OPEN, f);
 		return in_half_open(p, f, verdict);
@@ -325,7 +325,7 @@ static __always_inline struct flow *created(const struct packet *p, int *verdict
 	struct flow *f = just_made();
 
 	if (!f || f->state == FLOW_NONE)
-		f = half_lookup(&p->key);
+		f = half_copy(&p->key);
 	if (f)
 		note_flow(STEP_CREATED, f);
 	else
@@ -366,9 +366,10 @@ static __always_inline struct flow *find_new(const struct packet *p, int *verdic
 /* uncount_made takes the packet out of the entry it has made: another hook will count it. */
 static __always_inline void uncount_made(const struct packet *p, const struct flow *f)
 {
+	struct binding *b = same_binding();
 	struct flow *h;
 
-	if (f != just_made())
+	if (!b || f != &b->v || b->copied)
 		return;
 	h = half_lookup(&p->key);
 	if (h) {

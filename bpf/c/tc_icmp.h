@@ -91,7 +91,7 @@ static __noinline struct flow *find_quoting(const struct quoted *q)
 	key.dport = q->key.sport;
 	key.proto = q->key.proto;
 	f = bpf_map_lookup_elem(&flows, &key);
-	return f ? f : half_lookup(&key);
+	return f ? f : half_copy(&key);
 }
 
 /* csum_more adds to sum the difference between two pieces of the packet. */

@@ -120,6 +120,7 @@ static __noinline int tunnel(struct __sk_buff *skb, const struct packet *p, stru
 		return tc_drop(DROP_REWRITE);
 	count(COUNTER_ENCAPSULATED);
 	touch(f, p);
+	half_touch(p, f);
 	if (hop)
 		return bpf_redirect(ifindex, 0);
 	return tc_resolve(skb, p, source, &f->new_daddr, generation);

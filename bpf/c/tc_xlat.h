@@ -42,7 +42,7 @@ static __always_inline struct flow *flow_of(const struct flow_key *key)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, key);
 
-	return f ? f : half_lookup(key);
+	return f ? f : half_copy(key);
 }
 
 static __always_inline void set_hop(struct ethhdr *eth, const struct next_hop *hop)
@@ -349,6 +349,7 @@ static __noinline int xlat(struct __sk_buff *skb, const struct packet *p, struct
 		return tc_drop(DROP_TRANSLATE);
 	count(COUNTER_TRANSLATED);
 	touch(f, p);
+	half_touch(p, f);
 	if (hop)
 		return bpf_redirect(ifindex, 0);
 	return tc_resolve(skb, p, &f->new_saddr, &f->new_daddr, generation);
