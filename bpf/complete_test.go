@@ -29,6 +29,7 @@ func TestSumOverTheWholePacketStaysRight(t *testing.T) {
 		"datagram becomes summed":  TestDatagramWithoutChecksumGetsOne,
 		"errors between families":  TestErrorsAreTranslatedBetweenFamilies,
 		"datagram without a check": testDatagramsWithoutChecksum,
+		"probes":                   TestProbesOfNeighboursGoBackAsTheyCame,
 	} {
 		if testing.Short() && name != "rewriting" && name != "families" && name != "datagram without a check" {
 			continue

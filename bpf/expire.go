@@ -273,7 +273,7 @@ func (s *sweeper) decide(m flowTable, c *candidate, whole *connection, paired bo
 	if paired {
 		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, f)}
 	}
-	if m == s.d.flowTable() && s.d.answersFor(f) && !s.d.silent(f) {
+	if m == s.d.flowTable() && s.d.answersFor(f) && !f.quiet() {
 		c.record = whole.appendRecord(nil, s.now, opDelete, reasonExpire)
 	}
 	return nil

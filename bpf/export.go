@@ -85,6 +85,8 @@ func (d *Dataplane) pairs(part chunk, wanted func(*pontoonFlowKey, *pontoonFlow)
 }
 
 // silent says whether the other nodes are not told of f: not yet, or because its service wants none of it.
+// Of its end they are told if they have ever been told of it, whatever the service wants by now:
+// their replicas do not age while this node lives.
 func (d *Dataplane) silent(f *pontoonFlow) bool {
 	r, _, _ := d.idle.rules(uint32(f.Service))
 	return f.quiet() || r.replicate == ReplicateNone

@@ -79,21 +79,30 @@ func (f *finder) close() error {
 // find looks up all keys and calls answer for each in order, with nil for one that is not in the
 // table. What answer gets is valid until it returns; it must not call find.
 func (f *finder) find(keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
-	return f.ask(pontoonFindWhatFIND_LOOK, keys, answer)
+	return f.ask(pontoonFindWhatFIND_LOOK, keys, nil, answer)
 }
 
 // louden is find for halves of which the other nodes have not been told; from now on they are.
 func (f *finder) louden(keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
-	return f.ask(pontoonFindWhatFIND_LOUDEN, keys, answer)
+	return f.ask(pontoonFindWhatFIND_LOUDEN, keys, nil, answer)
 }
 
-func (f *finder) ask(what pontoonFindWhat, keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
+// stamp notes when halves were last seen, of those that are there and have not been seen since. Nothing
+// else of them changes: writing over an entry would undo what packets do to it meanwhile.
+func (f *finder) stamp(keys []pontoonFlowKey, stamps []uint32) error {
+	return f.ask(pontoonFindWhatFIND_STAMP, keys, stamps, func(int, *pontoonFlow) {})
+}
+
+func (f *finder) ask(what pontoonFindWhat, keys []pontoonFlowKey, stamps []uint32, answer func(i int, found *pontoonFlow)) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for base := 0; base < len(keys); base += len(f.entries) {
 		part := keys[base:min(base+len(f.entries), len(keys))]
 		for i := range part {
 			f.entries[i].Key, f.entries[i].Wanted, f.entries[i].Found = part[i], uint32(what), 0
+			if stamps != nil {
+				f.entries[i].Value.LastSeen = stamps[base+i]
+			}
 		}
 		if len(part) < len(f.entries) {
 			f.entries[len(part)].Wanted = uint32(pontoonFindWhatFIND_END)

@@ -181,7 +181,7 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 			}
 			removed++
 			gone.add(c.key, &c.forward)
-			if m == d.flowTable() && !d.silent(&c.forward) {
+			if m == d.flowTable() && !c.forward.quiet() {
 				records = c.appendRecord(records, now, opDelete, reasonClose)
 			}
 		}

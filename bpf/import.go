@@ -68,6 +68,8 @@ type importer struct {
 	keys    []pontoonFlowKey // what the table is asked about them
 	claimed hashSet          // of keys
 	writes  importBatch
+	seen    []pontoonFlowKey // forward halves that stay, and were seen elsewhere
+	stamps  []uint32         // then
 	gone    removal
 	hard    []*importItem // that other connections are in the way of
 }
@@ -81,7 +83,6 @@ type importItem struct {
 	was, held pontoonFlow // under the client's tuple, and under that of the reply half
 	existed   bool        // was
 	occupied  bool        // held
-	kept      bool        // the local connection is written again
 }
 
 // importBatch is what one system call writes.
@@ -103,6 +104,7 @@ func (in *importer) begin(d *Dataplane, now instant) {
 func (in *importer) clear() {
 	in.items, in.keys, in.hard = in.items[:0], in.keys[:0], in.hard[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
+	in.seen, in.stamps = in.seen[:0], in.stamps[:0]
 	in.writes.clear()
 	in.claimed.reset()
 }
@@ -157,7 +159,7 @@ func (in *importer) settle() error {
 	for i := range in.items {
 		in.decide(&in.items[i])
 	}
-	err := errors.Join(in.write(), in.d.remove(in.d.flowTable(), in.gone))
+	err := errors.Join(in.write(), in.d.finder.stamp(in.seen, in.stamps), in.d.remove(in.d.flowTable(), in.gone))
 	for _, it := range in.hard {
 		if err != nil {
 			return err
@@ -231,10 +233,7 @@ func (in *importer) stay(it *importItem, l *connection) {
 		it.c.idle(in.now)+doubt >= l.idle(in.now) {
 		return
 	}
-	stamp := it.c.forward.LastSeen
-	it.c, it.kept = *l, true
-	it.c.forward.LastSeen = stamp
-	in.queue(it)
+	in.seen, in.stamps = append(in.seen, it.c.key), append(in.stamps, it.c.forward.LastSeen)
 }
 
 // advance keeps how far the connection has come here: the counters of a flow may be told after its
@@ -272,12 +271,8 @@ func (in *importer) delete(it *importItem) {
 
 // add queues both halves of the item.
 func (in *importer) add(it *importItem) {
-	in.stamp(&it.c, it.reason)
-	in.queue(it)
-}
-
-func (in *importer) queue(it *importItem) {
 	b, c := &in.writes, &it.c
+	in.stamp(c, it.reason)
 	b.items, b.keys, b.values = append(b.items, it), append(b.keys, c.key), append(b.values, c.forward)
 	if !c.forward.oneHalf() {
 		b.keys, b.values = append(b.keys, otherKey(&c.key, &c.forward)), append(b.values, c.reply)
@@ -303,9 +298,7 @@ func (in *importer) write() error {
 		}
 		for len(items) > 0 && n >= items[0].halves() {
 			in.written(items[0])
-			if !items[0].kept {
-				in.result.Written++
-			}
+			in.result.Written++
 			halves := items[0].halves()
 			n -= halves
 			keys, values, items = keys[halves:], values[halves:], items[1:]

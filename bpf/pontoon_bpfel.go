@@ -182,6 +182,7 @@ const (
 	pontoonFindWhatFIND_END    pontoonFindWhat = 0
 	pontoonFindWhatFIND_LOOK   pontoonFindWhat = 1
 	pontoonFindWhatFIND_LOUDEN pontoonFindWhat = 2
+	pontoonFindWhatFIND_STAMP  pontoonFindWhat = 3
 )
 
 type pontoonFlow struct {

@@ -57,6 +57,26 @@ func TestServiceThatIsNotReplicatedSaysNothing(t *testing.T) {
 	}
 }
 
+// What the others have heard of ends for them, too: replicas of an owner that lives do not age.
+func TestEndIsToldThoughTheServiceIsNoLongerReplicated(t *testing.T) {
+	a, b := twoNodes(t)
+	runDataplane(t, a.Dataplane)
+	a.heard()
+	s := service(ModeFullNAT, endpoint1)
+	s.Replicate = ReplicateNone
+	a.sync(s)
+	b.sync(s)
+	a.age(2*time.Hour, nil)
+	a.mustSweep()
+	said := a.heard()
+	if len(a.flows()) != 0 || len(said) != 1 || said[0].Op != opDelete {
+		t.Fatalf("said %+v of the end, flows %+v", said, a.flows())
+	}
+	if r := importAll(t, b.Dataplane, said[0].append(nil)); r.Deleted != 1 || len(b.flows()) != 0 {
+		t.Errorf("%+v, the other node has %+v", r, b.flows())
+	}
+}
+
 func TestFlowIsToldOfFromItsMinimumAgeOn(t *testing.T) {
 	b := newBench(t, nil)
 	s := service(ModeFullNAT, endpoint1)

@@ -366,6 +366,7 @@ enum find_what {
 	FIND_END = 0,   /* no more questions */
 	FIND_LOOK = 1,
 	FIND_LOUDEN = 2, /* the flow is FLOW_F_QUIET no more */
+	FIND_STAMP = 3,  /* it was last seen as value says, if that is later */
 };
 
 struct find {

@@ -344,6 +344,8 @@ int pontoon_find(void *ctx)
 			continue;
 		if (e->wanted == FIND_LOUDEN)
 			louden(f);
+		if (e->wanted == FIND_STAMP && (__s32)(e->value.last_seen - f->last_seen) > 0)
+			f->last_seen = e->value.last_seen;
 		e->value = *f;
 	}
 	return 0;

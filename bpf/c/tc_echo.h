@@ -7,7 +7,7 @@
 #include "tc_answer.h"
 
 /* turn_ip exchanges the addresses and takes one off the hops to live, so that no echo goes round
- * twice. No checksum but that of the IPv4 header changes. */
+ * twice. No checksum but that of the IPv4 header changes, and in IPv6 the sum over the whole packet. */
 static __always_inline int turn_ip(struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 ttl = p->l3_off + offsetof(struct iphdr, ttl), saddr = p->l3_off + offsetof(struct iphdr, saddr);
@@ -18,6 +18,7 @@ static __always_inline int turn_ip(struct __sk_buff *skb, const struct packet *p
 		if (bpf_skb_store_bytes(skb, saddr, &p->key.daddr, sizeof(struct addr), 0) ||
 		    bpf_skb_store_bytes(skb, saddr + sizeof(struct addr), &p->key.saddr, sizeof(struct addr), 0))
 			return -1;
+		tc_sum_changes(skb, LESS_HOP_V6);
 		return bpf_skb_store_bytes(skb, p->l3_off + offsetof(struct ipv6hdr, hop_limit), &hops, 1, 0);
 	}
 	if (bpf_skb_load_bytes(skb, saddr, addrs, sizeof(addrs)))
