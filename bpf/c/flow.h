@@ -383,7 +383,7 @@ static __noinline int mark_half(const struct flow_key *key, const struct flow_ke
 	return 0;
 }
 
-/* mark_half_open sets the state on both halves. */
+/* mark_half_open sets the state on both halves, and in the copy of the packet's. */
 static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u32 state)
 {
 	struct flow_key okey;
@@ -391,6 +391,7 @@ static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u
 	other_key(&okey, &p->key, h);
 	mark_half(&p->key, NULL, state);
 	mark_half(&okey, &p->key, state);
+	h->state = state;
 	return V_FORWARD;
 }
 
@@ -440,9 +441,12 @@ static __always_inline int half_open_one(const struct packet *p, struct flow *h)
 	if (flags == TCP_ACK)
 		return promote_one(p, h);
 	if (flags & TCP_RST)
-		mark_half(&p->key, NULL, FLOW_REFUSED);
+		h->state = FLOW_REFUSED;
 	else if (flags == TCP_SYN)
-		mark_half(&p->key, NULL, FLOW_SYN);
+		h->state = FLOW_SYN;
+	else
+		return V_FORWARD;
+	mark_half(&p->key, NULL, h->state);
 	return V_FORWARD;
 }
 
