@@ -1,6 +1,7 @@
 package bpf
 
 import (
+	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
@@ -199,4 +200,35 @@ func TestNoConnectionIsMadeOfAnothersEntry(t *testing.T) {
 		t.Error("no connection was made")
 	}
 	t.Logf("%d connections made", made)
+}
+
+// When the bucket of the other half is held for long, by a CPU that was stopped, the connection goes on; its next
+// packet puts that half back.
+func TestConnectionOutlivesABucketThatIsHeld(t *testing.T) {
+	b := newBench(t, nil)
+	s := service(ModeFullNAT, endpoint1)
+	s.Protocol = protoUDP
+	b.sync(s)
+	packet := bpftest.Packet{Src: clientPort, Dst: vipPort, Protocol: protoUDP, Payload: []byte("one way")}
+	_, first := b.fromClient(packet)
+	key := keyOf(clientPort, vipPort)
+	key.Proto = protoUDP
+	var half pontoonFlow
+	if found, err := b.half.find(key, &half); err != nil || !found {
+		t.Fatal(found, err)
+	}
+	other := otherKey(&key, &half)
+	bucket, way, tag := b.half.place(&other)
+	bucket.Tag[way] = 0
+	bucket.Lock = 1
+	for range 2 {
+		if action, out := b.fromClient(packet); action != actRedirect || !bytes.Equal(out[14:], first[14:]) {
+			t.Errorf("action %d, drops %v\n%x, before\n%x", action, b.Stats().Drops, out, first)
+		}
+	}
+	bucket.Lock = 0
+	b.fromClient(packet)
+	if again, at, _ := b.half.place(&other); again != bucket || bucket.Tag[at] != tag {
+		t.Error("the other half is not back")
+	}
 }

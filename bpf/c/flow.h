@@ -422,7 +422,7 @@ static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 	turn(&v, &p->key);
 	if (!other && !bpf_map_lookup_elem(&flows, &okey))
 		err = half_insert(&okey, &v, 1);
-	if (!err)
+	if (!err || err == -EBUSY) /* the bucket is held: the next packet will put it back */
 		return V_FORWARD;
 	/* The tuple belongs to another connection now; the next packet starts anew. */
 	half_delete(&p->key);
