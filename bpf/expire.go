@@ -55,7 +55,7 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 			return 0, fmt.Errorf("sweep: %w", err)
 		}
 		if m == d.flowTable() {
-			s.beginTelling(d.accounts.get(0))
+			s.beginTelling(uint64(max(0, int64(d.accounts.get(0)))))
 		}
 		for part, err := range m.dump(ctx) {
 			if err == nil {

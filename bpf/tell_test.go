@@ -115,6 +115,7 @@ func TestCountersOfLongFlowsAreTold(t *testing.T) {
 	runDataplane(t, a.Dataplane)
 	a.heard()
 	a.turns.last = instant{}
+	a.accounts.add(0, -2) // a drift, before it is mended, is not a table of 2^64
 	a.mustSweep()
 	var batch []byte
 	select {
