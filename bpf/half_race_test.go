@@ -107,9 +107,11 @@ func (b *bench) usurper(first, second pontoonFlowKey, one, two pontoonFlow) (sto
 	go func() {
 		defer close(done)
 		for i := 0; !over.Load(); i++ {
+			atomic.AddUint32(&bucket.Version, 1)
 			atomic.StoreUint32(&bucket.Tag[0], 0)
 			bucket.Slot[0].Key, bucket.Slot[0].F = keys[i&1], values[i&1]
 			atomic.StoreUint32(&bucket.Tag[0], tags[i&1])
+			atomic.AddUint32(&bucket.Version, 1)
 		}
 	}()
 	return func() {

@@ -286,13 +286,14 @@ type pontoonFragmentKey struct {
 }
 
 type pontoonHalfBucket struct {
-	_    structs.HostLayout
-	Lock uint32
-	Next uint32
-	Used uint32
-	Tag  [8]uint32
-	Pad  [5]uint32
-	Slot [8]struct {
+	_       structs.HostLayout
+	Lock    uint32
+	Next    uint32
+	Used    uint32
+	Tag     [8]uint32
+	Version uint32
+	Pad     [4]uint32
+	Slot    [8]struct {
 		_   structs.HostLayout
 		Key pontoonFlowKey
 		F   pontoonFlow

@@ -129,7 +129,8 @@ struct half_bucket {
 	__u32 next; /* place to give away next */
 	__u32 used; /* one bit for each place: in use since it was made */
 	__u32 tag[HALF_WAYS]; /* a part of the hash; 0: free */
-	__u32 pad[5];
+	__u32 version; /* odd while an entry is put in, another afterwards */
+	__u32 pad[4];
 	struct half_slot slot[HALF_WAYS];
 };
 

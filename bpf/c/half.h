@@ -9,6 +9,7 @@
 
 #define HALF_ALL ((1U << HALF_WAYS) - 1)
 #define HALF_SPINS 32
+#define HALF_READS 4
 
 /* half_fold multiplies the halves of a word, with a number added to each that nobody outside knows. */
 static __always_inline __u64 half_fold(__u64 word, __u64 secret)
@@ -91,7 +92,7 @@ static __always_inline struct half_bucket *half_find(const struct flow_key *key,
 }
 
 /* half_lookup returns the entry of key. As with an LRU hash it may become another's while it is
- * looked at: no packet may be rewritten by it, nor an entry made of it (see half_read). */
+ * looked at: no packet may be rewritten by it, nor an entry made of it (see half_copy). */
 static __always_inline struct flow *half_lookup(const struct flow_key *key)
 {
 	__u32 way;
@@ -100,49 +101,56 @@ static __always_inline struct flow *half_lookup(const struct flow_key *key)
 	return b ? &b->slot[way].f : NULL;
 }
 
-/* half_steady tells whether copy still is what f says, but for what packets change. */
-static __always_inline int half_steady(const struct flow *f, const struct flow *copy)
+/* half_version reads the version with everything before it read and everything after it not yet. */
+static __always_inline __u32 half_version(const struct half_bucket *b)
 {
-	const __u64 *x = (const __u64 *)f, *y = (const __u64 *)copy;
+	__u32 version, fence = 0;
 
-	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]) | (x[4] ^ y[4]) |
-		 (f->created ^ copy->created));
+	__sync_lock_test_and_set(&fence, 1); /* a barrier on every machine */
+	version = *(const volatile __u32 *)&b->version;
+	__sync_lock_test_and_set(&fence, 2);
+	asm volatile("" ::: "memory");
+	return version;
 }
 
-/* half_read copies the entry of key, if there is one. A CPU may be stopped at any point, by an interrupt or
- * by the hypervisor for as long as it likes, and the place be another's when it goes on, or that of
- * a later connection of this key: only what is found there again after the copy was made is of one
- * piece. Without a barrier before the copy, too: what a machine has read ahead of the tag differs then. */
-static __always_inline int half_read(const struct flow_key *key, struct flow *copy)
+/* half_read copies the entry of key; 0: there is none, negative: something was put into the bucket
+ * meanwhile. A CPU may be stopped at any point, by an interrupt or by the hypervisor for as long as it
+ * likes, and the place be another's when it goes on, or that of a later connection of this key. */
+static __always_inline int half_read(const struct half_bucket *b, const struct flow_key *key, __u32 tag,
+				     struct flow *copy)
 {
-	__u64 hash = half_hash(key), ways, fence = 0;
-	struct half_bucket *b = half_bucket_of(hash);
-	const struct half_slot *slot;
-	__u32 way;
+	__u32 version = half_version(b), way;
+	__u64 ways = half_ways(b, tag);
 
-	if (!b)
-		return 0;
-	ways = half_ways(b, half_tag(hash));
 	if (!ways)
 		return 0;
 	way = half_first(ways) & (HALF_WAYS - 1);
-	slot = &b->slot[way];
-	*copy = slot->f;
-	__sync_lock_test_and_set(&fence, 1);
-	asm volatile("" ::: "memory");
-	return *(volatile __u32 *)&b->tag[way] == half_tag(hash) && half_same(&slot->key, key) &&
-	       half_steady(&slot->f, copy);
+	if (!half_same(&b->slot[way].key, key))
+		return version & 1 || half_version(b) != version ? -1 : 0;
+	*copy = b->slot[way].f;
+	return version & 1 || half_version(b) != version ? -1 : 1;
 }
 
-/* half_copy is half_read into the place where the packet at hand makes an entry; NULL: it is not there. */
+/* half_copy copies the entry of key into the place where the packet at hand makes one; NULL: it is not there, or
+ * the bucket did not stand still for so long. */
 static __noinline struct flow *half_copy(const struct flow_key *key)
 {
-	struct binding *b = same_binding();
+	struct binding *made = same_binding();
+	__u64 hash = half_hash(key);
+	struct half_bucket *b = half_bucket_of(hash);
+	int i, got;
 
-	if (!b || !half_read(key, &b->v))
+	if (!made || !b)
 		return NULL;
-	b->copied = 1;
-	return &b->v;
+	for (i = 0; i < HALF_READS; i++) {
+		got = half_read(b, key, half_tag(hash), &made->v);
+		if (got >= 0)
+			break;
+	}
+	if (got <= 0)
+		return NULL;
+	made->copied = 1;
+	return &made->v;
 }
 
 /* half_use notes that the entry at a place is in use, or no more, so that it gives way last. */
@@ -210,11 +218,13 @@ __attribute__((noinline)) int half_insert(const struct flow_key *key, const stru
 	}
 	way = (ways ? half_first(ways) : half_place(b)) & (HALF_WAYS - 1);
 	/* Nobody finds the place while it is written; an exchange is a barrier on every machine. */
+	(*(volatile __u32 *)&b->version)++;
 	old = __sync_lock_test_and_set(&b->tag[way], 0);
 	b->slot[way].key = *key;
 	b->slot[way].f = *f;
 	half_use(b, way, 0);
 	__sync_lock_test_and_set(&b->tag[way], tag);
+	(*(volatile __u32 *)&b->version)++;
 	__sync_lock_test_and_set(&b->lock, 0);
 	if (old && old != tag)
 		count(COUNTER_HALF_EVICTED);
