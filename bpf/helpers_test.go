@@ -245,11 +245,11 @@ func (b *bench) put(table flowTable, key pontoonFlowKey, value pontoonFlow) {
 		}
 		return
 	}
-	bucket, way, _ := b.half.place(&key)
-	if bucket == nil {
-		b.tb.Fatalf("%+v is not half-open", key)
+	if bucket, way, _ := b.half.place(&key); bucket != nil {
+		bucket.Slot[way].F = value
+		return
 	}
-	bucket.Slot[way].F = value
+	b.tb.Fatalf("%+v is not half-open", key)
 }
 
 // sourcesOf is sourceOf as an endpoint has it.
