@@ -38,6 +38,7 @@ type Dataplane struct {
 	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
 
 	importer importer // guarded by flowMu
+	entrant  *entrant // nil: not needed so far; so is this
 
 	owners  owners
 	half    halfTable
@@ -339,7 +340,7 @@ func (d *Dataplane) close() error {
 		d.clock.close()
 	}
 	d.doomer.close()
-	errs = append(errs, d.finder.close(), d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close(), d.endResize())
+	errs = append(errs, d.finder.close(), d.entrant.close(), d.accounts.close(), d.half.close(), d.poker.close(), d.programs.close(), d.endResize())
 	for _, m := range d.byName {
 		errs = append(errs, m.Close())
 	}

@@ -49,7 +49,7 @@ func (d *Dataplane) readEvents(ctx context.Context) error {
 // packets; that costs more than all else about a new connection. So the kernel wakes it for the first record
 // only: while more come it rests for the age of a batch and then takes what there is.
 func (d *Dataplane) batchEvents(ctx context.Context, reader *ringbuf.Reader) error {
-	e := eventReader{d: d, reader: reader, watch: lossWatch{d: d, reader: reader}}
+	e := eventReader{d: d, reader: reader, watch: lossWatch{d: d, reader: reader}, adoptions: new(adoptions)}
 	rest := time.NewTimer(0)
 	defer rest.Stop()
 	for {
@@ -77,6 +77,8 @@ type eventReader struct {
 	record ringbuf.Record
 	batch  []byte
 	watch  lossWatch
+
+	adoptions *adoptions
 }
 
 // read takes up to most records and returns how many came; it waits for each until the deadline.
@@ -95,8 +97,11 @@ func (e *eventReader) read(deadline time.Time, most int) (int, error) {
 		if e.batch == nil {
 			e.batch = make([]byte, 0, recordBatch*RecordSize)
 		}
-		e.batch = append(e.batch, e.record.RawSample...)
 		e.watch.owed -= ringHeader + RecordSize
+		if sample := e.record.RawSample; sample[recordReason] == reasonAdopt && !e.adoptions.tell(forwardKey(sample), time.Now()) {
+			continue
+		}
+		e.batch = append(e.batch, e.record.RawSample...)
 		if len(e.batch) == cap(e.batch) {
 			e.flush()
 		}
@@ -108,7 +113,11 @@ func (e *eventReader) read(deadline time.Time, most int) (int, error) {
 func (e *eventReader) flush() {
 	e.d.send(e.d.dated(e.batch))
 	e.batch = nil
-	e.watch.look(time.Now())
+	now := time.Now()
+	if err := e.d.tellOwed(e.adoptions.due(now)); err != nil {
+		e.d.log.Warn("other nodes not told of adopted flows", "err", err)
+	}
+	e.watch.look(now)
 }
 
 // dated turns the stamps of records out of the ring, when the packet came, into ages: nobody may

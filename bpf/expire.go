@@ -174,6 +174,9 @@ func (d *Dataplane) expired(proto uint8, f *pontoonFlow, now instant) bool {
 	if !known {
 		return false
 	}
+	if FlowState(f.State) < StateEstablished { // whosever it is: nobody tells that it was given up
+		return now.idle(f.LastSeen) > limit
+	}
 	idle, ages := d.owners.idle(f, d.opts.Slot, now)
 	return ages && idle > limit
 }

@@ -147,10 +147,15 @@ func (t *halfTable) drop(keys []pontoonFlowKey) error {
 	defer t.mu.RUnlock()
 	for i := range keys {
 		if b, way, tag := t.place(&keys[i]); b != nil {
-			atomic.CompareAndSwapUint32(&b.Tag[way], tag, 0)
+			t.free(b, way, tag)
 		}
 	}
 	return nil
+}
+
+// free gives up a place, if it still is the one that was found. Call with mu held.
+func (t *halfTable) free(b *pontoonHalfBucket, way int, tag uint32) {
+	atomic.CompareAndSwapUint32(&b.Tag[way], tag, 0)
 }
 
 // place returns the bucket that holds key, the place in it and the place's tag; nil: it is not there.

@@ -9,12 +9,13 @@ import (
 
 // ImportResult counts what became of imported records.
 type ImportResult struct {
-	Written int // connections written as replicas
-	Clients int // of which it is known now which endpoint they are with
-	Kept    int // the local entry is newer, or the owner's own word is here
-	Deleted int // replicas removed on request
-	Invalid int // records that no data plane writes
-	Failed  int // the flow table is full
+	Written  int // connections written as replicas
+	HalfOpen int // of connections that are being established
+	Clients  int // of which it is known now which endpoint they are with
+	Kept     int // the local entry is newer, or the owner's own word is here
+	Deleted  int // replicas removed on request
+	Invalid  int // records that no data plane writes
+	Failed   int // the flow table is full
 }
 
 // importWindow is how many records are looked at together: what the table holds about them is
@@ -41,7 +42,7 @@ func (d *Dataplane) Import(ctx context.Context, records []byte) (ImportResult, e
 	in := &d.importer
 	in.begin(d, now)
 	for at := 0; at < len(records) && err == nil; at += RecordSize {
-		if len(in.items) == importWindow {
+		if len(in.items) == importWindow || len(in.arrivals) == arrivalWindow {
 			if err = errors.Join(ctx.Err(), in.settle()); err != nil {
 				break
 			}
@@ -72,6 +73,8 @@ type importer struct {
 	stamps  []uint32         // then
 	gone    removal
 	hard    []*importItem // that other connections are in the way of
+
+	arrivals []connection // half-open ones
 }
 
 // importItem is one record about a connection, and what the table says about its tuples.
@@ -102,7 +105,7 @@ func (in *importer) begin(d *Dataplane, now instant) {
 
 // clear begins a new window.
 func (in *importer) clear() {
-	in.items, in.keys, in.hard = in.items[:0], in.keys[:0], in.hard[:0]
+	in.items, in.keys, in.hard, in.arrivals = in.items[:0], in.keys[:0], in.hard[:0], in.arrivals[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
 	in.seen, in.stamps = in.seen[:0], in.stamps[:0]
 	in.writes.clear()
@@ -121,6 +124,9 @@ func (in *importer) record(b []byte) error {
 	if r.Op == opAffinity {
 		in.result.Clients++
 		return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.IdleMs)*time.Millisecond, in.now)
+	}
+	if r.halfOpen() {
+		return in.arrive(&r)
 	}
 	c := recordConnection(&r, in.now)
 	if r.Op == opUpdate && !in.place(&c, r.Reason, r.Epoch) {
@@ -149,10 +155,17 @@ func (in *importer) record(b []byte) error {
 
 // settle decides about the window by what the table says and carries it out.
 func (in *importer) settle() error {
-	if len(in.items) == 0 {
-		return nil
-	}
 	defer in.clear()
+	if len(in.items) > 0 {
+		if err := in.connections(); err != nil {
+			return err
+		}
+	}
+	return in.enter()
+}
+
+// connections decides about those of the window that are established.
+func (in *importer) connections() error {
 	if err := in.ask(); err != nil {
 		return err
 	}
@@ -327,7 +340,8 @@ func (in *importer) write() error {
 func (in *importer) written(it *importItem) {
 	if it.existed {
 		in.d.accounts.turned(&it.was, &it.c.forward)
-	} else {
-		in.d.accounts.came(&it.c.forward)
+		return
 	}
+	in.d.accounts.came(&it.c.forward)
+	in.established(&it.c)
 }

@@ -44,6 +44,7 @@ func raiseMemlock() {
 
 // transient are the maps that hold nothing beyond a packet or a session; each load makes its own.
 var transient = map[string]bool{
+	pontoonMapArrivals:    true,
 	pontoonMapBindings:    true,
 	pontoonMapSearches:    true,
 	pontoonMapChunks:      true,

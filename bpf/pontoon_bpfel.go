@@ -49,6 +49,15 @@ const (
 	pontoonAnswerANSWER_ECHO    pontoonAnswer = 4
 )
 
+type pontoonArrival struct {
+	_       structs.HostLayout
+	Key     pontoonFlowKey
+	Forward pontoonFlow
+	Reply   pontoonFlow
+	Wanted  uint32
+	Taken   uint32
+}
+
 type pontoonBinding struct {
 	_      structs.HostLayout
 	Rkey   pontoonFlowKey
@@ -127,6 +136,7 @@ const (
 	pontoonCounterCOUNTER_ANSWER_LIMITED pontoonCounter = 54
 	pontoonCounterCOUNTER_ECHOED         pontoonCounter = 55
 	pontoonCounterCOUNTER_HALF_EVICTED   pontoonCounter = 56
+	pontoonCounterCOUNTER_HALF_UNTOLD    pontoonCounter = 57
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
@@ -157,6 +167,7 @@ type pontoonEndpointFlag uint32
 const (
 	pontoonEndpointFlagENDPOINT_F_NEW   pontoonEndpointFlag = 1
 	pontoonEndpointFlagENDPOINT_F_QUIET pontoonEndpointFlag = 2
+	pontoonEndpointFlagENDPOINT_F_EARLY pontoonEndpointFlag = 4
 )
 
 type pontoonEndpointStats struct {
@@ -628,6 +639,7 @@ type pontoonWorkspace struct {
 const (
 	pontoonMapActive           = "active"
 	pontoonMapAffinities       = "affinities"
+	pontoonMapArrivals         = "arrivals"
 	pontoonMapBindings         = "bindings"
 	pontoonMapChunks           = "chunks"
 	pontoonMapClocks           = "clocks"
@@ -660,6 +672,7 @@ const (
 	pontoonProgPontoonAnswer   = "pontoon_answer"
 	pontoonProgPontoonClock    = "pontoon_clock"
 	pontoonProgPontoonDoom     = "pontoon_doom"
+	pontoonProgPontoonEnter    = "pontoon_enter"
 	pontoonProgPontoonFind     = "pontoon_find"
 	pontoonProgPontoonIcmp     = "pontoon_icmp"
 	pontoonProgPontoonIngress  = "pontoon_ingress"
@@ -736,6 +749,7 @@ type pontoonProgramSpecs struct {
 	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
+	PontoonEnter    *ebpf.ProgramSpec `ebpf:"pontoon_enter"`
 	PontoonFind     *ebpf.ProgramSpec `ebpf:"pontoon_find"`
 	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
@@ -757,6 +771,7 @@ type pontoonProgramSpecs struct {
 type pontoonMapSpecs struct {
 	Active      *ebpf.MapSpec `ebpf:"active"`
 	Affinities  *ebpf.MapSpec `ebpf:"affinities"`
+	Arrivals    *ebpf.MapSpec `ebpf:"arrivals"`
 	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
 	Chunks      *ebpf.MapSpec `ebpf:"chunks"`
 	Clocks      *ebpf.MapSpec `ebpf:"clocks"`
@@ -832,6 +847,7 @@ func (o *pontoonObjects) Close() error {
 type pontoonMaps struct {
 	Active      *ebpf.Map `ebpf:"active"`
 	Affinities  *ebpf.Map `ebpf:"affinities"`
+	Arrivals    *ebpf.Map `ebpf:"arrivals"`
 	Bindings    *ebpf.Map `ebpf:"bindings"`
 	Chunks      *ebpf.Map `ebpf:"chunks"`
 	Clocks      *ebpf.Map `ebpf:"clocks"`
@@ -867,6 +883,7 @@ func (m *pontoonMaps) Close() error {
 	return _PontoonClose(
 		m.Active,
 		m.Affinities,
+		m.Arrivals,
 		m.Bindings,
 		m.Chunks,
 		m.Clocks,
@@ -928,6 +945,7 @@ type pontoonPrograms struct {
 	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
+	PontoonEnter    *ebpf.Program `ebpf:"pontoon_enter"`
 	PontoonFind     *ebpf.Program `ebpf:"pontoon_find"`
 	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
@@ -948,6 +966,7 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonAnswer,
 		p.PontoonClock,
 		p.PontoonDoom,
+		p.PontoonEnter,
 		p.PontoonFind,
 		p.PontoonIcmp,
 		p.PontoonIngress,

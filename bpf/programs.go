@@ -52,6 +52,8 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, ent
 			delete(spec.Programs, name)
 		}
 	}
+	delete(spec.Programs, pontoonProgPontoonEnter)
+	delete(spec.Maps, pontoonMapArrivals)
 	spec.Maps[pontoonMapTails].Contents = contents(spec, tailPrograms)
 	if xdp {
 		spec.Maps[pontoonMapXdpTails].Contents = contents(spec, xdpTailPrograms)

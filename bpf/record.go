@@ -16,6 +16,8 @@ const (
 	reasonNew      = uint8(pontoonRecordReasonRECORD_NEW)
 	opAffinity     = uint8(pontoonRecordOpRECORD_AFFINITY)
 	opDelete       = uint8(pontoonRecordOpRECORD_DELETE)
+	reasonState    = uint8(pontoonRecordReasonRECORD_STATE)
+	reasonAdopt    = uint8(pontoonRecordReasonRECORD_ADOPT)
 	reasonClose    = uint8(pontoonRecordReasonRECORD_CLOSE)
 	reasonExpire   = uint8(pontoonRecordReasonRECORD_EXPIRE)
 	reasonSnapshot = uint8(pontoonRecordReasonRECORD_SNAPSHOT)
@@ -67,7 +69,8 @@ func parseRecord(b []byte) (pontoonFlowRecord, error) {
 		return r, fmt.Errorf("%w: operation %d", ErrRecord, r.Op)
 	case r.Proto != protoTCP && r.Proto != protoUDP && r.Proto != protoSCTP:
 		return r, fmt.Errorf("%w: protocol %d", ErrRecord, r.Proto)
-	case FlowState(r.State) < StateEstablished || FlowState(r.State) > StateClosed:
+	case r.halfOpen() && (r.State == 0 || FlowState(r.State) > StateSynAck || r.Op != opUpdate || !earlyReason(r.Reason)),
+		FlowState(r.State) > StateClosed:
 		return r, fmt.Errorf("%w: state %d", ErrRecord, r.State)
 	case Mode(r.Mode) < ModeFullNAT || r.Mode > uint8(pontoonNatModeMODE_DSR_TUNNEL):
 		return r, fmt.Errorf("%w: mode %d", ErrRecord, r.Mode)
@@ -115,7 +118,11 @@ func recordConnection(r *pontoonFlowRecord, now instant) connection {
 
 // Offsets that batches are looked at by without decoding them.
 const (
+	recordClient  = 0
+	recordVIP     = 16
+	recordPorts   = 64 // of client and VIP
 	recordService = 72
+	recordProto   = 76
 	recordOp      = 79
 	recordOwner   = 80
 	recordReason  = 81

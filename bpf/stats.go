@@ -103,6 +103,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_ANSWER_LIMITED: "answer_limited",
 	pontoonCounterCOUNTER_ECHOED:         "echoed",
 	pontoonCounterCOUNTER_HALF_EVICTED:   "half_open_evicted",
+	pontoonCounterCOUNTER_HALF_UNTOLD:    "half_open_untold",
 	pontoonCounterCOUNTER_REFUSED:        "refused",
 	pontoonCounterCOUNTER_CREATED:        "created",
 	pontoonCounterCOUNTER_PROMOTED:       "promoted",

@@ -206,6 +206,8 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 	}
 	if s.Replicate == ReplicateNone || s.ReplicateMinAge > 0 {
 		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_QUIET)
+	} else if s.Replicate == ReplicateAll {
+		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_EARLY)
 	}
 	old, ok := t.endpoints[id]
 	if ok && old == value {

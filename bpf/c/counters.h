@@ -54,6 +54,7 @@ enum counter {
 	COUNTER_ANSWER_LIMITED = 54,    /* ICMP errors not sent: too many this second */
 	COUNTER_ECHOED = 55,            /* neighbours' probes sent back */
 	COUNTER_HALF_EVICTED = 56,      /* half-open entries that gave way to newer ones */
+	COUNTER_HALF_UNTOLD = 57,       /* half-open connections kept from the ring: it was filling up */
 	COUNTER_MAX = 64,
 };
 

@@ -107,6 +107,19 @@ _Static_assert(offsetof(struct flow, last_seen) == 40, "flow.last_seen");
 _Static_assert(offsetof(struct flow, state) == 48, "flow.state");
 _Static_assert(offsetof(struct flow, bytes_lo) == 52, "flow.bytes_lo");
 
+/* The four bytes from state on. In flows they are changed together and by compare-and-swap only
+ * (change_word; user space by way of pontoon_doom), so that of two changes at once none is lost, and
+ * that a connection closes or lives on is counted by the CPU that changed the forward half. In
+ * half_open nothing but the state changes, and that somebody else owns it (adopt_half). */
+struct flow_word {
+	__u8 state;
+	__u8 flags;
+	__u8 owner_slot;
+	__u8 mode;
+};
+
+_Static_assert(offsetof(struct flow, mode) == offsetof(struct flow, state) + 3, "flow_word");
+
 #define CREATED_SHIFT 6
 
 /* The half-open table (half.h). */
@@ -162,6 +175,7 @@ enum vip_flag {
 enum endpoint_flag {
 	ENDPOINT_F_NEW = 1,   /* takes new flows */
 	ENDPOINT_F_QUIET = 2, /* they are FLOW_F_QUIET at first */
+	ENDPOINT_F_EARLY = 4, /* the other nodes hear of them from the first packet on */
 };
 
 struct service_key {
@@ -376,3 +390,17 @@ struct find {
 	__u32 found;
 	struct flow value;
 };
+
+/* A half-open connection that another node has told of: user space hands it in, pontoon_enter makes
+ * both halves of it. */
+#define ARRIVALS 256
+
+struct arrival {
+	struct flow_key key; /* of the forward half */
+	struct flow forward;
+	struct flow reply;
+	__u32 wanted; /* 0: no more of them */
+	__u32 taken;  /* the answer: it is in half_open now */
+};
+
+_Static_assert(sizeof(struct arrival) == 176, "arrival");

@@ -34,6 +34,22 @@ static __always_inline void other_key(struct flow_key *to, const struct flow_key
 	to->proto = key->proto;
 }
 
+/* In DSR the endpoint answers past us: such a connection has a forward half only. */
+static __always_inline int one_half(const struct flow *f)
+{
+	return f->mode >= MODE_DSR;
+}
+
+/* mirrors tells whether other undoes what f does to packets of key. */
+static __always_inline int mirrors(const struct flow_key *key, const struct flow *other)
+{
+	return other->new_daddr.d[0] == key->saddr.d[0] &&
+	       other->new_daddr.d[1] == key->saddr.d[1] &&
+	       other->new_saddr.d[0] == key->daddr.d[0] &&
+	       other->new_saddr.d[1] == key->daddr.d[1] &&
+	       other->new_dport == key->sport && other->new_sport == key->dport;
+}
+
 /* fill_tuple writes the four addresses, whichever half it is given. */
 static __always_inline void fill_tuple(struct flow_record *r, const struct flow_key *key,
 				       const struct flow *f)

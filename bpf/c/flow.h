@@ -2,13 +2,7 @@
 /* The life of a flow: half-open, established, closing, closed; adoption of replicas. */
 #pragma once
 
-#include "former.h"
-
-/* In DSR the endpoint answers past us: such a connection has a forward half only. */
-static __always_inline int one_half(const struct flow *f)
-{
-	return f->mode >= MODE_DSR;
-}
+#include "early.h"
 
 /* A packet that is more than "one more packet" of an established flow. */
 static __always_inline int needs_care(const struct packet *p, const struct flow *f)
@@ -21,16 +15,6 @@ static __always_inline int needs_care(const struct packet *p, const struct flow 
 static __always_inline __u32 age_of(__u32 now, __u32 stamp)
 {
 	return (__s32)(now - stamp) < 0 ? 0 : now - stamp;
-}
-
-/* mirrors tells whether other undoes what f does to packets of key. */
-static __always_inline int mirrors(const struct flow_key *key, const struct flow *other)
-{
-	return other->new_daddr.d[0] == key->saddr.d[0] &&
-	       other->new_daddr.d[1] == key->saddr.d[1] &&
-	       other->new_saddr.d[0] == key->daddr.d[0] &&
-	       other->new_saddr.d[1] == key->daddr.d[1] &&
-	       other->new_dport == key->sport && other->new_sport == key->dport;
 }
 
 /* other_half returns the other half, in flows, of the connection whose half f stands under key, and
@@ -85,19 +69,6 @@ static __always_inline __u8 closing_state(__u8 flags)
 		return FLOW_FIN;
 	return FLOW_ESTABLISHED;
 }
-
-/* The four bytes from state on. In flows they are changed together and by compare-and-swap only
- * (change_word; user space by way of pontoon_doom), so that of two changes at once none is lost, and
- * that a connection closes or lives on is counted by the CPU that changed the forward half. In
- * half_open nothing but the state changes. */
-struct flow_word {
-	__u8 state;
-	__u8 flags;
-	__u8 owner_slot;
-	__u8 mode;
-};
-
-_Static_assert(offsetof(struct flow, mode) == offsetof(struct flow, state) + 3, "flow_word");
 
 /* Each failure is another CPU's success, and no packet needs more than one. */
 #define WORD_TRIES 8
@@ -392,6 +363,8 @@ static __noinline int mark_half_open(const struct packet *p, struct flow *h, __u
 	mark_half(&p->key, NULL, state);
 	mark_half(&okey, &p->key, state);
 	h->state = state;
+	if (state == FLOW_SYNACK)
+		tell_half(p, h, RECORD_STATE);
 	return V_FORWARD;
 }
 
@@ -456,6 +429,10 @@ static __always_inline int half_open_step(const struct packet *p, struct flow *h
 	int reply = h->flags & FLOW_F_REPLY, verdict;
 	__u8 flags = p->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST);
 
+	if (h->flags & FLOW_F_REPLICA)
+		adopt_half_open(p, h);
+	if (!reply && (p->key.proto == IPPROTO_UDP || flags == TCP_SYN))
+		tell_again(p, h);
 	if (one_half(h))
 		return half_open_one(p, h);
 	if (p->key.proto == IPPROTO_UDP && reply)
@@ -473,6 +450,9 @@ static __always_inline int half_open_step(const struct packet *p, struct flow *h
 		return mark_half_open(p, h, FLOW_REFUSED);
 	/* After a reset, too: the endpoint did not believe it, or it was of an earlier connection. */
 	if (reply && flags == (TCP_SYN | TCP_ACK) && h->state != FLOW_SYNACK)
+		return mark_half_open(p, h, FLOW_SYNACK);
+	/* It has passed another node, or was lost with it: nobody says this who has not accepted. */
+	if (reply && flags == TCP_ACK && h->state == FLOW_SYN)
 		return mark_half_open(p, h, FLOW_SYNACK);
 	if (!reply && flags == TCP_SYN && h->state == FLOW_REFUSED)
 		return mark_half_open(p, h, FLOW_SYN);

@@ -273,6 +273,16 @@ struct {
 	__type(value, struct find);
 } finds SEC(".maps");
 
+/* For the program that puts half-open connections of other nodes in; not pinned. User space shares
+ * the memory. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, ARRIVALS);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct arrival);
+} arrivals SEC(".maps");
+
 static __always_inline struct packet *current_packet(void)
 {
 	__u32 zero = 0;

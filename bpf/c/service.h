@@ -18,11 +18,13 @@ static __always_inline long insert_half(const struct packet *p, struct flow *v)
 		v->packets_lo = p->segments;
 	}
 	err = half_insert(&p->key, v, 1);
-	if (err)
+	if (err) {
 		v->state = FLOW_NONE; /* nothing to rewrite by */
-	else
-		count(COUNTER_CREATED);
-	return err;
+		return err;
+	}
+	count(COUNTER_CREATED);
+	tell_half(p, v, RECORD_NEW);
+	return 0;
 }
 
 /* begin fills in what is the same in either half of a new connection. */
