@@ -35,7 +35,7 @@ func (a *adoptions) tell(key pontoonFlowKey, now time.Time) bool {
 			p.owed, a.owed = true, append(a.owed, at)
 		}
 		return false
-	case !p.owed:
+	case p.key == key || !p.owed:
 		*p = adoption{key: key, told: now}
 	}
 	return true
@@ -47,6 +47,9 @@ func (a *adoptions) due(now time.Time) []pontoonFlowKey {
 	left := a.owed[:0]
 	for _, at := range a.owed {
 		p := &a.places[at]
+		if !p.owed { // said by a later adoption
+			continue
+		}
 		if now.Sub(p.told) < adoptEvery {
 			left = append(left, at)
 			continue

@@ -221,7 +221,7 @@ func TestHalfOpenIsToldOfOnlyWhereItIsAskedFor(t *testing.T) {
 		replicate Replicate
 		age       time.Duration
 		want      int
-	}{{ReplicateEstablished, 0, 0}, {ReplicateNone, 0, 0}, {ReplicateAll, time.Minute, 0}, {ReplicateAll, 0, 2}} {
+	}{{ReplicateEstablished, 0, 0}, {ReplicateEstablished, time.Minute, 0}, {ReplicateNone, 0, 0}, {ReplicateAll, 0, 2}} {
 		b := newBench(t, nil)
 		s := service(ModeFullNAT, endpoint1)
 		s.Replicate, s.ReplicateMinAge = row.replicate, row.age

@@ -87,7 +87,7 @@ type Replicate uint8
 
 const (
 	ReplicateEstablished Replicate = 0 // connections once they are established, and their end
-	ReplicateAll         Replicate = 1 // connections from their first packet on, while no minimum age is set
+	ReplicateAll         Replicate = 1 // connections from their first packet on
 	ReplicateNone        Replicate = 2 // nothing: their connections end with their load balancer
 )
 
