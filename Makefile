@@ -85,10 +85,11 @@ bench-lab-deps:
 	@$(MAKE) --no-print-directory deps DEPS="$(BENCH_DEPS)"
 
 bench-state:
-	$(GO) test -run '^$$' -bench . ./fsm ./node
+	$(GO) test -run '^$$' -bench . -skip ReplicationPipeline ./fsm ./node
 
 bench-replication: build
-	$(GO) test -run '^$$' -bench 'ReplicationThroughput|ReplicationLag' ./transport
+	$(GO) test -run '^$$' -bench 'ReplicationThroughput|ReplicationAtRate' ./transport
+	GODEBUG=asyncpreemptoff=1 $(GO) test -run '^$$' -bench ReplicationPipeline -benchtime 1x -timeout 20m ./node
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Replication -benchtime 1x -timeout 20m ./node/e2e
 
 bench-commit: build

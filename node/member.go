@@ -155,6 +155,11 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 		return err
 	}
 	m.detector = newDetector(m)
+	return m.openReplication()
+}
+
+// openReplication prepares the streams of flows to and from the peers.
+func (m *member) openReplication() (err error) {
 	sink := newFlowSink(m)
 	m.repl, err = transport.NewReplicator(transport.ReplicationConfig{
 		Node: m.cfg.Name, RecordSize: bpf.RecordSize, RecordVersions: bpf.RecordVersions(), Convert: bpf.ConvertRecords,
