@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -384,4 +385,89 @@ func TestFloodOfFirstPacketsLeavesRoomInTheRing(t *testing.T) {
 			t.Fatalf("%d established connections were told of", established)
 		}
 	}
+}
+
+// Handshakes told of by another node arrive while the same clients come here, too: no half is there
+// twice, and whoever repeats itself is served.
+func TestHandshakesToldOfWhilePacketsComeAreThereOnce(t *testing.T) {
+	const clients = 512
+	a, b := eager(t, service(ModeFullNAT, endpoint1))
+	frames := make([][]byte, clients)
+	for i := range frames {
+		from := netip.AddrPortFrom(client, uint16(30000+i))
+		frames[i] = loopFrame(from, vipPort, bpftest.SYN)
+		a.must(a.fromClient(bpftest.Packet{Src: from, Dst: vipPort, Flags: bpftest.SYN}))
+	}
+	news := wire(a.heard())
+	sender := newReplayer(t, frames)
+	taken := 0
+	for range 20 {
+		if err := b.half.drop(b.halfKeys()); err != nil {
+			t.Fatal(err)
+		}
+		var wait sync.WaitGroup
+		wait.Go(func() { sender.measure(t, b, b.programs.entry, clients, actRedirect) })
+		r, err := b.Import(t.Context(), news)
+		wait.Wait()
+		if err != nil || r.Invalid != 0 {
+			t.Fatal(r, err)
+		}
+		taken += r.HalfOpen
+		seen := map[pontoonFlowKey]bool{}
+		for _, key := range b.halfKeys() {
+			if seen[key] {
+				t.Fatalf("%+v is there twice", key)
+			}
+			seen[key] = true
+		}
+	}
+	t.Logf("%d of %d records taken in", taken, 20*len(news)/RecordSize)
+	served := 0
+	for i := range clients {
+		packet := bpftest.Packet{Src: netip.AddrPortFrom(client, uint16(30000+i)), Dst: vipPort, Flags: bpftest.SYN}
+		action, out := b.fromClient(packet)
+		if action != actRedirect { // two halves that do not belong together: the next SYN starts anew
+			action, out = b.fromClient(packet)
+		}
+		snat, _ := b.must(action, out)
+		b.must(b.fromEndpoint(bpftest.Packet{Src: endpoint1, Dst: snat, Flags: bpftest.SYN | bpftest.ACK}))
+		packet.Flags = bpftest.ACK
+		b.must(b.fromClient(packet))
+		served++
+	}
+	if n := len(b.flows()); n != served {
+		t.Errorf("%d flows, %d served", n, served)
+	}
+	b.exact("established")
+}
+
+// BenchmarkImportHalfOpen tells what a record of a half-open connection costs its receiver, the first
+// time and when the connection is there already.
+func BenchmarkImportHalfOpen(b *testing.B) {
+	const flows = 1 << 15
+	bench := newBench(b, func(o *Options) { o.Slot, o.MaxHalfOpen = 5, 4*flows })
+	all := told(b, flows, reasonNew)
+	for at := 0; at < len(all); at += RecordSize {
+		all[at+recordOp-1] = uint8(StateSyn)
+	}
+	importAll(b, bench.Dataplane, all[:RecordSize]) // loads the program
+	var first, again time.Duration
+	rounds := 0
+	for b.Loop() {
+		if err := bench.half.drop(bench.halfKeys()); err != nil {
+			b.Fatal(err)
+		}
+		start := cpuTime(b)
+		if r := importAll(b, bench.Dataplane, all); r.HalfOpen != flows {
+			b.Fatalf("%+v", r)
+		}
+		first += cpuTime(b) - start
+		start = cpuTime(b)
+		importAll(b, bench.Dataplane, all)
+		again += cpuTime(b) - start
+		rounds++
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(first)/float64(rounds*flows), "ns/new")
+	b.ReportMetric(float64(again)/float64(rounds*flows), "ns/known")
 }

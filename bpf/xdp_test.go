@@ -65,6 +65,7 @@ func TestXDPPassesThePacketTestsOfTC(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"rewriting":               TestRewritesBothDirectionsInEveryMode,
 		"handshake":               TestHandshakeToClose,
+		"handshake of another":    TestHandshakeBegunElsewhereIsFinishedHere,
 		"late SYN":                TestSynOnEstablishedFlowPassesThrough,
 		"revival":                 TestResetClosesAndTrafficOfItsSenderRevives,
 		"refusal":                 TestRefusedConnectionIsToldToTheClient,
