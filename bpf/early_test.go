@@ -450,6 +450,7 @@ func BenchmarkImportHalfOpen(b *testing.B) {
 	for at := 0; at < len(all); at += RecordSize {
 		all[at+recordOp-1] = uint8(StateSyn)
 	}
+	bench.sync(service(ModeFullNAT, endpoint1))     // from now on it is known that no client stays with its endpoint
 	importAll(b, bench.Dataplane, all[:RecordSize]) // loads the program
 	var first, again time.Duration
 	rounds := 0

@@ -115,6 +115,7 @@ static __always_inline int take_in(struct arrival *a)
 	int two = !one_half(&a->forward);
 	struct flow *here, *there = NULL;
 	struct flow_key okey;
+	int known;
 
 	other_key(&okey, &a->key, &a->forward);
 	if (bpf_map_lookup_elem(&flows, &a->key) || (two && bpf_map_lookup_elem(&flows, &okey)))
@@ -122,13 +123,14 @@ static __always_inline int take_in(struct arrival *a)
 	here = half_lookup(&a->key);
 	if (two)
 		there = half_lookup(&okey);
-	if (here && !same_way(here, &a->forward) && !(here->flags & FLOW_F_REPLICA))
+	known = here && same_way(here, &a->forward);
+	if (here && !known && !(here->flags & FLOW_F_REPLICA))
 		return 0;
 	if (there && !mirrors(&a->key, there) && !(there->flags & FLOW_F_REPLICA))
 		return 0;
 	if (two && (!there || !mirrors(&a->key, there)) && half_insert(&okey, &a->reply, !there))
 		return 0;
-	if ((!here || !same_way(here, &a->forward)) && half_insert(&a->key, &a->forward, !here)) {
+	if (!known && half_insert(&a->key, &a->forward, !here)) {
 		if (!there)
 			half_delete(&okey);
 		return 0;
@@ -138,6 +140,8 @@ static __always_inline int take_in(struct arrival *a)
 		half_delete(&a->key);
 		return 0;
 	}
+	if (!known && a->forward.state != FLOW_SYNACK)
+		return 1;
 	learn_half(&a->key, &a->forward);
 	if (two)
 		learn_half(&okey, &a->reply);
