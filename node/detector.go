@@ -17,6 +17,9 @@ import (
 const (
 	echoEvery  = 20 * time.Millisecond
 	echoMisses = 3
+	// settle is for how long after its start a node calls nobody lost. Loading the programs keeps a
+	// processor busy for about a second, and where all nodes start at once, late answers are no deaths.
+	settle = 2 * time.Second
 )
 
 // detector probes the ways to the other members' data planes and knows which of
@@ -24,6 +27,7 @@ const (
 type detector struct {
 	echo *detect.Echoer
 	wake func() // somebody was lost, or found again
+	born time.Time
 
 	mu    sync.Mutex
 	paths []detect.Path
@@ -35,7 +39,7 @@ type detector struct {
 }
 
 func newDetector(m *member) *detector {
-	d := &detector{wake: m.wakeReport, poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
+	d := &detector{wake: m.wakeReport, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
 	d.echo = detect.NewEchoer(detect.EchoOptions{
 		Logger: m.logger,
 		Notify: func(detect.Key, detect.EchoChange) { wake(d.poke) },
@@ -62,7 +66,10 @@ func (d *detector) look() {
 	d.mu.Lock()
 	owner, before := d.owner, d.lost
 	d.mu.Unlock()
-	now := lostNodes(d.echo.Paths(), owner)
+	var now []fsm.NodeID
+	if time.Since(d.born) >= settle {
+		now = lostNodes(d.echo.Paths(), owner)
+	}
 	if slices.Equal(now, before) {
 		return
 	}
