@@ -55,7 +55,7 @@ func TestWhatIsNoProbeIsLeftToTheHost(t *testing.T) {
 					f.Extensions, f.FirstHeader = bpftest.Extension(17, 8), 60
 				},
 				"a first fragment":  func(f *bpftest.Frame) { f.More = true; f.ID = 7 },
-				"other payload":     func(f *bpftest.Frame) { *f = d.probePayload(append([]byte("XXXX"), make([]byte, 20)...)) },
+				"other payload":     func(f *bpftest.Frame) { *f = d.probePayload(append([]byte("PTEX"), make([]byte, 20)...)) },
 				"a longer payload":  func(f *bpftest.Frame) { *f = d.probePayload(append([]byte("PTEC"), make([]byte, 21)...)) },
 				"a shorter payload": func(f *bpftest.Frame) { *f = d.probePayload([]byte("PTEC")) },
 			}

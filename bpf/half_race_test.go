@@ -5,12 +5,12 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"pontoon/bpf/bpftest"
+	"pontoon/internal/roottest"
 )
 
 // Who knows one client's address and not the seed cannot make another that has its hash: whatever bits of
@@ -143,9 +143,7 @@ func (b *bench) contested(state FlowState) (mine, other pontoonFlowKey, one, two
 // Whatever becomes of a place while a packet is rewritten by it, the packet does not go by another's entry, nor
 // by half of one.
 func TestNoPacketGoesByAnotherConnectionsEntry(t *testing.T) {
-	if runtime.NumCPU() < 2 {
-		t.Skip("needs two CPUs")
-	}
+	roottest.NeedCPUs(t, 2)
 	b := newBench(t, nil)
 	mine, other, one, two := b.contested(StateSyn)
 	wantSrc, wantDst := addrPort(one.NewSaddr, one.NewSport), addrPort(one.NewDaddr, one.NewDport)
@@ -171,9 +169,7 @@ func TestNoPacketGoesByAnotherConnectionsEntry(t *testing.T) {
 
 // Nor does it become a connection that is half another's.
 func TestNoConnectionIsMadeOfAnothersEntry(t *testing.T) {
-	if runtime.NumCPU() < 2 {
-		t.Skip("needs two CPUs")
-	}
+	roottest.NeedCPUs(t, 2)
 	b := newBench(t, nil)
 	mine, other, one, two := b.contested(StateSynAck)
 	stop := b.usurper(mine, other, one, two)

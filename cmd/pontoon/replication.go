@@ -28,20 +28,7 @@ over when it last became master.`,
 	}
 	format := addOutput(cmd)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "ask and redraw every second, until interrupted")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		c, err := a.api()
-		if err != nil {
-			return err
-		}
-		if watch {
-			return watchAnswer(cmd.Context(), a, c, "/v1/replication", format.value, drawWholeReplication)
-		}
-		answer, err := c.get(cmd.Context(), "/v1/replication")
-		if err != nil {
-			return err
-		}
-		return show(a, format.value, answer, drawWholeReplication)
-	}
+	cmd.RunE = showOrWatch(a, "/v1/replication", &format.value, &watch, drawWholeReplication)
 	cmd.AddCommand(newReplicationDigestCmd(a))
 	return cmd
 }

@@ -32,21 +32,26 @@ a program reads summary.level (ok, warn, bad) of -o json.`,
 	}
 	format := addOutput(cmd)
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "ask and redraw every second, until interrupted")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.RunE = showOrWatch(a, "/v1/status", &format.value, &watch, drawStatus)
+	return cmd
+}
+
+// showOrWatch shows what path answers, once or every second.
+func showOrWatch[T any](a *app, path string, format *string, watch *bool, draw func(*table, T)) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
 		c, err := a.api()
 		if err != nil {
 			return err
 		}
-		if watch {
-			return watchAnswer(cmd.Context(), a, c, "/v1/status", format.value, drawStatus)
+		if *watch {
+			return watchAnswer(cmd.Context(), a, c, path, *format, draw)
 		}
-		answer, err := c.get(cmd.Context(), "/v1/status")
+		answer, err := c.get(cmd.Context(), path)
 		if err != nil {
 			return err
 		}
-		return show(a, format.value, answer, drawStatus)
+		return show(a, *format, answer, draw)
 	}
-	return cmd
 }
 
 // watchAnswer shows what path answers every second. A daemon that answered once and

@@ -25,6 +25,19 @@ func Need(tb testing.TB) {
 	tb.Skip("needs root")
 }
 
+// NeedCPUs skips a test that means nothing on fewer processors, or fails it where
+// PONTOON_REQUIRE_PRIV=1 forbids to skip.
+func NeedCPUs(tb testing.TB, n int) {
+	tb.Helper()
+	if runtime.NumCPU() >= n {
+		return
+	}
+	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+		tb.Fatalf("needs %d processors, and PONTOON_REQUIRE_PRIV=1 forbids to skip", n)
+	}
+	tb.Skipf("needs %d processors", n)
+}
+
 // Namespace moves the test onto a thread of its own in a fresh unnamed network namespace. The
 // thread is never unlocked: when the test's goroutine ends the runtime throws the thread away, and
 // the namespace with it, also on failure.
