@@ -29,8 +29,7 @@ var (
 func (m *Mux) Dial(ctx context.Context, addr, alpn, wantNode string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.DialTimeout)
 	defer cancel()
-	var d net.Dialer
-	raw, err := d.DialContext(ctx, "tcp", addr)
+	raw, err := dialer(alpn).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s for %s: %w", addr, alpn, err)
 	}

@@ -52,6 +52,9 @@ func (m *Mux) handshake(ctx context.Context, conn *trackedConn) (session, error)
 	s := session{conn: tc, alpn: tc.ConnectionState().NegotiatedProtocol}
 	s.peer.name, _ = PeerOf(tc)
 	s.peer.key, _ = PeerKey(tc)
+	if err := markConn(conn.Conn, DSCPOf(s.alpn)); err != nil {
+		return session{}, err
+	}
 	if err := tc.SetDeadline(time.Now().Add(m.cfg.HandshakeTimeout)); err != nil {
 		return session{}, fmt.Errorf("handshake: %w", err)
 	}
