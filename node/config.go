@@ -28,7 +28,8 @@ type Config struct {
 	// AgentGrace is how long this node, when it leads, waits before it moves
 	// the instances of a node whose daemon is gone while its kernel, and so its
 	// data plane, still answers.
-	AgentGrace time.Duration `yaml:"agent_grace"`
+	AgentGrace time.Duration  `yaml:"agent_grace"`
+	Failover   FailoverConfig `yaml:"failover"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"log_level"`
 }
@@ -66,6 +67,7 @@ func DefaultConfig() Config {
 		API:        APIConfig{Listen: "127.0.0.1:7480"},
 		DataPlane:  DataPlaneConfig{Hook: "auto", PinDir: "/sys/fs/bpf/pontoon", MaxFlows: 1 << 20},
 		AgentGrace: 10 * time.Second,
+		Failover:   defaultFailover(),
 		LogLevel:   "info",
 	}
 }
@@ -98,6 +100,7 @@ func (c Config) Validate() error {
 	if c.AgentGrace < 0 || c.AgentGrace > 10*time.Minute {
 		bad("agent_grace", "%s: want 0s to 10m", c.AgentGrace)
 	}
+	c.Failover.validate(bad)
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

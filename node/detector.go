@@ -12,20 +12,15 @@ import (
 	"pontoon/web"
 )
 
-// echoEvery and echoMisses are how the ways to the other nodes are probed. The
-// neighbours' programs answer, not their daemons, so this can be fast.
-const (
-	echoEvery  = 20 * time.Millisecond
-	echoMisses = 3
-	// settle is for how long after its start a node calls nobody lost. Loading the programs keeps a
-	// processor busy for about a second, and where all nodes start at once, late answers are no deaths.
-	settle = 2 * time.Second
-)
+// settle is for how long after its start a node calls nobody lost. Loading the programs keeps a
+// processor busy for about a second, and where all nodes start at once, late answers are no deaths.
+const settle = 2 * time.Second
 
 // detector probes the ways to the other members' data planes and knows which of
 // them are lost.
 type detector struct {
 	echo *detect.Echoer
+	cfg  FailoverConfig
 	wake func() // somebody was lost, or found again
 	born time.Time
 
@@ -39,7 +34,7 @@ type detector struct {
 }
 
 func newDetector(m *member) *detector {
-	d := &detector{wake: m.wakeReport, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
+	d := &detector{cfg: m.cfg.Failover, wake: m.wakeReport, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
 	d.echo = detect.NewEchoer(detect.EchoOptions{
 		Logger: m.logger,
 		Notify: func(detect.Key, detect.EchoChange) { wake(d.poke) },
@@ -115,7 +110,7 @@ func (d *detector) status() []web.BFDSession {
 		}
 		out = append(out, web.BFDSession{
 			Peer: name, Address: p.Remote.String(), Interface: p.Interface, State: p.State.String(), Why: string(p.Why), Error: p.Error,
-			IntervalMS: float64(echoEvery.Microseconds()) / 1000, Multiplier: echoMisses, RTTMS: float64(p.RTT.Microseconds()) / 1000,
+			IntervalMS: float64(d.cfg.EchoInterval.Microseconds()) / 1000, Multiplier: d.cfg.EchoMisses, RTTMS: float64(p.RTT.Microseconds()) / 1000,
 		})
 	}
 	return out
@@ -133,7 +128,7 @@ func (m *member) updatePaths() {
 			peers[fsm.NodeID(r.Node)] = r.Links
 		}
 	}
-	paths, owner := pathsTo(m.local.get().addrs, peers, detect.EchoConfig{Interval: echoEvery, Misses: echoMisses})
+	paths, owner := pathsTo(m.local.get().addrs, peers, detect.EchoConfig{Interval: m.cfg.Failover.EchoInterval, Misses: m.cfg.Failover.EchoMisses})
 	if m.removed() {
 		paths, owner = nil, nil
 	}

@@ -13,7 +13,8 @@ import (
 // they have of their own. A change here is a change of the contract.
 var contractCommands = map[string][]string{
 	"run": {
-		"address", "agent-grace", "api-listen", "config", "data-dir", "discard-flows", "gossip-port", "hook", "interface",
+		"address", "agent-grace", "api-listen", "bfd-interval", "bfd-multiplier", "config", "data-dir", "discard-flows",
+		"echo-interval", "echo-misses", "gossip-port", "hook", "interface",
 		"log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
 	},
 	"demo":            {"clean", "connections", "failures", "keep", "nodes", "output"},

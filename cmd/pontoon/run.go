@@ -42,6 +42,11 @@ Every key of the node file is also a flag, and flags win:
     pin_dir: /sys/fs/bpf/pontoon   # --pin-dir
     max_flows: 1048576             # --max-flows
   agent_grace: 10s                 # --agent-grace
+  failover:
+    echo_interval: 20ms            # --echo-interval
+    echo_misses: 3                 # --echo-misses
+    bfd_interval: 100ms            # --bfd-interval
+    bfd_multiplier: 3              # --bfd-multiplier
   log_level: info                  # --log-level`,
 		Example: `  pontoon run --config /etc/pontoon/node.yaml
   pontoon run --address 192.168.80.11:7400 --interface eth1 --interface eth2`,

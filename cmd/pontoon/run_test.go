@@ -45,6 +45,7 @@ name: lb1
 cluster: {address: "192.168.80.11:7400"}
 data_plane: {interfaces: [eth1, eth2], max_flows: 4096}
 agent_grace: 3s
+failover: {echo_interval: 10ms}
 `)
 	cfg, err := loadConfig(t, "--config", path, "--max-flows", "8192", "--interface", "eth3", "--interface", "eth4,eth5")
 	if err != nil {
@@ -56,11 +57,12 @@ agent_grace: 3s
 	want.DataPlane.Interfaces = []string{"eth3", "eth4", "eth5"}
 	want.DataPlane.MaxFlows = 8192
 	want.AgentGrace = 3 * time.Second
+	want.Failover.EchoInterval = 10 * time.Millisecond
 	assertConfig(t, cfg, want)
 }
 
 func TestEmptyFileSaysNothing(t *testing.T) {
-	for _, text := range []string{"", "# nothing here\n", "cluster:\n"} {
+	for _, text := range []string{"", "# nothing here\n", "cluster:\n", "failover:\n"} {
 		cfg, err := loadConfig(t, "--config", writeFile(t, text))
 		if err != nil {
 			t.Fatalf("%q: %v", text, err)
@@ -90,6 +92,7 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 	given := map[string]string{
 		"name": "n", "role": "witness", "data-dir": "/d", "run-dir": "/r", "address": "10.0.0.1:1", "gossip-port": "2",
 		"api-listen": "none", "interface": "e", "hook": "tc", "pin-dir": "/p", "max-flows": "3", "agent-grace": "4s", "log-level": "warn",
+		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10",
 	}
 	for name, value := range given {
 		if err := fs.Set(name, value); err != nil {
@@ -101,6 +104,9 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 		Cluster:   node.ClusterConfig{Address: "10.0.0.1:1", GossipPort: 2},
 		API:       node.APIConfig{Listen: "none"},
 		DataPlane: node.DataPlaneConfig{Interfaces: []string{"e"}, Hook: "tc", PinDir: "/p", MaxFlows: 3},
+		Failover: node.FailoverConfig{
+			EchoInterval: 7 * time.Millisecond, EchoMisses: 8, BFDInterval: 9 * time.Millisecond, BFDMultiplier: 10,
+		},
 	}
 	assertConfig(t, cfg, want)
 	if keys := leafKeys(); len(keys) != len(given) {
@@ -214,7 +220,7 @@ func awaitMessage(t *testing.T, conn *net.UnixConn, want string) {
 func leafKeys() []string {
 	var leaves []string
 	for _, key := range configKeys(reflect.TypeFor[node.Config]()) {
-		if !slices.Contains([]string{"cluster", "api", "data_plane"}, key) {
+		if !slices.Contains([]string{"cluster", "api", "data_plane", "failover"}, key) {
 			leaves = append(leaves, key)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
@@ -55,6 +56,10 @@ func bindConfig(fs *pflag.FlagSet, cfg *node.Config) {
 	fs.Uint32Var(&cfg.DataPlane.MaxFlows, "max-flows", cfg.DataPlane.MaxFlows, "`number` of connections there is room for, 1024 to 33554432")
 	fs.DurationVar(&cfg.AgentGrace, "agent-grace", cfg.AgentGrace,
 		"how long to wait before moving the instances of a node whose daemon is gone and whose kernel still forwards, 0s to 10m")
+	fs.DurationVar(&cfg.Failover.EchoInterval, "echo-interval", cfg.Failover.EchoInterval, "`time` between two echoes on a path to another node's data plane, 5ms to 1s")
+	fs.IntVar(&cfg.Failover.EchoMisses, "echo-misses", cfg.Failover.EchoMisses, "`number` of unanswered echoes in a row that make a path silent, 2 to 50")
+	fs.DurationVar(&cfg.Failover.BFDInterval, "bfd-interval", cfg.Failover.BFDInterval, "`time` between two packets of a BFD session with another node's daemon, 10ms to 10s")
+	fs.IntVar(&cfg.Failover.BFDMultiplier, "bfd-multiplier", cfg.Failover.BFDMultiplier, "`number` of missing packets in a row that end a BFD session, 2 to 50")
 	fs.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warn or error")
 }
 
@@ -186,17 +191,41 @@ const wantDuration = "a duration with a unit, like 10s or 1m30s"
 // locateDuration finds where a duration is that could not be read: the YAML
 // library reports those without a position.
 func locateDuration(text []byte, err error) error {
-	path, pathErr := yaml.PathString("$.agent_grace")
 	file, parseErr := parser.ParseBytes(text, 0)
-	if pathErr != nil || parseErr != nil {
+	if parseErr != nil {
 		return fmt.Errorf(" %w", err)
 	}
-	found, findErr := path.FilterFile(file)
-	if findErr != nil || found.GetToken() == nil {
-		return fmt.Errorf(" %w", err)
+	for _, key := range durationKeys(reflect.TypeFor[node.Config](), "$") {
+		path, pathErr := yaml.PathString(key)
+		if pathErr != nil {
+			continue
+		}
+		found, findErr := path.FilterFile(file)
+		if findErr != nil || found == nil || found.GetToken() == nil {
+			continue
+		}
+		token := found.GetToken()
+		if _, bad := time.ParseDuration(token.Value); bad != nil {
+			return fmt.Errorf("%d:%d: %q: want %s", token.Position.Line, token.Position.Column, token.Value, wantDuration)
+		}
 	}
-	token := found.GetToken()
-	return fmt.Errorf("%d:%d: %q: want %s", token.Position.Line, token.Position.Column, token.Value, wantDuration)
+	return fmt.Errorf(" %w", err)
+}
+
+// durationKeys lists the YAML paths of all durations in a struct and in those inside it.
+func durationKeys(t reflect.Type, at string) []string {
+	var keys []string
+	for i := range t.NumField() {
+		field := t.Field(i)
+		path := at + "." + field.Tag.Get("yaml")
+		switch {
+		case field.Type == reflect.TypeFor[time.Duration]():
+			keys = append(keys, path)
+		case field.Type.Kind() == reflect.Struct:
+			keys = append(keys, durationKeys(field.Type, path)...)
+		}
+	}
+	return keys
 }
 
 // configKeys lists the YAML keys of a struct and of those inside it.
