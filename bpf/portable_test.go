@@ -168,3 +168,90 @@ func younger(ins asm.Instruction) bool {
 	}
 	return false
 }
+
+// A verifier before 6.7 takes a loop only where a jump leads back to its begin (check_cfg in
+// kernel/bpf/verifier.c: an edge that is no jump may not lead to an instruction that is still being
+// followed). A compiler may as well place the begin right behind the end.
+func TestLoopsAreClosedByJumps(t *testing.T) {
+	spec, err := loadPontoon()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range spec.Programs {
+		for _, i := range unclosedLoops(t, p.Instructions) {
+			t.Errorf("%s: instruction %d (%v) leads back to the next one without a jump", name, i, p.Instructions[i])
+		}
+	}
+	jump := func(to string) asm.Instruction { return asm.Ja.Label(to) }
+	begin := asm.Mov.Imm(asm.R0, 0).WithSymbol("begin")
+	for _, tc := range []struct {
+		name string
+		code asm.Instructions
+		want int
+	}{
+		{"by a jump", asm.Instructions{begin, asm.JEq.Imm(asm.R0, 1, "end"), jump("begin"), asm.Return().WithSymbol("end")}, 0},
+		{"from above", asm.Instructions{jump("begin"), asm.Mov.Imm(asm.R1, 0).WithSymbol("last"), begin, asm.JEq.Imm(asm.R0, 1, "last"), asm.Return()}, 1},
+	} {
+		if got := unclosedLoops(t, tc.code); len(got) != tc.want {
+			t.Errorf("%s: found %v", tc.name, got)
+		}
+	}
+}
+
+// unclosedLoops follows the code depth first, as check_cfg does, and returns the instructions that
+// lead back without a jump.
+func unclosedLoops(t *testing.T, code asm.Instructions) (found []int) {
+	t.Helper()
+	const followed, done = 1, 2
+	next := targets(t, code)
+	state := make([]int, len(code))
+	var follow func(i int)
+	follow = func(i int) {
+		if i >= len(code) || state[i] != 0 {
+			return
+		}
+		state[i] = followed
+		class, op := code[i].OpCode.Class(), code[i].OpCode.JumpOp()
+		jumps := class.IsJump() && op != asm.Call && op != asm.Exit
+		if !class.IsJump() || op != asm.Exit && op != asm.Ja {
+			if !jumps && i+1 < len(code) && state[i+1] == followed {
+				found = append(found, i)
+			}
+			follow(i + 1)
+		}
+		if to, ok := next[i]; ok {
+			follow(to)
+		}
+		state[i] = done
+	}
+	follow(0)
+	return found
+}
+
+// targets maps the jumps and the calls of functions to where they lead.
+func targets(t *testing.T, code asm.Instructions) map[int]int {
+	t.Helper()
+	names, places := map[string]int{}, map[asm.RawInstructionOffset]int{}
+	for it := code.Iterate(); it.Next(); {
+		places[it.Offset] = it.Index
+		if name := it.Ins.Symbol(); name != "" {
+			names[name] = it.Index
+		}
+	}
+	out := map[int]int{}
+	for it := code.Iterate(); it.Next(); {
+		op := it.Ins.OpCode.JumpOp()
+		if !it.Ins.IsFunctionCall() && (!it.Ins.OpCode.Class().IsJump() || op == asm.Call || op == asm.Exit) {
+			continue
+		}
+		to, ok := names[it.Ins.Reference()]
+		if !ok {
+			to, ok = places[asm.RawInstructionOffset(int64(it.Offset)+int64(it.Ins.Offset)+1)]
+		}
+		if !ok {
+			t.Fatalf("instruction %d (%v) leads nowhere", it.Index, it.Ins)
+		}
+		out[it.Index] = to
+	}
+	return out
+}
