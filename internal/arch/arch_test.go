@@ -29,6 +29,8 @@ var rooms = map[string][]string{
 	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/traffic"},
 	"internal/lab/traffic": {},
+	"internal/lab/impair":  {},
+	"internal/lab/arping":  {},
 	"internal/logging":     {},
 	"internal/sdnotify":    {},
 	"internal/arch":        {},
@@ -36,7 +38,7 @@ var rooms = map[string][]string{
 
 // fences lists who may import a library, itself or what is below it.
 var fences = map[string][]string{
-	"github.com/cilium/ebpf":              {"bpf"},
+	"github.com/cilium/ebpf":              {"bpf", "internal/lab/impair"}, // the lab's bad cables are no part of the product
 	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab"},
 	"github.com/vishvananda/netns":        {"node/host", "internal/lab", "bpf"},
 	"github.com/mdlayher/packet":          {"node/announce"},

@@ -159,3 +159,26 @@ func (h *Host) destroy() error {
 	}
 	return errors.Join(append(errs, deleteNS(h.ns))...)
 }
+
+// Cable is the segment's end of one of the host's cables, for who wants to make it
+// a bad one: how to run something in the segment's namespace, and the name of the
+// interface there. After a power loss it is another cable.
+func (h *Host) Cable(iface string) (do func(func() error) error, name string, err error) {
+	for _, p := range h.spec.ports {
+		if p.iface == iface {
+			ns := h.lab.segments[p.segment].ns
+			return func(fn func() error) error { return inNS(ns, fn) }, p.peerName(h.spec.name), nil
+		}
+	}
+	return nil, "", fmt.Errorf("host %s has no interface %s", h.spec.name, iface)
+}
+
+// MACs are the hardware addresses of all legs, in the order of Interfaces. They
+// stay over a power loss.
+func (h *Host) MACs() []net.HardwareAddr {
+	macs := make([]net.HardwareAddr, len(h.spec.ports))
+	for i, p := range h.spec.ports {
+		macs[i] = p.mac
+	}
+	return macs
+}
