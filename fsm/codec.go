@@ -12,16 +12,33 @@ import (
 // it. It is raised when an older version could misread a command; the older one
 // then stops with ErrUnsupported rather than let its replica drift. Version 1
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
-// knows what of a service is replicated.
+// knows what of a service is replicated, version 4 the timelines of failovers.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the
 // other, those that are not yet go on reading, until somebody uses what they do
 // not know.
 const (
-	commandVersion = 3
+	commandVersion = 4
 	baseVersion    = 2
 )
+
+// CommandVersion is the newest version of commands this program reads. Nodes
+// tell each other theirs, so that nobody writes by itself what another cannot
+// read; what an operator asks for is written in any case.
+const CommandVersion = commandVersion
+
+// VersionOf is the version a command is written in.
+func VersionOf(c Command) int {
+	switch c := c.(type) {
+	case PutService:
+		_, version := oldest(c.Service)
+		return version
+	case RecordFailover:
+		return 4
+	}
+	return baseVersion
+}
 
 type envelope struct {
 	Version int             `json:"v"`
@@ -35,9 +52,9 @@ func Encode(c Command) ([]byte, error) {
 	if c == nil {
 		return nil, refuse(ErrInvalid, "encode command: there is none")
 	}
-	version := baseVersion
+	version := VersionOf(c)
 	if put, ok := c.(PutService); ok {
-		put.Service, version = oldest(put.Service)
+		put.Service, _ = oldest(put.Service)
 		c = put
 	}
 	data, err := json.Marshal(c)
@@ -58,7 +75,7 @@ func oldest(svc Service) (Service, int) {
 		svc.Replicate = ""
 	}
 	if svc.Replicate != "" || svc.ReplicateMinAge != 0 {
-		return svc, commandVersion
+		return svc, 3
 	}
 	return svc, baseVersion
 }
@@ -124,6 +141,8 @@ func decodeData(kind string, data []byte) (Command, error) {
 		return decodeAs[DeleteService](data)
 	case SetEndpointAdmin{}.kind():
 		return decodeAs[SetEndpointAdmin](data)
+	case RecordFailover{}.kind():
+		return decodeAs[RecordFailover](data)
 	case Batch{}.kind():
 		return decodeAs[Batch](data)
 	}

@@ -38,6 +38,7 @@ func allCommands() []Command {
 		PutService{Service: normalService(Service{Name: "v6", VIP: addr("2001:db8::1"), Port: 80, Protocol: SCTP, Mode: ModeDSR})},
 		DeleteService{Name: "web"},
 		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDrain, Until: epoch0},
+		RecordFailover{Failover: failover(3)},
 	}
 	return append(cmds, Batch{Commands: append([]Command{}, cmds...)})
 }
@@ -134,13 +135,13 @@ func TestDecodeRefusals(t *testing.T) {
 		{`{"v":1,"type":"set_voter","data":{"node":"a"}} x`, ErrInvalid, ""},
 		{`{"v":1,"type":"set_voter"}`, ErrInvalid, "set_voter"},
 		{`{"v":1,"type":"set_voter","data":{"nod":"a"}}`, ErrInvalid, "nod"},
-		{`{"v":4,"type":"set_voter","data":{}}`, ErrUnsupported, "version 4"},
-		{`{"v":4,"kind":"x"}`, ErrUnsupported, "version 4"},
+		{`{"v":5,"type":"set_voter","data":{}}`, ErrUnsupported, "version 5"},
+		{`{"v":5,"kind":"x"}`, ErrUnsupported, "version 5"},
 		{`{"v":1,"kind":"x"}`, ErrInvalid, "kind"},
 		{`{"v":1,"type":"fly","data":{}}`, ErrUnsupported, "fly"},
 		{`{"v":1,"type":"put_service","data":{"service":{"endpoints":[{"wait":1}]},"create":true}}`, ErrInvalid, "wait"},
 		{`{"v":1,"type":"batch","data":{"commands":[{"v":1,"type":"batch","data":{"commands":[]}}]}}`, ErrInvalid, "inside"},
-		{`{"v":1,"type":"batch","data":{"commands":[{"v":4,"type":"x","data":{}}]}}`, ErrUnsupported, "version 4"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":5,"type":"x","data":{}}]}}`, ErrUnsupported, "version 5"},
 	} {
 		_, err := Decode([]byte(r.in))
 		if !errors.Is(err, r.kind) || !strings.Contains(err.Error(), r.words) {
@@ -186,7 +187,7 @@ func TestRestoreRefusals(t *testing.T) {
 		from, to string
 		kind     error
 	}{
-		{`{"v":2,`, `{"v":4,"new":true,`, ErrUnsupported},
+		{`{"v":2,`, `{"v":5,"new":true,`, ErrUnsupported},
 		{`{"v":2,`, `{"v":0,`, ErrInvalid},
 		{`{"v":2,`, `{"v":2,"new":true,`, ErrInvalid},
 		{`{"v":2,`, `{`, ErrInvalid},

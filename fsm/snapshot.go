@@ -8,7 +8,8 @@ import (
 
 // snapshotVersion is the newest version of the snapshot's form, which goes with
 // commandVersion. Version 1 had no ids of endpoints, and ids of services without
-// a bound; version 2 said nothing of what is replicated.
+// a bound; version 2 said nothing of what is replicated, version 3 nothing of
+// failovers.
 const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
@@ -24,6 +25,7 @@ type snapshot[S any] struct {
 	VIPs         []VIP      `json:"vips"`
 	Services     []S        `json:"services"`
 	Tokens       []Token    `json:"tokens"`
+	Failovers    []Failover `json:"failovers,omitempty"` // since version 4
 }
 
 // storedService hides the endpoints of Service behind ones without the default
@@ -54,11 +56,14 @@ func (s *State) Snapshot() ([]byte, error) {
 		services[i], needed = oldest(svc)
 		version = max(version, needed)
 	}
+	if len(s.failovers) > 0 {
+		version = max(version, 4)
+	}
 	b, err := json.Marshal(snapshot[Service]{
 		Version: version, Index: s.index, Cluster: s.cluster,
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
 		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: s.vips.values(),
-		Services: services, Tokens: s.tokens.values(),
+		Services: services, Tokens: s.tokens.values(), Failovers: s.failovers,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)
@@ -162,6 +167,9 @@ func fill(in snapshot[storedService]) (*State, error) {
 			return nil, fmt.Errorf("token %s is there twice", shown(t.ID))
 		}
 		s.tokens.put(t.ID, t)
+	}
+	for _, f := range in.Failovers {
+		s.failovers = withFailover(s.failovers, f)
 	}
 	if err := s.fillServices(in); err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ type State struct {
 	services    table[string, Service]
 	frontends   table[frontend, listener] // index over services: who listens where
 	tokens      table[string, Token]
+	failovers   []Failover // newest first; copied on write
 }
 
 // frontend is where a service begins to listen. Every port belongs to one
