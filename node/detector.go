@@ -24,11 +24,12 @@ type detector struct {
 	wake func() // somebody was lost, or found again
 	born time.Time
 
-	mu    sync.Mutex
-	paths []detect.Path
-	owner map[detect.Key]fsm.NodeID
-	lost  []fsm.NodeID
-	poke  chan struct{}
+	mu     sync.Mutex
+	paths  []detect.Path
+	owner  map[detect.Key]fsm.NodeID
+	lost   []fsm.NodeID
+	lostAt map[fsm.NodeID]time.Time // since when
+	poke   chan struct{}
 
 	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }
@@ -69,7 +70,7 @@ func (d *detector) look() {
 		return
 	}
 	d.mu.Lock()
-	d.lost = now
+	d.lost, d.lostAt = now, lostSince(now, d.lostAt, time.Now())
 	d.mu.Unlock()
 	d.wake()
 	wake(d.lostSomebody)

@@ -30,6 +30,7 @@ const (
 type local struct {
 	mu sync.Mutex
 	v  localView
+	at time.Time // when what elections depend on changed last
 }
 
 type localView struct {
@@ -54,8 +55,21 @@ func (l *local) set(v localView) (changed bool) {
 	defer l.mu.Unlock()
 	changed = l.v.unsure != v.unsure || l.v.ready != v.ready || l.v.linksUp != v.linksUp || !slices.Equal(l.v.holding, v.holding) ||
 		!slices.Equal(l.v.addrs, v.addrs)
+	if l.v.ready != v.ready || l.v.linksUp != v.linksUp {
+		l.at = time.Now()
+	}
 	l.v = v
 	return changed
+}
+
+// unchanged is for how long what elections depend on is as it is.
+func (l *local) unchanged(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.at.IsZero() {
+		return 0
+	}
+	return now.Sub(l.at)
 }
 
 // driver carries the plan out. One goroutine, whole wanted sets, again and
@@ -363,6 +377,7 @@ func (d *driver) holdAddresses(ctx context.Context, s *fsm.State, p plan.Plan, l
 		adverts[i] = announce.Advert{Addr: a.Addr, Link: a.Link, Epoch: a.Epoch}
 	}
 	aerr := m.l2.Announce(ctx, adverts)
+	m.accessions.announced(epochsOf(p.Adverts), time.Now())
 	if why := d.announceAgain(s, links, added); why != "" && len(adverts) > 0 {
 		m.l2.Again(why)
 	}
@@ -398,6 +413,14 @@ func (d *driver) announceAgain(s *fsm.State, links []host.Link, added []host.Add
 	}
 	d.up = up
 	return why
+}
+
+func epochsOf(adverts []plan.Advert) map[uint64]bool {
+	out := map[uint64]bool{}
+	for _, a := range adverts {
+		out[a.Epoch] = true
+	}
+	return out
 }
 
 func planLinks(links []host.Link) []plan.Link {

@@ -93,6 +93,9 @@ func (m *member) eventLoop(ctx context.Context) error {
 	for {
 		for _, t := range m.store.takeTransitions() {
 			m.takeovers.note(t.prev, t.next, fsm.NodeID(m.cfg.Name), time.Now(), m.adopted)
+			if m.dp != nil {
+				m.accessions.take(t, fsm.NodeID(m.cfg.Name))
+			}
 			for _, e := range stateEvents(t.prev, t.next) {
 				m.events.add(e)
 			}
@@ -142,6 +145,9 @@ func stateEvents(prev, next *fsm.State) []Event {
 	}
 	nodeEvents(prev, next, add)
 	instanceEvents(prev, next, add)
+	for _, f := range fsm.NewFailovers(prev, next) {
+		add(failoverEvent(f))
+	}
 	configEvents(prev, next, add)
 	return out
 }

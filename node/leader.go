@@ -63,6 +63,7 @@ type hostAnswer struct {
 // applied here: a leader must not judge by an old state.
 func (m *member) lead(ctx context.Context) error {
 	term := m.raft.CurrentTerm()
+	m.decisions.nowLeading(time.Now())
 	for {
 		err := m.raft.Barrier(raftApply).Error()
 		if err == nil {
@@ -139,9 +140,29 @@ func (m *member) commitDuty(cmd fsm.Command) error {
 	return err
 }
 
+// commitDecision is commitDuty of what may move instances; it keeps this
+// leader's half of the timeline.
+func (m *member) commitDecision(cmd fsm.Command, d decision) error {
+	b, err := fsm.Encode(cmd)
+	if err != nil {
+		return fmt.Errorf("encode %T: %w", cmd, err)
+	}
+	index, err := m.applyBytes(b)
+	if err == nil {
+		d.committed = time.Now()
+		m.decisions.put(index, d)
+	}
+	return err
+}
+
 func (m *member) commitVerdict(v fsm.NodeVerdict) {
 	start := time.Now()
-	if err := m.commitDuty(v); err != nil {
+	silent, known := m.gossip.silentSince()[string(v.Node)]
+	if !known {
+		silent = start
+	}
+	d := m.decisions.ofDeath(v.Node, m.reports.lossOf(v.Node, start), majority(len(m.store.State().Nodes())), silent, start)
+	if err := m.commitDecision(v, d); err != nil {
 		m.logger.Warn("verdict not committed", "node", v.Node, "alive", v.Alive, "err", err)
 		return
 	}
@@ -155,7 +176,7 @@ func (m *member) commitVerdict(v fsm.NodeVerdict) {
 func (m *member) commitReports() {
 	s := m.store.State()
 	for _, cmd := range dueReports(s, m.reports.all(time.Now(), m.knownNode)) {
-		if err := m.commitDuty(cmd); err != nil {
+		if err := m.commitDecision(cmd, m.reports.decisionOf(cmd)); err != nil {
 			m.logger.Debug("report not committed", "node", cmd.Node, "err", err)
 			continue
 		}

@@ -56,7 +56,10 @@ type member struct {
 	gate     syncGate
 
 	takeovers takeovers
-	local     local
+	// The two halves of a failover's timeline: what this node decided as leader, and what it became master of.
+	decisions  decisions
+	accessions accessions
+	local      local
 	// reporting ends the call that tells the leader of this node, if one is under way.
 	reporting atomic.Pointer[context.CancelFunc]
 	reports   *reportTable
@@ -83,7 +86,8 @@ type memberConfig struct {
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
 		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
-		store: newStore(), reports: newReportTable(), guests: map[machine]bool{},
+		accessions: accessions{wake: make(chan struct{}, 1)},
+		store:      newStore(), reports: newReportTable(), guests: map[machine]bool{},
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
@@ -209,6 +213,7 @@ func (m *member) run(ctx context.Context) error {
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
 		loop("takeover watch", m.watchTakeovers)
+		loop("timelines", m.timelineLoop)
 		loop("flow table watch", m.watchFlowTable)
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)

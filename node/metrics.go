@@ -1,8 +1,11 @@
 package node
 
 import (
+	"strings"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"pontoon/fsm"
 	"pontoon/web"
 )
 
@@ -63,6 +66,23 @@ func clusterMetrics(s web.Status, gauge metricFunc) {
 	for _, in := range s.Instances {
 		gauge("instance_epoch", "Raft index of the instance's last election.", float64(in.Epoch), "instance", in.Name)
 		gauge("instance_master", "1 while this node is master of the instance.", truth(in.Master == s.Self), "instance", in.Name)
+	}
+	failoverMetrics(s.Failovers, gauge)
+}
+
+// failoverMetrics tells of each instance's newest failover.
+func failoverMetrics(failovers []fsm.Failover, gauge metricFunc) {
+	told := map[string]bool{}
+	for _, f := range failovers {
+		if told[f.Instance] {
+			continue
+		}
+		told[f.Instance] = true
+		gauge("failover_timestamp_seconds", "When the instance moved last.", float64(f.At.UnixMilli())/1000, "instance", f.Instance, "cause", string(f.Cause))
+		for _, step := range web.FailoverSteps(f.Parts) {
+			gauge("failover_step_seconds", "The instance's last failover: when each step was done, since the last sign of life of the old master or since the wish.",
+				step.MS/1000, "instance", f.Instance, "step", strings.ReplaceAll(step.Name, " ", "_"))
+		}
 	}
 }
 

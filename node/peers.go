@@ -117,6 +117,7 @@ func (m *member) peerHandler() http.Handler {
 	mux.HandleFunc("POST /internal/join", m.forMembers(m.serveForwardedJoin))
 	mux.HandleFunc("POST /internal/flush", m.forMembers(m.serveFlush))
 	mux.HandleFunc("POST /internal/lost", m.forMembers(m.serveLost))
+	mux.HandleFunc("POST /internal/decision", m.forMembers(m.serveDecision))
 	return mux
 }
 

@@ -65,6 +65,17 @@ func (m *member) proposeOnce(ctx context.Context, b []byte) (uint64, error) {
 
 // applyHere commits an encoded command on this node, which should lead.
 func (m *member) applyHere(b []byte) (uint64, error) {
+	asked := time.Now()
+	index, err := m.applyBytes(b)
+	if err == nil && movedAt(m.store.State(), index) {
+		if cmd, derr := fsm.Decode(b); derr == nil {
+			m.decisions.put(index, decision{cause: causeOf(cmd), began: asked, committed: time.Now()})
+		}
+	}
+	return index, err
+}
+
+func (m *member) applyBytes(b []byte) (uint64, error) {
 	f := m.raft.Apply(b, raftApply)
 	switch err := f.Error(); {
 	case err == nil:

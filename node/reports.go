@@ -35,6 +35,17 @@ type report struct {
 	// no path any more.
 	Links []linkAddr   `json:"links,omitempty"`
 	Lost  []fsm.NodeID `json:"lost,omitempty"`
+	// For the timelines of failovers: since when Lost is so, and how long before it was sent this
+	// report began to be true. Reads is the newest version of commands this node can read.
+	Losses    []loss  `json:"losses,omitempty"`
+	ChangedMS float64 `json:"changed_ms,omitempty"`
+	Reads     int     `json:"reads,omitempty"`
+}
+
+// same says whether two reports say the same of the node at two moments.
+func (r report) same(o report) bool {
+	r.Losses, r.ChangedMS = o.Losses, o.ChangedMS
+	return reflect.DeepEqual(r, o)
 }
 
 // reportReply gives each reporter what the leader has committed and what all
@@ -69,7 +80,7 @@ func (t *reportTable) put(r report, now time.Time) bool {
 	defer t.mu.Unlock()
 	old, ok := t.rows[r.Node]
 	t.rows[r.Node] = timedReport{r, now}
-	return !ok || !reflect.DeepEqual(old.report, r)
+	return !ok || !old.report.same(r)
 }
 
 // replace takes over what the leader knows; own is this node's own row, which
@@ -228,9 +239,10 @@ func (m *member) selfReport() report {
 	rep := report{
 		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
 		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version, Links: l.addrs,
+		ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
 	}
 	if m.detector != nil {
-		rep.Lost = m.detector.lostNow()
+		rep.Lost, rep.Losses = m.detector.lostNow(), m.detector.losses(time.Now())
 	}
 	return rep
 }

@@ -81,7 +81,7 @@ func (m *member) status() web.Status {
 			ID: s.Cluster().ID, Leader: fsm.NodeID(leader), Term: m.raft.CurrentTerm(),
 			Applied: s.Index(), Quorum: m.raft.hasQuorum(),
 		},
-		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(),
+		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(), Failovers: slices.Clone(s.Failovers()),
 	}
 	st.Nodes = m.nodeStatus(s, string(leader))
 	for _, in := range s.Instances() {

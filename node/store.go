@@ -7,6 +7,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -30,7 +31,10 @@ type store struct {
 
 // transition is one step of the state, kept so that no event is lost although
 // watchers of the state see only the newest.
-type transition struct{ prev, next *fsm.State }
+type transition struct {
+	prev, next *fsm.State
+	at         time.Time // when next was applied
+}
 
 // maxTransitions bounds what a slow event reader can hold back; older steps
 // are then merged into one, which loses detail but no outcome.
@@ -67,7 +71,7 @@ func (s *store) publish(next *fsm.State) {
 	if n := len(s.transitions); n >= maxTransitions {
 		s.transitions[n-1].next = next
 	} else {
-		s.transitions = append(s.transitions, transition{prev, next})
+		s.transitions = append(s.transitions, transition{prev, next, time.Now()})
 	}
 	select {
 	case s.wake <- struct{}{}:

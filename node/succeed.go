@@ -104,6 +104,7 @@ func (m *member) succeed(ctx context.Context, leader string, term uint64) bool {
 	if !enough {
 		return false
 	}
+	m.decisions.agree(fsm.NodeID(leader), time.Now())
 	if rank > 0 {
 		timer := time.NewTimer(time.Duration(rank) * succeedStagger)
 		defer timer.Stop()

@@ -23,6 +23,7 @@ type Status struct {
 	Services    []ServiceStatus   `json:"services"`
 	Replication []PeerReplication `json:"replication" doc:"One entry for each peer that flows are sent to."`
 
+	Failovers    []fsm.Failover    `json:"failovers" doc:"The newest changes of mastership with their timelines, newest first."`
 	LastTakeover *Takeover         `json:"last_takeover,omitempty" doc:"Absent while this node has not become master since its daemon was started."`
 	Flows        FlowCounts        `json:"flows"`
 	Drops        map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
@@ -198,6 +199,7 @@ func (s *Status) normalise() {
 	s.Replication = normaliseReplication(s.Replication)
 	s.Interfaces = notNil(s.Interfaces)
 	s.BFD = notNil(s.BFD)
+	s.Failovers = notNil(s.Failovers)
 	s.BGP = notNil(s.BGP)
 	s.Warnings = notNil(s.Warnings)
 	s.Summary.Notes = notNil(s.Summary.Notes)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"pontoon/web"
 )
@@ -16,6 +17,10 @@ func drawStatus(t *table, st web.Status) {
 	drawNodes(t, st.Nodes)
 	t.line("")
 	drawInstances(t, st.Instances)
+	if len(st.Failovers) > 0 {
+		last := st.Failovers[0]
+		t.line("last moved, %s: %s", last.At.Local().Format(time.DateTime), web.FailoverText(last))
+	}
 	drawStatusServices(t, st.Services)
 	t.line("\nOn %s:", st.Self)
 	drawFlowSummary(t, st.Flows)

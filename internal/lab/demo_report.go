@@ -50,6 +50,9 @@ type FailureReport struct {
 	// TakeoverMS is the time from the failure until all other nodes named
 	// the successor, 0 without one.
 	TakeoverMS float64 `json:"takeover_ms"`
+	// Parts is the cluster's own timeline of the failover: when each step was
+	// done since the victim's last sign of life.
+	Parts map[string]float64 `json:"parts_ms,omitempty"`
 	// ReturnGapMS is the longest gap while the victim came back.
 	ReturnGapMS float64 `json:"return_gap_ms"`
 	// Error is what did not come as it should, "" if all did.

@@ -174,7 +174,33 @@ func (d *demo) watchTakeover(ctx context.Context, w *traffic.Window, fr *Failure
 	if err != nil {
 		problems = append(problems, fmt.Errorf("new connections are not served: %w", err))
 	}
+	if successor != "" {
+		problems = append(problems, d.awaitTimeline(ctx, others[0], fr, epoch))
+	}
 	return errors.Join(problems...)
+}
+
+// timelineTimeout bounds the wait for a timeline: the new master records it when
+// it has forwarded a packet, or 2 s after its election.
+const timelineTimeout = 8 * time.Second
+
+// awaitTimeline waits until the cluster tells what the failover's time was spent on.
+func (d *demo) awaitTimeline(ctx context.Context, asked *Node, fr *FailureReport, epoch uint64) error {
+	return within(ctx, timelineTimeout, func(ctx context.Context) error {
+		return WaitFor(ctx, "the failover's timeline", func(ctx context.Context) error {
+			s, err := asked.Status(ctx)
+			if err != nil {
+				return err
+			}
+			f, ok := s.Failover("default", epoch)
+			if !ok {
+				return fmt.Errorf("epoch %d has none yet", epoch)
+			}
+			fr.Parts = f.Parts
+			d.tell.detail("by the cluster's own clock, in ms: %s", f.Timeline())
+			return nil
+		})
+	})
 }
 
 // talking runs fn and says now and then how the connections do meanwhile.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -23,6 +24,7 @@ type Status struct {
 	Self      string           `json:"self"`
 	Nodes     []NodeStatus     `json:"nodes"`
 	Instances []InstanceStatus `json:"instances"`
+	Failovers []Failover       `json:"failovers"` // newest first
 	Flows     struct {
 		Established uint64 `json:"established"`
 		Owned       uint64 `json:"owned"`
@@ -41,6 +43,43 @@ type NodeStatus struct {
 	InSync   bool     `json:"in_sync"`
 	Applied  uint64   `json:"applied"`
 	MasterOf []string `json:"master_of"`
+}
+
+// Failover is a change of mastership with its timeline.
+type Failover struct {
+	Instance string             `json:"instance"`
+	From     string             `json:"from"`
+	To       string             `json:"to"`
+	Epoch    uint64             `json:"epoch"`
+	Cause    string             `json:"cause"`
+	Parts    map[string]float64 `json:"parts_ms"` // since the old master's last sign of life, or the wish
+}
+
+// FailoverSteps are the keys of Failover.Parts, in their order.
+func FailoverSteps() []string {
+	return []string{"detected", "confirmed", "elected", "committed", "announced", "first_packet"}
+}
+
+// Timeline says the parts in words.
+func (f Failover) Timeline() string {
+	var words []string
+	for _, step := range FailoverSteps() {
+		if ms, known := f.Parts[step]; known {
+			words = append(words, fmt.Sprintf("%s %.0f", strings.ReplaceAll(step, "_", " "), ms))
+		}
+	}
+	return strings.Join(words, ", ")
+}
+
+// Failover is the timeline of the instance's mastership with that epoch, if it
+// is recorded.
+func (s Status) Failover(instance string, epoch uint64) (Failover, bool) {
+	for _, f := range s.Failovers {
+		if f.Instance == instance && f.Epoch == epoch {
+			return f, true
+		}
+	}
+	return Failover{}, false
 }
 
 // InstanceStatus is one instance and its master, "" for none.

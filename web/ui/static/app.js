@@ -60,6 +60,7 @@ function show(st) {
   draw("flows", [st.flows, flowHistory], () => view.flows(st, flowHistory));
   draw("nodes", [st.nodes, st.cluster.applied, st.self], () => view.nodes(st));
   draw("instances", st.instances, () => view.instances(st));
+  draw("failovers", st.failovers, () => view.failovers(st));
   const still = ({ traffic, ...rest }) => rest; // what grows all the time has a section of its own
   draw("services", st.services.map((s) => ({ ...still(s), endpoints: s.endpoints.map(still) })), () => view.services(st));
   rates.note(now, view.counted(st));

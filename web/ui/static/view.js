@@ -58,6 +58,21 @@ export function instances(st) {
   ], st.instances));
 }
 
+// The steps of a failover in their order, as the API calls them.
+const STEPS = [["detected", "Detected"], ["confirmed", "Confirmed"], ["elected", "Elected"], ["committed", "Committed"],
+  ["announced", "Announced"], ["first_packet", "First packet"]];
+const CAUSES = { lost: "its data plane was silent", silent: "it was silent", report: "it could not serve", move: "asked for", drain: "drained", remove: "removed" };
+
+export function failovers(st) {
+  if (!st.failovers.length) return empty("No instance has moved yet.");
+  return panel(table("Failovers", [
+    { name: "When", show: (f) => h("time", { datetime: f.at }, clock(f.at)) },
+    { name: "Instance", show: (f) => f.instance },
+    { name: "Moved", show: (f) => [f.from, " → ", f.to, h("span", { class: "under" }, CAUSES[f.cause] || "nobody knows why")] },
+    ...STEPS.map(([key, name]) => ({ name, num: true, show: (f) => f.parts_ms[key] ? ms(f.parts_ms[key]) : h("span", { class: "muted" }, "–") })),
+  ], st.failovers.slice(0, 8)));
+}
+
 // address breaks before a colon where it has to break at all: IPv4 has one, before
 // the port, and IPv6 is too long for a phone.
 function address(s) {
