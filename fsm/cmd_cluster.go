@@ -15,6 +15,10 @@ const MaxTokenTTL = 366 * 24 * time.Hour
 // answered with "expired" and not with "unknown".
 const TokenMemory = 24 * time.Hour
 
+// recoveredVoters is how many voters end the state of emergency that
+// RecoverCluster leaves: the fewest that go on without one of them.
+const recoveredVoters = 3
+
 // gossipKeyLen selects AES-256.
 const gossipKeyLen = 32
 
@@ -32,9 +36,7 @@ func (c InitCluster) apply(d *draft) error {
 		chk.bad("gossip_key", nil, "is missing: give at least one key of %d random bytes", gossipKeyLen)
 	}
 	for _, key := range c.Cluster.GossipKey {
-		if len(key) != gossipKeyLen {
-			chk.bad("gossip_key", nil, "has a key of %d bytes: every key must have %d", len(key), gossipKeyLen)
-		}
+		chk.gossipKey(key)
 	}
 	n := d.newNode(chk, c.Node)
 	if err := chk.err(); err != nil {
@@ -46,6 +48,12 @@ func (c InitCluster) apply(d *draft) error {
 	return nil
 }
 
+func (chk *checker) gossipKey(key []byte) {
+	if len(key) != gossipKeyLen {
+		chk.bad("gossip_key", nil, "has a key of %d bytes: every key must have %d", len(key), gossipKeyLen)
+	}
+}
+
 // cloneCluster keeps the state apart from what the caller may write to.
 func cloneCluster(c Cluster) Cluster {
 	c.CA = bytes.Clone(c.CA)
@@ -54,6 +62,7 @@ func cloneCluster(c Cluster) Cluster {
 		keys[i] = bytes.Clone(key)
 	}
 	c.GossipKey = keys
+	c.Recoveries, c.Without = 0, nil
 	return c
 }
 
@@ -138,7 +147,20 @@ func (c SetVoter) apply(d *draft) error {
 	}
 	n.Voter = true
 	d.putNode(n)
+	if d.voters() >= recoveredVoters {
+		d.cluster.Without = nil
+	}
 	return nil
+}
+
+func (d *draft) voters() int {
+	voters := 0
+	for _, n := range d.nodes.values() {
+		if n.Voter {
+			voters++
+		}
+	}
+	return voters
 }
 
 func (c RemoveNode) apply(d *draft) error {
@@ -150,13 +172,46 @@ func (c RemoveNode) apply(d *draft) error {
 	if n.Voter && !others && !c.Force {
 		return refuse(ErrInUse, "node %s is the last voter, without it the cluster is gone: use --force if that is meant", n.Name)
 	}
-	d.nodes.drop(n.Name)
+	d.dropNode(n.Name)
+	return nil
+}
+
+// dropNode takes a member out, and out of all priorities.
+func (d *draft) dropNode(name NodeID) {
+	d.nodes.drop(name)
 	for _, inst := range d.instances.values() {
-		if _, ok := inst.Priorities[n.Name]; ok {
-			inst.Priorities = priorities(inst.Priorities, n.Name)
+		if _, ok := inst.Priorities[name]; ok {
+			inst.Priorities = priorities(inst.Priorities, name)
 			d.instances.put(inst.Name, inst)
 		}
 	}
 	d.elect = true
+}
+
+func (c RecoverCluster) apply(d *draft) error {
+	me, err := d.member(c.Survivor)
+	if err != nil {
+		return err
+	}
+	chk := &checker{object: "cluster"}
+	if !me.Voter {
+		chk.bad("survivor", me.Name, "has no vote, so it may lack much of what was decided: recover on a voter")
+	}
+	chk.gossipKey(c.GossipKey)
+	if err := chk.err(); err != nil {
+		return err
+	}
+	var without []NodeID // in order, as the nodes are
+	for _, n := range d.nodes.values() {
+		if n.Name != me.Name {
+			d.dropNode(n.Name)
+			without = append(without, n.Name)
+		}
+	}
+	me.Alive = true
+	d.putNode(me)
+	d.cluster.Recoveries++
+	d.cluster.Without = without
+	d.cluster.GossipKey = [][]byte{bytes.Clone(c.GossipKey)}
 	return nil
 }

@@ -12,7 +12,8 @@ import (
 // it. It is raised when an older version could misread a command; the older one
 // then stops with ErrUnsupported rather than let its replica drift. Version 1
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
-// knows what of a service is replicated, version 4 the timelines of failovers.
+// knows what of a service is replicated, version 4 the timelines of failovers
+// and recoveries.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the
@@ -34,7 +35,7 @@ func VersionOf(c Command) int {
 	case PutService:
 		_, version := oldest(c.Service)
 		return version
-	case RecordFailover:
+	case RecordFailover, RecoverCluster:
 		return 4
 	}
 	return baseVersion
@@ -119,6 +120,8 @@ func decodeData(kind string, data []byte) (Command, error) {
 		return decodeAs[SetVoter](data)
 	case RemoveNode{}.kind():
 		return decodeAs[RemoveNode](data)
+	case RecoverCluster{}.kind():
+		return decodeAs[RecoverCluster](data)
 	case NodeVerdict{}.kind():
 		return decodeAs[NodeVerdict](data)
 	case NodeReport{}.kind():

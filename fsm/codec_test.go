@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	stdcmp "cmp"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,7 @@ func allCommands() []Command {
 		join[1],
 		SetVoter{Node: "lb2"},
 		RemoveNode{Node: "lb2", Force: true},
+		RecoverCluster{Survivor: "lb2", GossipKey: bytes.Repeat([]byte{7}, 32)},
 		NodeVerdict{Node: "lb2", Alive: true, Reason: "gossip"},
 		NodeReport{Node: "lb2", Ready: true, LinksUp: true, InSync: true},
 		DrainNode{Node: "lb2", Draining: true},
@@ -135,13 +137,13 @@ func TestDecodeRefusals(t *testing.T) {
 		{`{"v":1,"type":"set_voter","data":{"node":"a"}} x`, ErrInvalid, ""},
 		{`{"v":1,"type":"set_voter"}`, ErrInvalid, "set_voter"},
 		{`{"v":1,"type":"set_voter","data":{"nod":"a"}}`, ErrInvalid, "nod"},
-		{`{"v":5,"type":"set_voter","data":{}}`, ErrUnsupported, "version 5"},
-		{`{"v":5,"kind":"x"}`, ErrUnsupported, "version 5"},
+		{`{"v":99,"type":"set_voter","data":{}}`, ErrUnsupported, "version 99"},
+		{`{"v":99,"kind":"x"}`, ErrUnsupported, "version 99"},
 		{`{"v":1,"kind":"x"}`, ErrInvalid, "kind"},
 		{`{"v":1,"type":"fly","data":{}}`, ErrUnsupported, "fly"},
 		{`{"v":1,"type":"put_service","data":{"service":{"endpoints":[{"wait":1}]},"create":true}}`, ErrInvalid, "wait"},
 		{`{"v":1,"type":"batch","data":{"commands":[{"v":1,"type":"batch","data":{"commands":[]}}]}}`, ErrInvalid, "inside"},
-		{`{"v":1,"type":"batch","data":{"commands":[{"v":5,"type":"x","data":{}}]}}`, ErrUnsupported, "version 5"},
+		{`{"v":1,"type":"batch","data":{"commands":[{"v":99,"type":"x","data":{}}]}}`, ErrUnsupported, "version 99"},
 	} {
 		_, err := Decode([]byte(r.in))
 		if !errors.Is(err, r.kind) || !strings.Contains(err.Error(), r.words) {
@@ -187,7 +189,7 @@ func TestRestoreRefusals(t *testing.T) {
 		from, to string
 		kind     error
 	}{
-		{`{"v":2,`, `{"v":5,"new":true,`, ErrUnsupported},
+		{`{"v":2,`, `{"v":99,"new":true,`, ErrUnsupported},
 		{`{"v":2,`, `{"v":0,`, ErrInvalid},
 		{`{"v":2,`, `{"v":2,"new":true,`, ErrInvalid},
 		{`{"v":2,`, `{`, ErrInvalid},

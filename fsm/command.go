@@ -71,6 +71,16 @@ type RemoveNode struct {
 	Force bool   `json:"force"`
 }
 
+// RecoverCluster rebuilds the cluster from one voter after its quorum was lost
+// for good: every other member is removed, as by RemoveNode with Force; GossipKey
+// takes the place of all keys, since those who are gone know them; the survivor
+// is alive, for it commits this. Refused with ErrNotFound, and with ErrInvalid if
+// the survivor has no vote or the key is not one of 32 bytes.
+type RecoverCluster struct {
+	Survivor  NodeID `json:"survivor"`
+	GossipKey []byte `json:"gossip_key"`
+}
+
 // NodeVerdict is the leader's verdict on a node. Alive=false also clears Ready,
 // LinksUp and InSync: a node that comes back has to earn them again. Reason is
 // for the log's reader only. Refused with ErrNotFound.
@@ -168,6 +178,7 @@ func (RevokeToken) kind() string      { return "revoke_token" }
 func (JoinNode) kind() string         { return "join_node" }
 func (SetVoter) kind() string         { return "set_voter" }
 func (RemoveNode) kind() string       { return "remove_node" }
+func (RecoverCluster) kind() string   { return "recover_cluster" }
 func (NodeVerdict) kind() string      { return "node_verdict" }
 func (NodeReport) kind() string       { return "node_report" }
 func (DrainNode) kind() string        { return "drain_node" }

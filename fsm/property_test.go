@@ -70,7 +70,7 @@ func genNode(t *rapid.T, role Role) Node {
 func genMembership(t *rapid.T) Command {
 	id, role := genToken(t)
 	node := pick(t, "node", propNodes)
-	switch dice(t, "membership", 7) {
+	switch dice(t, "membership", 8) {
 	case 0, 1:
 		now := genClock(t)
 		ttl := time.Duration(dice(t, "ttl", 91)) * time.Hour
@@ -85,6 +85,8 @@ func genMembership(t *rapid.T) Command {
 		return SetVoter{Node: node}
 	case 5:
 		return RemoveNode{Node: node, Force: !often(t, "force")}
+	case 6:
+		return RecoverCluster{Survivor: node, GossipKey: make([]byte, pick(t, "gossip key", []int{0, gossipKeyLen, gossipKeyLen}))}
 	}
 	return RevokeToken{ID: id}
 }

@@ -9,7 +9,7 @@ import (
 // snapshotVersion is the newest version of the snapshot's form, which goes with
 // commandVersion. Version 1 had no ids of endpoints, and ids of services without
 // a bound; version 2 said nothing of what is replicated, version 3 nothing of
-// failovers.
+// failovers and recoveries.
 const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
@@ -56,7 +56,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		services[i], needed = oldest(svc)
 		version = max(version, needed)
 	}
-	if len(s.failovers) > 0 {
+	if len(s.failovers) > 0 || s.cluster.Recoveries > 0 {
 		version = max(version, 4)
 	}
 	b, err := json.Marshal(snapshot[Service]{

@@ -305,4 +305,9 @@ type Cluster struct {
 	CA        []byte   `json:"ca"`         // DER certificate; the key is never here
 	GossipKey [][]byte `json:"gossip_key"` // 32 random bytes each, the first is in use
 	Seed      uint32   `json:"seed"`       // of the selection hashes, random, the same on every node
+
+	// Recoveries counts how often the group was rebuilt from one node; see RecoverCluster.
+	Recoveries uint64 `json:"recoveries,omitempty"`
+	// Without names, sorted, who the last of them left behind; nobody any more once there are recoveredVoters again.
+	Without []NodeID `json:"without,omitempty"`
 }
