@@ -138,7 +138,7 @@ func (m *member) watchContact(ctx context.Context) error {
 }
 
 // fresh says whether what this node knows may be acted upon now to take
-// something up (see contact).
+// something up (see contact, and watchSuperseded).
 func (m *member) fresh() bool {
 	now := time.Now()
 	var boot unix.Timespec
@@ -149,7 +149,7 @@ func (m *member) fresh() bool {
 	if fresh {
 		m.store.live.Store(true)
 	}
-	return fresh
+	return fresh && m.asked.Load()
 }
 
 // lastContact is Raft's last word from a leader; a leader has its proof from

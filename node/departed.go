@@ -41,7 +41,8 @@ type memberQuestion struct {
 }
 
 type memberAnswer struct {
-	Member bool `json:"member"`
+	Member     bool   `json:"member"`
+	Recoveries uint64 `json:"recoveries"` // fsm.Cluster.Recoveries of who answers
 }
 
 func (m *member) serveMember(w http.ResponseWriter, r *http.Request) {
@@ -54,7 +55,8 @@ func (m *member) serveMember(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, errors.New("not known here at the moment"))
 		return
 	}
-	answer(w, 0, memberAnswer{isMember(m.store.State(), q)}, nil)
+	s := m.store.State()
+	answer(w, 0, memberAnswer{Member: isMember(s, q), Recoveries: s.Cluster().Recoveries}, nil)
 }
 
 func isMember(s *fsm.State, q memberQuestion) bool {
@@ -63,7 +65,7 @@ func isMember(s *fsm.State, q memberQuestion) bool {
 }
 
 // removed says that the cluster has taken this node off its list.
-func (m *member) removed() bool { return m.outcast.Load() }
+func (m *member) removed() bool { return m.outcast.Load() || m.superseded.Load() }
 
 // watchMembers closes what is open with nodes that are members no longer, and
 // finds out when this node is one of them.
@@ -157,24 +159,28 @@ func (m *member) refusedByPeers(ctx context.Context, s *fsm.State) bool {
 
 func (m *member) refusedBy(ctx context.Context, name, address string) bool {
 	var reply memberAnswer
-	err := m.askMember(ctx, name, address, &reply)
+	_, err := m.askMember(ctx, name, address, &reply)
 	m.logger.Debug("asked a peer whether this node is a member", "peer", name, "member", reply.Member, "err", err)
 	return err == nil && !reply.Member
 }
 
-func (m *member) askMember(ctx context.Context, name, address string, reply *memberAnswer) error {
+// askMember asks the node of that name whether this node is a member, and says
+// which machine answered.
+func (m *member) askMember(ctx context.Context, name, address string, reply *memberAnswer) (who machine, err error) {
 	conn, err := m.mux.Dial(ctx, address, transport.ALPNJoin, name)
 	if err != nil {
-		return err
+		return who, err
 	}
 	defer conn.Close()
+	who.name = name
+	who.key, _ = transport.PeerKey(conn)
 	key := m.id.Key()
 	a, err := post(ctx, conn, "/member", memberQuestion{Name: m.cfg.Name, Key: key[:]})
 	if err != nil {
-		return err
+		return who, err
 	}
 	if err := json.Unmarshal(a.Value, reply); err != nil {
-		return fmt.Errorf("read answer of %s: %w", name, err)
+		return who, fmt.Errorf("read answer of %s: %w", name, err)
 	}
-	return nil
+	return who, nil
 }

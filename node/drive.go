@@ -155,7 +155,7 @@ func brief(err error) string {
 func (d *driver) pass(ctx context.Context) error {
 	m := d.m
 	fresh := m.fresh()
-	if !m.contact.everFresh() && !m.removed() {
+	if !(m.contact.everFresh() && m.asked.Load()) && !m.removed() {
 		// The state on disk may be old, and the pinned data plane of an
 		// earlier life is nearer to the truth: touch nothing yet.
 		return nil
@@ -301,14 +301,10 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 	if d.saved == me.Died {
 		return nil
 	}
-	ms, err := loadMembership(d.m.cfg.DataDir)
+	err := d.m.updateMembership(func(ms *membership) { ms.Died = me.Died })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // joining: the next pass will find it
 	} else if err != nil {
-		return err
-	}
-	ms.Died = me.Died
-	if err := ms.save(d.m.cfg.DataDir); err != nil {
 		return err
 	}
 	d.saved = me.Died

@@ -26,6 +26,8 @@ type membership struct {
 	// Died is the last verdict of death this node has drawn its conclusion
 	// from: its flow table had to be brought up to date again.
 	Died uint64 `json:"died,omitempty"`
+	// Superseded says that the cluster was rebuilt without this node.
+	Superseded bool `json:"superseded,omitempty"`
 }
 
 const memberFile = "member.json"
@@ -56,6 +58,19 @@ func (ms membership) save(dataDir string) error {
 	return nil
 }
 
+// updateMembership changes member.json, once there is one: while this node
+// joins or leaves there is none, and nothing to change.
+func (m *member) updateMembership(change func(*membership)) error {
+	m.fileMu.Lock()
+	defer m.fileMu.Unlock()
+	ms, err := loadMembership(m.cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	change(&ms)
+	return ms.save(m.cfg.DataDir)
+}
+
 // check refuses to go on as somebody else: name, role and address are known to
 // the other nodes and cannot be changed behind their back.
 func (ms membership) check(c Config) error {
@@ -76,7 +91,7 @@ func forget(dataDir string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, transport.RemoveCAKey(dataDir), transport.RemoveIdentity(dataDir), os.RemoveAll(raftDir(dataDir)))
+	return errors.Join(err, dropRecovery(dataDir), transport.RemoveCAKey(dataDir), transport.RemoveIdentity(dataDir), os.RemoveAll(raftDir(dataDir)))
 }
 
 // lockDataDir keeps a second daemon away from the same files.

@@ -74,6 +74,9 @@ func (m *member) lead(ctx context.Context) error {
 			return nil
 		}
 	}
+	if !m.finishRecoveryFirst(ctx) {
+		return nil
+	}
 	// From here on this node knows what is committed (see provenCommit).
 	m.leadTerm.Store(term)
 	defer m.leadTerm.Store(0)

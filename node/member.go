@@ -44,10 +44,15 @@ type member struct {
 
 	detector *detector
 
-	outcast atomic.Bool // see removed
-	leaving atomic.Bool // by its own will
-	guestMu sync.Mutex
-	guests  map[machine]bool // let in unknown, while this node knew too little
+	outcast    atomic.Bool // see removed
+	superseded atomic.Bool // likewise, and for good; see supersede.go
+	asked      atomic.Bool // whether that is so
+	fileMu     sync.Mutex  // for updateMembership
+	leaving    atomic.Bool // by its own will
+	guestMu    sync.Mutex
+	guests     map[machine]bool // let in unknown, while this node knew too little
+
+	recovery atomic.Pointer[recovery] // to be committed before all else; see rebuild.go
 
 	contact contact
 	// leadTerm is the Raft term in which this node leads and has applied all that
@@ -78,6 +83,8 @@ type memberConfig struct {
 	died      uint64
 	bootstrap bool // the first node of a new cluster
 
+	superseded bool // see membership
+
 	discardFlows bool // see RunOptions
 }
 
@@ -91,6 +98,7 @@ func newMember(c memberConfig) (m *member, err error) {
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
+	m.superseded.Store(c.superseded)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())
@@ -119,7 +127,10 @@ func newMember(c memberConfig) (m *member, err error) {
 	layer := transport.NewRaftLayer(m.mux, net.TCPAddrFromAddrPort(addr))
 	layer.NodeName = m.nodeAt
 	m.raft, err = openRaft(raftDir(c.cfg.DataDir), c.cfg.Name, c.cfg.Cluster.Address, c.bootstrap, layer, m.store, c.logger)
-	return m, err
+	if err != nil {
+		return m, err
+	}
+	return m, m.resumeRecovery()
 }
 
 // openDataplane loads the programs, or takes over those that are pinned, and
@@ -203,6 +214,7 @@ func (m *member) run(ctx context.Context) error {
 	loop("ca key", m.caKeyLoop)
 	loop("contact", m.watchContact)
 	loop("members", m.watchMembers)
+	loop("rebuilt", m.watchSuperseded)
 	if m.dp != nil {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)

@@ -94,6 +94,7 @@ type daemon struct {
 	mu      sync.Mutex
 	member  *member
 	running *memberRun
+	absent  error // why there is no member, where that passes; nil for "in no cluster"
 }
 
 // memberRun is a running member's handle.
@@ -142,7 +143,7 @@ func (d *daemon) resume() error {
 func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bool) (*member, error) {
 	m, err := newMember(memberConfig{
 		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id,
-		slot: ms.Slot, died: ms.Died, bootstrap: bootstrap, discardFlows: d.opts.DiscardFlows,
+		slot: ms.Slot, died: ms.Died, superseded: ms.Superseded, bootstrap: bootstrap, discardFlows: d.opts.DiscardFlows,
 	})
 	if err != nil {
 		return nil, err
@@ -189,10 +190,13 @@ func (d *daemon) stop() error {
 func (d *daemon) current() (*member, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.member == nil {
-		return nil, web.ErrNoCluster
+	switch {
+	case d.member != nil:
+		return d.member, nil
+	case d.absent != nil:
+		return nil, d.absent
 	}
-	return d.member, nil
+	return nil, web.ErrNoCluster
 }
 
 func (d *daemon) notify() {

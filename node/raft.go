@@ -42,15 +42,17 @@ type raftGroup struct {
 	command uint64 // index of the last command at or before walked
 }
 
-// openRaft starts Raft on the files in dir. With bootstrap the node becomes
-// the only voter of a new group; otherwise it goes on with what is on disk, or
-// waits to be added by a leader.
-func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer, f raft.FSM, logger *slog.Logger) (*raftGroup, error) {
+// raftStores are the files below Raft.
+type raftStores struct {
+	bolt  *raftboltdb.BoltStore // log, term and vote
+	snaps raft.SnapshotStore
+}
+
+func openStores(dir string, hl hclog.Logger) (st raftStores, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make raft directory: %w", err)
+		return st, fmt.Errorf("make raft directory: %w", err)
 	}
-	hl := raftLogger(logger)
-	bolt, err := raftboltdb.New(raftboltdb.Options{
+	st.bolt, err = raftboltdb.New(raftboltdb.Options{
 		Path: filepath.Join(dir, "log.db"),
 		BoltOptions: &bbolt.Options{
 			Timeout: 5 * time.Second, NoFreelistSync: true, FreelistType: bbolt.FreelistMapType,
@@ -58,33 +60,50 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 		MsgpackUseNewTimeFormat: true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("open raft log in %s: %w", dir, err)
+		return st, fmt.Errorf("open raft log in %s: %w", dir, err)
 	}
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hl)
+	st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hl)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open raft snapshots in %s: %w", dir, err), bolt.Close())
+		return st, errors.Join(fmt.Errorf("open raft snapshots in %s: %w", dir, err), st.bolt.Close())
 	}
-	cache, err := raft.NewLogCache(512, bolt)
+	return st, nil
+}
+
+// openRaft starts Raft on the files in dir. With bootstrap the node becomes
+// the only voter of a new group; otherwise it goes on with what is on disk, or
+// waits to be added by a leader.
+func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer, f raft.FSM, logger *slog.Logger) (*raftGroup, error) {
+	hl := raftLogger(logger)
+	st, err := openStores(dir, hl)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), bolt.Close())
+		return nil, err
+	}
+	cache, err := raft.NewLogCache(512, st.bolt)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), st.bolt.Close())
 	}
 	transport := newRaftTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
 	}))
-	g := &raftGroup{log: bolt, logs: cache, transport: transport}
+	g := &raftGroup{log: st.bolt, logs: cache, transport: transport}
 	conf := raftConfig(name, hl)
 	if bootstrap {
-		err = raft.BootstrapCluster(conf, cache, bolt, snaps, transport, raft.Configuration{
-			Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(name), Address: raft.ServerAddress(address)}},
-		})
+		err = raft.BootstrapCluster(conf, cache, st.bolt, st.snaps, transport, onlyVoter(name, address))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("bootstrap raft: %w", err), g.closeFiles())
 		}
 	}
-	if g.Raft, err = raft.NewRaft(conf, f, cache, bolt, snaps, transport); err != nil {
+	if g.Raft, err = raft.NewRaft(conf, f, cache, st.bolt, st.snaps, transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("start raft: %w", err), g.closeFiles())
 	}
 	return g, nil
+}
+
+// onlyVoter is the configuration of a group of one.
+func onlyVoter(name, address string) raft.Configuration {
+	return raft.Configuration{
+		Servers: []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(name), Address: raft.ServerAddress(address)}},
+	}
 }
 
 func raftConfig(name string, hl hclog.Logger) *raft.Config {

@@ -80,6 +80,7 @@ func (m *member) status() web.Status {
 		Cluster: web.ClusterStatus{
 			ID: s.Cluster().ID, Leader: fsm.NodeID(leader), Term: m.raft.CurrentTerm(),
 			Applied: s.Index(), Quorum: m.raft.hasQuorum(),
+			Recovered: s.Cluster().Recoveries, Without: s.Cluster().Without,
 		},
 		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(), Failovers: slices.Clone(s.Failovers()),
 	}

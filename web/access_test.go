@@ -54,6 +54,7 @@ func TestAccessLevelsLetInWhomTheyShould(t *testing.T) {
 		{"remote writes not without", AccessRemote, "DELETE", "/v1/services/web", nil, 401},
 		{"remote writes not to healthz", AccessRemote, "POST", "/healthz", nil, 401},
 		{"remote forms no clusters", AccessRemote, "POST", "/v1/cluster/leave", bearer, 403},
+		{"remote rebuilds no clusters", AccessRemote, "POST", "/v1/cluster/recover", bearer, 403},
 		{"remote writes not for a foreign page", AccessRemote, "DELETE", "/v1/services/web", foreign, 403},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -4,12 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"reflect"
-	"strings"
 	"time"
-
-	"github.com/danielgtaylor/huma/v2"
-	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"pontoon/fsm"
 )
@@ -96,57 +91,14 @@ func (s *server) clusterRoutes() {
 		}
 		return &answer[JoinResult]{Body: res}, nil
 	})
-	leave := s.operation(op{
+	stepwise(s, op{
 		method: http.MethodPost, path: opsPrefix + "leave", id: "leave-cluster", tag: "cluster",
-		summary: "Hand over, drain and leave the cluster",
-		text: "Only on the node's own socket. With Accept: text/event-stream, messages `progress` ({\"text\"}) while it goes, then `done` " +
-			"(a LeaveResult) or `problem` (a Problem).",
-	})
-	leave.Responses = streamResponses("Done.")
-	leave.Responses["200"].Content["application/json"] = &huma.MediaType{Schema: s.schemas.Schema(reflect.TypeFor[LeaveResult](), true, "LeaveResult")}
-	huma.Register(s.api, leave, s.leave)
-}
-
-type leaveInput struct {
-	Accept string `header:"Accept" doc:"text/event-stream for progress."`
-	Body   LeaveRequest
-}
-
-// leave leaves and answers at the end, or as it goes. The caller going away does
-// not stop it: half a leave is worse than either end.
-func (s *server) leave(ctx context.Context, in *leaveInput) (*huma.StreamResponse, error) {
-	if strings.Contains(in.Accept, "text/event-stream") {
-		return &huma.StreamResponse{Body: func(hc huma.Context) {
-			r, w := humago.Unwrap(hc)
-			s.streamLeave(r, w, in.Body.Force)
-		}}, nil
-	}
-	res := LeaveResult{Steps: []string{}}
-	err := s.Ops.Leave(context.WithoutCancel(ctx), in.Body.Force, func(step string) { res.Steps = append(res.Steps, step) })
-	if err != nil {
-		return nil, NewProblem(err)
-	}
-	return &huma.StreamResponse{Body: func(hc huma.Context) {
-		_, w := humago.Unwrap(hc)
-		writeJSON(w, res)
-	}}, nil
-}
-
-// streamLeave leaves and tells each step as it is taken.
-func (s *server) streamLeave(r *http.Request, w http.ResponseWriter, force bool) {
-	stream := s.streams.begin(w, r)
-	if stream == nil {
-		return
-	}
-	defer stream.end()
-	res := LeaveResult{Steps: []string{}}
-	err := s.Ops.Leave(context.WithoutCancel(r.Context()), force, func(step string) {
-		res.Steps = append(res.Steps, step)
-		_ = stream.sendJSON("progress", "", map[string]string{"text": step}) // the caller may have gone
-	})
-	if err != nil {
-		_ = stream.sendJSON("problem", "", NewProblem(err))
-		return
-	}
-	_ = stream.sendJSON("done", "", res)
+		summary: "Hand over, drain and leave the cluster", text: "Only on the node's own socket.",
+	}, func(ctx context.Context, in LeaveRequest, progress func(string)) (LeaveResult, error) {
+		return LeaveResult{}, s.Ops.Leave(ctx, in.Force, progress)
+	}, func(r *LeaveResult) *[]string { return &r.Steps })
+	stepwise(s, op{
+		method: http.MethodPost, path: opsPrefix + "recover", id: "recover-cluster", tag: "cluster",
+		summary: "Rebuild the cluster from this node after its quorum was lost for good", text: "Only on the node's own socket.",
+	}, s.Ops.Recover, func(r *RecoverResult) *[]string { return &r.Steps })
 }

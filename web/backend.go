@@ -62,7 +62,8 @@ type Backend interface {
 }
 
 // ClusterOps forms and leaves clusters. Its methods are safe for concurrent
-// use, block until the work is done, and leave no trace when they fail.
+// use, block until the work is done, and leave no trace when they fail, except
+// where they say otherwise.
 type ClusterOps interface {
 	// Init makes this node the first of a new cluster. It returns
 	// fsm.ErrAlreadyInitialised when it is in one.
@@ -76,6 +77,13 @@ type ClusterOps interface {
 	// Leave hands over, drains and leaves. It calls progress with one sentence
 	// for each step, from the goroutine that called Leave.
 	Leave(ctx context.Context, force bool, progress func(string)) error
+
+	// Recover rebuilds the cluster from this node alone, after its quorum was
+	// lost for good. It returns an error that matches fsm.ErrInvalid when
+	// req.Fenced is not exactly the other members, and fsm.ErrInUse while one of
+	// them answers or a leader is heard; then nothing has happened. It calls
+	// progress as Leave does.
+	Recover(ctx context.Context, req RecoverRequest, progress func(string)) (RecoverResult, error)
 
 	// CreateToken returns a join token; its secret is kept nowhere else.
 	CreateToken(ctx context.Context, role fsm.Role, ttl time.Duration) (token string, err error)

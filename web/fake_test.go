@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -226,6 +227,15 @@ func (o *fakeOps) Leave(_ context.Context, force bool, progress func(string)) er
 	}
 	progress("left the cluster")
 	return nil
+}
+
+func (o *fakeOps) Recover(_ context.Context, req RecoverRequest, progress func(string)) (RecoverResult, error) {
+	progress("looking for the others")
+	if err := o.ask(fmt.Sprint("recover ", req.Fenced)); err != nil {
+		return RecoverResult{}, err
+	}
+	progress("rebuilding the group")
+	return RecoverResult{ClusterID: "c1", Survivor: "lb1", Fenced: req.Fenced, Recovered: 1, Index: 77}, nil
 }
 
 func (o *fakeOps) CreateToken(_ context.Context, role fsm.Role, ttl time.Duration) (string, error) {

@@ -20,6 +20,7 @@ const (
 	EventReplication = "replication" // flow replication to a peer changed its state
 	EventNode        = "node"        // a node became ready, in sync, drained, or ceased to be
 	EventDataPlane   = "data_plane"  // attached, adopted, failed
+	EventRecovery    = "recovery"    // the cluster is rebuilt from one node
 )
 
 // Event is one thing that happened, as `pontoon events` prints it.
@@ -186,4 +187,19 @@ type LeaveRequest struct {
 // LeaveResult answers a leave with the steps that were taken.
 type LeaveResult struct {
 	Steps []string `json:"steps"`
+}
+
+// RecoverRequest asks this node to rebuild the cluster from itself.
+type RecoverRequest struct {
+	Fenced []fsm.NodeID `json:"fenced" minItems:"1" doc:"All other members, witnesses and nodes without a vote too: the caller vouches that none of them runs or will run with its old disk."`
+}
+
+// RecoverResult answers a recovery.
+type RecoverResult struct {
+	ClusterID string       `json:"cluster_id"`
+	Survivor  fsm.NodeID   `json:"survivor"`
+	Fenced    []fsm.NodeID `json:"fenced" doc:"The nodes left behind, sorted."`
+	Recovered uint64       `json:"recovered" doc:"How often this cluster has been rebuilt now."`
+	Index     uint64       `json:"index" doc:"The last command the rebuilt cluster knows of its earlier life."`
+	Steps     []string     `json:"steps"`
 }

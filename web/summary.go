@@ -47,6 +47,17 @@ func Summarise(s Status) Summary {
 	case 2:
 		note(LevelWarn, "2 voters are not highly available: when one dies the other cannot decide. Join a third node or a witness.")
 	}
+	if gone := s.Cluster.Without; len(gone) > 0 {
+		names := make([]string, len(gone))
+		for i, n := range gone {
+			names[i] = string(n)
+		}
+		note(LevelWarn, "The cluster was rebuilt without %s: what they knew alone is lost, and they must not run with their old disks; join three voters again.",
+			strings.Join(names, " and "))
+	}
+	if !s.Cluster.Quorum {
+		note(LevelBad, "When the others will never come back: pontoon recover --help.")
+	}
 	if len(s.Warnings) > 0 {
 		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}

@@ -44,6 +44,7 @@ func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
 		{"no master and nothing to serve", func(s *Status) { s.Instances[0].Master, s.Instances[0].VIPs = "", nil }, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"one node alone", func(s *Status) { s.Nodes = s.Nodes[:1] }, LevelWarn, "1 of 1 node healthy, lb1 leads", "1 voter"},
 		{"a warning of this node", func(s *Status) { s.Warnings = []string{"the flow table is full"} }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"rebuilt from one node", func(s *Status) { s.Cluster.Without = []fsm.NodeID{"lb7", "lb8"} }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "rebuilt without lb7 and lb8"},
 		{"two voters", func(s *Status) { s.Nodes[2].Raft = RaftNonvoter }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "2 voters"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

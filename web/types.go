@@ -56,7 +56,11 @@ type ClusterStatus struct {
 	Leader  fsm.NodeID `json:"leader" doc:"Empty while there is none."`
 	Term    uint64     `json:"term"`
 	Applied uint64     `json:"applied" doc:"Index of the last command applied on this node."`
-	Quorum  bool       `json:"quorum" doc:"This node hears from a majority of the voters."`
+
+	Recovered uint64       `json:"recovered" doc:"How often the cluster was rebuilt from one node by pontoon recover."`
+	Without   []fsm.NodeID `json:"without" doc:"The nodes the last recovery left behind, until there are three voters again."`
+
+	Quorum bool `json:"quorum" doc:"This node hears from a majority of the voters."`
 }
 
 // RaftRole is a node's part in the Raft group.
@@ -182,6 +186,7 @@ type BGPPeer struct {
 
 // normalise makes the JSON form steady: lists that are empty, not null.
 func (s *Status) normalise() {
+	s.Cluster.Without = notNil(s.Cluster.Without)
 	s.Nodes = notNil(s.Nodes)
 	for i := range s.Nodes {
 		s.Nodes[i].MasterOf = notNil(s.Nodes[i].MasterOf)

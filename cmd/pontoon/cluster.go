@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -182,8 +183,14 @@ func (a *app) leave(ctx context.Context, c *api, force bool) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, clusterTimeout,
 		fmt.Errorf("leaving takes longer than %s: it goes on, look at `pontoon status`", clusterTimeout))
 	defer cancel()
-	done := false
-	err := c.stream(ctx, http.MethodPost, "/v1/cluster/leave", web.LeaveRequest{Force: force}, func(event string, data []byte) error {
+	_, err := c.steps(ctx, "/v1/cluster/leave", web.LeaveRequest{Force: force}, func(text string) { a.printf("%s\n", text) })
+	return err
+}
+
+// steps makes a call that is answered step by step: it hands on each step's
+// sentence and returns the result at the end.
+func (c *api) steps(ctx context.Context, path string, body any, tell func(text string)) (result []byte, err error) {
+	err = c.stream(ctx, http.MethodPost, path, body, func(event string, data []byte) error {
 		switch event {
 		case "progress":
 			var step struct {
@@ -192,7 +199,7 @@ func (a *app) leave(ctx context.Context, c *api, force bool) error {
 			if err := decode(data, &step); err != nil {
 				return err
 			}
-			a.printf("%s\n", step.Text)
+			tell(step.Text)
 		case "problem":
 			var p web.Problem
 			if err := decode(data, &p); err != nil {
@@ -200,14 +207,14 @@ func (a *app) leave(ctx context.Context, c *api, force bool) error {
 			}
 			return p.Err()
 		case "done":
-			done = true
+			result = bytes.Clone(data)
 		}
 		return nil
 	})
-	if done && errors.Is(err, errStreamEnded) {
-		return nil
+	if result != nil && errors.Is(err, errStreamEnded) {
+		return result, nil
 	}
-	return err
+	return nil, err
 }
 
 // overSocketOnly is for commands only the machine's own daemon takes.

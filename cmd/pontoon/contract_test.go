@@ -21,6 +21,7 @@ var contractCommands = map[string][]string{
 	"init":            {},
 	"join":            {"no-wait", "timeout", "token"},
 	"leave":           {"force"},
+	"recover":         {"i-have-fenced", "output"},
 	"token create":    {"role", "ttl"},
 	"token list":      {"output"},
 	"token revoke":    {},

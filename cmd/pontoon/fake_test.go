@@ -284,6 +284,14 @@ func (d *fakeDaemon) Leave(_ context.Context, force bool, progress func(string))
 	return nil
 }
 
+func (d *fakeDaemon) Recover(_ context.Context, req web.RecoverRequest, progress func(string)) (web.RecoverResult, error) {
+	progress("looking whether any of them answers")
+	if slices.Contains(req.Fenced, "lb2") {
+		return web.RecoverResult{}, fmt.Errorf("lb2 still answers at 192.168.80.12:7400: fence it first: %w", fsm.ErrInUse)
+	}
+	return web.RecoverResult{ClusterID: "c0ffee", Survivor: d.self, Fenced: req.Fenced, Recovered: 1, Index: 77}, nil
+}
+
 func (d *fakeDaemon) CreateToken(_ context.Context, role fsm.Role, ttl time.Duration) (string, error) {
 	return strings.Join([]string{"token", string(role), ttl.String()}, "-"), nil
 }

@@ -106,7 +106,7 @@ mend it), 2 wrong usage.`)
 	root.SetFlagErrorFunc(flagError)
 	a.conn.addTo(root.PersistentFlags(), a.getenv)
 	addGroup(root, "begin", "Begin and end:",
-		newDemoCmd(a), newRunCmd(a), newInitCmd(a), newJoinCmd(a), newLeaveCmd(a), newTokenCmd(a))
+		newDemoCmd(a), newRunCmd(a), newInitCmd(a), newJoinCmd(a), newLeaveCmd(a), newRecoverCmd(a), newTokenCmd(a))
 	addGroup(root, "look", "Look:",
 		newStatusCmd(a), newEventsCmd(a), newConntrackCmd(a), newReplicationCmd(a), newTraceCmd(a), newBFDCmd(a))
 	addGroup(root, "change", "Change what is served, and by whom:",
