@@ -15,6 +15,8 @@ import (
 	"github.com/hashicorp/raft"
 	raftboltdb "github.com/hashicorp/raft-boltdb/v2"
 	"go.etcd.io/bbolt"
+
+	"pontoon/node/stable"
 )
 
 // Raft's timers are the fallback, not the detector: starvation of a busy
@@ -33,7 +35,7 @@ const (
 // raftGroup is this node's part in the Raft group, with the files below it.
 type raftGroup struct {
 	*raft.Raft
-	log       *raftboltdb.BoltStore
+	stores    raftStores
 	logs      raft.LogStore // log, with a cache of the newest entries
 	transport *raftTransport
 
@@ -44,9 +46,13 @@ type raftGroup struct {
 
 // raftStores are the files below Raft.
 type raftStores struct {
-	bolt  *raftboltdb.BoltStore // log, term and vote
+	bolt  *raftboltdb.BoltStore // log
+	votes *stable.Store         // term and vote
 	snaps raft.SnapshotStore
 }
+
+// close closes them; Raft must not run any more.
+func (st raftStores) close() error { return errors.Join(st.votes.Close(), st.bolt.Close()) }
 
 func openStores(dir string, hl hclog.Logger) (st raftStores, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -62,9 +68,15 @@ func openStores(dir string, hl hclog.Logger) (st raftStores, err error) {
 	if err != nil {
 		return st, fmt.Errorf("open raft log in %s: %w", dir, err)
 	}
+	// Earlier versions kept term and vote in the log's database, which goes on
+	// guarding against their coming back (see node/stable).
+	st.votes, err = stable.Open(filepath.Join(dir, "stable"), boltKeys{st.bolt})
+	if err != nil {
+		return st, errors.Join(fmt.Errorf("open raft term and vote: %w", err), st.bolt.Close())
+	}
 	st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, hl)
 	if err != nil {
-		return st, errors.Join(fmt.Errorf("open raft snapshots in %s: %w", dir, err), st.bolt.Close())
+		return st, errors.Join(fmt.Errorf("open raft snapshots in %s: %w", dir, err), st.close())
 	}
 	return st, nil
 }
@@ -80,20 +92,23 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	}
 	cache, err := raft.NewLogCache(512, st.bolt)
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), st.bolt.Close())
+		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), st.close())
+	}
+	if st.votes.Renewed() {
+		logger.Warn("the file of this node's term and vote was missing or damaged; going on from a later term, in which nothing can have been promised", "dir", dir)
 	}
 	transport := newRaftTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
 	}))
-	g := &raftGroup{log: st.bolt, logs: cache, transport: transport}
+	g := &raftGroup{stores: st, logs: cache, transport: transport}
 	conf := raftConfig(name, hl)
 	if bootstrap {
-		err = raft.BootstrapCluster(conf, cache, st.bolt, st.snaps, transport, onlyVoter(name, address))
+		err = raft.BootstrapCluster(conf, cache, st.votes, st.snaps, transport, onlyVoter(name, address))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("bootstrap raft: %w", err), g.closeFiles())
 		}
 	}
-	if g.Raft, err = raft.NewRaft(conf, f, cache, st.bolt, st.snaps, transport); err != nil {
+	if g.Raft, err = raft.NewRaft(conf, f, cache, st.votes, st.snaps, transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("start raft: %w", err), g.closeFiles())
 	}
 	return g, nil
@@ -120,7 +135,19 @@ func raftConfig(name string, hl hclog.Logger) *raft.Config {
 	return c
 }
 
-func (g *raftGroup) closeFiles() error { return errors.Join(g.transport.Close(), g.log.Close()) }
+func (g *raftGroup) closeFiles() error { return errors.Join(g.transport.Close(), g.stores.close()) }
+
+// boltKeys is the log's database as a stable.Legacy.
+type boltKeys struct{ *raftboltdb.BoltStore }
+
+// Get implements stable.Legacy.
+func (b boltKeys) Get(key []byte) ([]byte, error) {
+	v, err := b.BoltStore.Get(key)
+	if errors.Is(err, raftboltdb.ErrKeyNotFound) {
+		return nil, nil
+	}
+	return v, err
+}
 
 // close stops Raft and only then closes its log: the other way round panics.
 func (g *raftGroup) close() error {

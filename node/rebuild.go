@@ -81,11 +81,11 @@ func rebuildRaft(dir, name, address string, logger *slog.Logger) (uint64, error)
 	}
 	f := rebuiltStore{newStore()}
 	_, transport := raft.NewInmemTransport(raft.ServerAddress(address)) // only encodes addresses
-	err = raft.RecoverCluster(raftConfig(name, hl), f, st.bolt, st.bolt, st.snaps, transport, onlyVoter(name, address))
+	err = raft.RecoverCluster(raftConfig(name, hl), f, st.bolt, st.votes, st.snaps, transport, onlyVoter(name, address))
 	if err != nil {
 		err = fmt.Errorf("rebuild the raft group: %w", err)
 	}
-	return f.State().Index(), errors.Join(err, transport.Close(), st.bolt.Close())
+	return f.State().Index(), errors.Join(err, transport.Close(), st.close())
 }
 
 // rebuiltStore makes no snapshot of a log it could not read.

@@ -85,7 +85,7 @@ func threeOnDisk(t *testing.T) (dataDir string, last uint64) {
 	}
 	_, inmem := raft.NewInmemTransport("")
 	conf := raftConfig("lb1", raftLogger(slog.New(slog.DiscardHandler)))
-	if err := raft.BootstrapCluster(conf, st.bolt, st.bolt, st.snaps, inmem, group); err != nil {
+	if err := raft.BootstrapCluster(conf, st.bolt, st.votes, st.snaps, inmem, group); err != nil {
 		t.Fatal(err)
 	}
 	for i, c := range oneNode(fsm.PutInstance{Name: "blue"}, fsm.PutInstance{Name: "red"}) {
@@ -96,7 +96,7 @@ func threeOnDisk(t *testing.T) (dataDir string, last uint64) {
 			t.Fatal(err)
 		}
 	}
-	if err := st.bolt.Close(); err != nil {
+	if err := st.close(); err != nil {
 		t.Fatal(err)
 	}
 	return dataDir, last
@@ -111,13 +111,13 @@ func onDisk(t *testing.T, dataDir string) (servers []raft.Server, s *fsm.State, 
 		t.Fatal(err)
 	}
 	_, inmem := raft.NewInmemTransport("192.0.2.1:7400")
-	r, err := raft.NewRaft(raftConfig("lb1", raftLogger(m.logger)), m.store, st.bolt, st.bolt, st.snaps, inmem)
+	r, err := raft.NewRaft(raftConfig("lb1", raftLogger(m.logger)), m.store, st.bolt, st.votes, st.snaps, inmem)
 	if err != nil {
 		t.Fatal(err)
 	}
 	m.raft = &raftGroup{Raft: r}
 	defer func() {
-		if err := errors.Join(r.Shutdown().Error(), st.bolt.Close()); err != nil {
+		if err := errors.Join(r.Shutdown().Error(), st.close()); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -183,7 +183,7 @@ func TestARecoveryCutShortAfterTheFilesIsFinished(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(st.bolt.Close(), from.bolt.Close()); err != nil {
+	if err := errors.Join(st.close(), from.close()); err != nil {
 		t.Fatal(err)
 	}
 	check("with the old log")
@@ -196,7 +196,7 @@ func TestALogThatCannotBeReadIsNotRebuiltFrom(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := &raft.Log{Index: last + 1, Term: 1, Type: raft.LogCommand, Data: []byte(`{"v":999,"type":"x","data":{}}`)}
-	if err := errors.Join(st.bolt.StoreLog(l), st.bolt.Close()); err != nil {
+	if err := errors.Join(st.bolt.StoreLog(l), st.close()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := rebuildRaft(raftDir(dataDir), "lb1", "192.0.2.1:7400", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "version 999") {

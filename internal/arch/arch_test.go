@@ -17,7 +17,7 @@ import (
 // tests. A room that is not here fails the test: decide where it belongs.
 var rooms = map[string][]string{
 	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/logging", "internal/sdnotify"},
-	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect"},
+	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect", "node/stable"},
 	"node/plan":            {"fsm", "bpf"},
 	"web":                  {"fsm"},
 	"fsm":                  {},
@@ -26,6 +26,7 @@ var rooms = map[string][]string{
 	"node/host":            {},
 	"node/announce":        {},
 	"node/detect":          {},
+	"node/stable":          {},
 	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/traffic"},
 	"internal/lab/traffic": {},
