@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -154,6 +155,22 @@ func (n *Node) Status(ctx context.Context) (Status, error) {
 // Get fetches one document from the daemon's API, over its Unix socket. A stopped
 // daemon accepts and is silent: bound ctx.
 func (n *Node) Get(ctx context.Context, path string, into any) error {
+	return n.Call(ctx, http.MethodGet, path, nil, into)
+}
+
+// APIError is an answer of the daemon that is not what was asked for.
+type APIError struct {
+	Path   string
+	Status int // of HTTP
+	Body   string
+}
+
+func (e *APIError) Error() string { return fmt.Sprintf("%s: %d: %.200s", e.Path, e.Status, e.Body) }
+
+// Call asks the daemon's API over its Unix socket: body, if not nil, is sent as
+// JSON, and the answer is decoded into into, if that is not nil. An answer other
+// than success is an *APIError.
+func (n *Node) Call(ctx context.Context, method, path string, body, into any) error {
 	tr := &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -161,21 +178,35 @@ func (n *Node) Get(ctx context.Context, path string, into any) error {
 			return d.DialContext(ctx, "unix", n.Socket())
 		},
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
+	var sent io.Reader
+	if body != nil {
+		raw, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+		sent = bytes.NewReader(raw)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://localhost"+path, sent)
 	if err != nil {
 		return err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
 	}
 	resp, err := tr.RoundTrip(req)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
 		return err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s: %.200s", path, resp.Status, body)
+	if resp.StatusCode >= http.StatusMultipleChoices {
+		return &APIError{Path: path, Status: resp.StatusCode, Body: string(answer)}
 	}
-	return json.Unmarshal(body, into)
+	if into == nil {
+		return nil
+	}
+	return json.Unmarshal(answer, into)
 }

@@ -1,0 +1,87 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"pontoon/internal/lab/chaostest"
+	"pontoon/internal/roottest"
+)
+
+// The seeds of everyday: each has met a bug, or shows a kind of fault.
+var fixedSeeds = []uint64{1, 2, 3}
+
+// seeds are those to run: CHAOS_SEED is one, CHAOS_SEEDS how many from CHAOS_FIRST
+// on, and without either it is the fixed ones.
+func seeds(t *testing.T) []uint64 {
+	t.Helper()
+	number := func(name string, def uint64) uint64 {
+		v := os.Getenv(name)
+		if v == "" {
+			return def
+		}
+		n, err := strconv.ParseUint(v, 10, 64)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		return n
+	}
+	if os.Getenv("CHAOS_SEED") != "" {
+		return []uint64{number("CHAOS_SEED", 0)}
+	}
+	count, first := number("CHAOS_SEEDS", 0), number("CHAOS_FIRST", 1)
+	if count == 0 {
+		return fixedSeeds
+	}
+	var all []uint64
+	for s := range count {
+		all = append(all, first+s)
+	}
+	return all
+}
+
+// Whatever happens to a cluster, in whatever order: nothing that was promised is
+// broken. make chaos runs many seeds.
+func TestChaos(t *testing.T) {
+	roottest.Need(t)
+	limits := chaostest.DefaultLimits()
+	limits.Margin, limits.Converge = roottest.Patient(limits.Margin), roottest.Patient(limits.Converge)
+	for _, seed := range seeds(t) {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			plan := chaostest.Draw(seed, false)
+			keep := filepath.Join(os.TempDir(), fmt.Sprintf("pt-chaos-%d", seed))
+			if err := os.MkdirAll(keep, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), roottest.Patient(2*time.Minute))
+			defer cancel()
+			h, err := chaostest.Run(ctx, chaostest.Config{Binary: binary, Seed: seed, Plan: plan, Limits: limits, Keep: keep})
+			if err != nil {
+				t.Errorf("the run itself: %v", err)
+			}
+			if h == nil {
+				return
+			}
+			bad := chaostest.Check(h, limits)
+			t.Log(chaostest.Summary(h, plan, bad))
+			for _, v := range bad {
+				t.Error(v)
+			}
+			if !t.Failed() {
+				if err := os.RemoveAll(keep); err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			if err := h.Save(filepath.Join(keep, "history.json")); err != nil {
+				t.Error(err)
+			}
+			t.Logf("history and logs are in %s; again: CHAOS_SEED=%d make chaos", keep, seed)
+		})
+	}
+}
