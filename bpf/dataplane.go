@@ -34,6 +34,7 @@ type Dataplane struct {
 	lost   chan struct{}
 
 	tables tables // guarded by syncMu
+	leases leaseBook
 	syncMu sync.Mutex
 	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
 
@@ -111,6 +112,9 @@ func (d *Dataplane) open() error {
 	d.tables.traffic = &d.traffic
 	if err := d.tables.load(&d.maps); err != nil {
 		return fmt.Errorf("read what is installed: %w", err)
+	}
+	if err := d.openLeases(); err != nil {
+		return err
 	}
 	var err error
 	if d.hooks, err = newHooks(d.opts, d.maps.Stations, filepath.Join(d.opts.PinDir, linkFolder)); err != nil {

@@ -111,6 +111,8 @@ const (
 	pontoonCounterDROP_NO_PROGRAM        pontoonCounter = 22
 	pontoonCounterDROP_MARTIAN           pontoonCounter = 23
 	pontoonCounterDROP_SCTP_FRAGMENT     pontoonCounter = 24
+	pontoonCounterDROP_NOT_HELD          pontoonCounter = 25
+	pontoonCounterDROP_NO_LEASE          pontoonCounter = 26
 	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 32
 	pontoonCounterCOUNTER_CREATED        pontoonCounter = 33
 	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 34
@@ -311,6 +313,25 @@ type pontoonHalfBucket struct {
 	}
 }
 
+type pontoonLease struct {
+	_     structs.HostLayout
+	Epoch uint64
+	Flags uint32
+	Pad   uint32
+}
+
+type pontoonLeaseFlag uint32
+
+const (
+	pontoonLeaseFlagLEASE_F_HELD  pontoonLeaseFlag = 1
+	pontoonLeaseFlagLEASE_F_BOUND pontoonLeaseFlag = 2
+)
+
+type pontoonLeaseTerm struct {
+	_     structs.HostLayout
+	Until uint64
+}
+
 type pontoonMarks struct {
 	_    structs.HostLayout
 	Mark [15]uint32
@@ -485,7 +506,8 @@ const (
 	pontoonTailTAIL_PARSE     pontoonTail = 5
 	pontoonTailTAIL_XLAT_ICMP pontoonTail = 6
 	pontoonTailTAIL_NEW       pontoonTail = 7
-	pontoonTailTAIL_MAX       pontoonTail = 8
+	pontoonTailTAIL_GATE      pontoonTail = 8
+	pontoonTailTAIL_MAX       pontoonTail = 9
 )
 
 type pontoonTrace struct {
@@ -556,11 +578,13 @@ type pontoonVocabulary struct {
 	VipFlag      uint32
 	EndpointFlag uint32
 	StationFlag  uint32
+	LeaseFlag    uint32
 	Tail         uint32
 	FindWhat     uint32
 	TraceKind    uint32
 	PacketFlag   uint32
 	Answer       uint32
+	_            [4]byte
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {
@@ -652,6 +676,7 @@ const (
 	pontoonMapFormer           = "former"
 	pontoonMapFragments        = "fragments"
 	pontoonMapHalfOpen         = "half_open"
+	pontoonMapLeases           = "leases"
 	pontoonMapNextHops         = "next_hops"
 	pontoonMapRanges           = "ranges"
 	pontoonMapScratch          = "scratch"
@@ -662,6 +687,7 @@ const (
 	pontoonMapStations         = "stations"
 	pontoonMapSynMarks         = "syn_marks"
 	pontoonMapTails            = "tails"
+	pontoonMapTerms            = "terms"
 	pontoonMapTraceBuffer      = "trace_buffer"
 	pontoonMapTraces           = "traces"
 	pontoonMapTraffic          = "traffic"
@@ -674,6 +700,7 @@ const (
 	pontoonProgPontoonDoom     = "pontoon_doom"
 	pontoonProgPontoonEnter    = "pontoon_enter"
 	pontoonProgPontoonFind     = "pontoon_find"
+	pontoonProgPontoonGate     = "pontoon_gate"
 	pontoonProgPontoonIcmp     = "pontoon_icmp"
 	pontoonProgPontoonIngress  = "pontoon_ingress"
 	pontoonProgPontoonNew      = "pontoon_new"
@@ -751,6 +778,7 @@ type pontoonProgramSpecs struct {
 	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.ProgramSpec `ebpf:"pontoon_enter"`
 	PontoonFind     *ebpf.ProgramSpec `ebpf:"pontoon_find"`
+	PontoonGate     *ebpf.ProgramSpec `ebpf:"pontoon_gate"`
 	PontoonIcmp     *ebpf.ProgramSpec `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.ProgramSpec `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.ProgramSpec `ebpf:"pontoon_new"`
@@ -784,6 +812,7 @@ type pontoonMapSpecs struct {
 	Former      *ebpf.MapSpec `ebpf:"former"`
 	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen    *ebpf.MapSpec `ebpf:"half_open"`
+	Leases      *ebpf.MapSpec `ebpf:"leases"`
 	NextHops    *ebpf.MapSpec `ebpf:"next_hops"`
 	Ranges      *ebpf.MapSpec `ebpf:"ranges"`
 	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
@@ -794,6 +823,7 @@ type pontoonMapSpecs struct {
 	Stations    *ebpf.MapSpec `ebpf:"stations"`
 	SynMarks    *ebpf.MapSpec `ebpf:"syn_marks"`
 	Tails       *ebpf.MapSpec `ebpf:"tails"`
+	Terms       *ebpf.MapSpec `ebpf:"terms"`
 	TraceBuffer *ebpf.MapSpec `ebpf:"trace_buffer"`
 	Traces      *ebpf.MapSpec `ebpf:"traces"`
 	Traffic     *ebpf.MapSpec `ebpf:"traffic"`
@@ -860,6 +890,7 @@ type pontoonMaps struct {
 	Former      *ebpf.Map `ebpf:"former"`
 	Fragments   *ebpf.Map `ebpf:"fragments"`
 	HalfOpen    *ebpf.Map `ebpf:"half_open"`
+	Leases      *ebpf.Map `ebpf:"leases"`
 	NextHops    *ebpf.Map `ebpf:"next_hops"`
 	Ranges      *ebpf.Map `ebpf:"ranges"`
 	Scratch     *ebpf.Map `ebpf:"scratch"`
@@ -870,6 +901,7 @@ type pontoonMaps struct {
 	Stations    *ebpf.Map `ebpf:"stations"`
 	SynMarks    *ebpf.Map `ebpf:"syn_marks"`
 	Tails       *ebpf.Map `ebpf:"tails"`
+	Terms       *ebpf.Map `ebpf:"terms"`
 	TraceBuffer *ebpf.Map `ebpf:"trace_buffer"`
 	Traces      *ebpf.Map `ebpf:"traces"`
 	Traffic     *ebpf.Map `ebpf:"traffic"`
@@ -896,6 +928,7 @@ func (m *pontoonMaps) Close() error {
 		m.Former,
 		m.Fragments,
 		m.HalfOpen,
+		m.Leases,
 		m.NextHops,
 		m.Ranges,
 		m.Scratch,
@@ -906,6 +939,7 @@ func (m *pontoonMaps) Close() error {
 		m.Stations,
 		m.SynMarks,
 		m.Tails,
+		m.Terms,
 		m.TraceBuffer,
 		m.Traces,
 		m.Traffic,
@@ -947,6 +981,7 @@ type pontoonPrograms struct {
 	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.Program `ebpf:"pontoon_enter"`
 	PontoonFind     *ebpf.Program `ebpf:"pontoon_find"`
+	PontoonGate     *ebpf.Program `ebpf:"pontoon_gate"`
 	PontoonIcmp     *ebpf.Program `ebpf:"pontoon_icmp"`
 	PontoonIngress  *ebpf.Program `ebpf:"pontoon_ingress"`
 	PontoonNew      *ebpf.Program `ebpf:"pontoon_new"`
@@ -968,6 +1003,7 @@ func (p *pontoonPrograms) Close() error {
 		p.PontoonDoom,
 		p.PontoonEnter,
 		p.PontoonFind,
+		p.PontoonGate,
 		p.PontoonIcmp,
 		p.PontoonIngress,
 		p.PontoonNew,

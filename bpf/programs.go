@@ -22,6 +22,7 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_XLAT_ICMP: pontoonProgPontoonXlatIcmp,
 	pontoonTailTAIL_TUNNEL:    pontoonProgPontoonTunnel,
 	pontoonTailTAIL_ICMP:      pontoonProgPontoonIcmp,
+	pontoonTailTAIL_GATE:      pontoonProgPontoonGate,
 }
 
 // xdpTailPrograms are those of the XDP hook.
@@ -157,6 +158,7 @@ func (m *pontoonMaps) take(by map[string]*ebpf.Map) {
 	m.Flows = by[pontoonMapFlows]
 	m.Fragments = by[pontoonMapFragments]
 	m.HalfOpen = by[pontoonMapHalfOpen]
+	m.Leases = by[pontoonMapLeases]
 	m.NextHops = by[pontoonMapNextHops]
 	m.Ranges = by[pontoonMapRanges]
 	m.Selection = by[pontoonMapSelection]
@@ -164,6 +166,7 @@ func (m *pontoonMaps) take(by map[string]*ebpf.Map) {
 	m.Sources = by[pontoonMapSources]
 	m.Stations = by[pontoonMapStations]
 	m.SynMarks = by[pontoonMapSynMarks]
+	m.Terms = by[pontoonMapTerms]
 	m.Traffic = by[pontoonMapTraffic]
 	m.Vips = by[pontoonMapVips]
 	m.Work = by[pontoonMapWork]

@@ -90,6 +90,8 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterDROP_NO_PROGRAM:        "drop/no_program",
 	pontoonCounterDROP_MARTIAN:           "drop/martian",
 	pontoonCounterDROP_SCTP_FRAGMENT:     "drop/sctp_fragment",
+	pontoonCounterDROP_NOT_HELD:          "drop/not_held",
+	pontoonCounterDROP_NO_LEASE:          "drop/no_lease",
 	pontoonCounterCOUNTER_FLOOD_REPEATED: "flood_repeated",
 	pontoonCounterCOUNTER_ICMP_ERROR:     "icmp_error",
 	pontoonCounterCOUNTER_FRAGMENT:       "fragment",

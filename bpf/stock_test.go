@@ -287,7 +287,7 @@ func (g *goods) clear() error {
 			if n, _ := counter(g.maps[pontoonMapCounters], pontoonCounterDROP_FLOOD); n > 0 {
 				err = zero(m, allOf(m))
 			}
-		case pontoonMapCounters, pontoonMapControl, pontoonMapStations:
+		case pontoonMapCounters, pontoonMapControl, pontoonMapStations, pontoonMapTerms:
 			err = zero(m, allOf(m))
 		case pontoonMapEvents:
 			err = drain(m)

@@ -76,6 +76,7 @@ func TestXDPPassesThePacketTestsOfTC(t *testing.T) {
 		"round robin":             TestRoundRobinHonoursWeightsExactly,
 		"maglev":                  TestMaglevNamesTheSameEndpointOnEveryNode,
 		"VLAN":                    TestTagInTheFrameIsCarriedThrough,
+		"leases":                  TestHostAnswersForAVIPOnlyByItsLease,
 		"options":                 TestOptionsAndExtensionHeadersAreCarriedThrough,
 		"malformed":               TestMalformedPacketsAreDroppedWhenForAVIP,
 		"header checksum":         TestWrongHeaderChecksumIsMalformed,

@@ -29,6 +29,8 @@ enum counter {
 	DROP_NO_PROGRAM = 22,    /* came while one set of programs replaced another */
 	DROP_MARTIAN = 23,       /* to a VIP, from a source that no host has */
 	DROP_SCTP_FRAGMENT = 24, /* the first one, whose ports would have to change */
+	DROP_NOT_HELD = 25,      /* who has a VIP that another node holds */
+	DROP_NO_LEASE = 26,      /* who has a VIP that this node holds, but its lease has run out */
 	COUNTER_REFUSED = 32,           /* answered with a reset, an abort or an unreachable */
 	COUNTER_CREATED = 33,           /* half-open flows created */
 	COUNTER_PROMOTED = 34,          /* flows established */

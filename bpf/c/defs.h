@@ -351,6 +351,26 @@ struct station {
 _Static_assert(sizeof(struct station) == 16, "station");
 
 /* Written by user space, read by the program. */
+enum lease_flag {
+	LEASE_F_HELD = 1,  /* this node holds the VIP */
+	LEASE_F_BOUND = 2, /* and may say so only while terms says that it hears from the cluster */
+};
+
+/* By VIP of the cluster, whoever holds it. */
+struct lease {
+	__u64 epoch; /* of the mastership it is held under; for who looks at the map */
+	__u32 flags; /* enum lease_flag */
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct lease) == 16, "lease");
+
+/* Until when this node may claim what is bound to its lease; one word for all VIPs, so that renewing
+ * costs the same for one and for sixteen thousand. */
+struct lease_term {
+	__u64 until; /* nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps */
+};
+
 struct control_block {
 	__u32 generation; /* of the next-hop cache */
 	__u32 half_seed;  /* of the half-open table's hash; for the next who opens the maps */

@@ -31,6 +31,7 @@ const volatile struct vocabulary {
 	enum vip_flag vip_flag;
 	enum endpoint_flag endpoint_flag;
 	enum station_flag station_flag;
+	enum lease_flag lease_flag;
 	enum tail tail;
 	enum find_what find_what;
 	enum trace_kind trace_kind;
@@ -159,6 +160,20 @@ struct {
 	__type(key, struct addr);
 	__type(value, __u32);
 } vips SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct addr);
+	__type(value, struct lease);
+} leases SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct lease_term);
+} terms SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

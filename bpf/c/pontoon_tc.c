@@ -2,6 +2,7 @@
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
 #include "tc_echo.h"
+#include "tc_gate.h"
 #include "tc_icmp.h"
 #include "tc_trace.h"
 #include "tc_tunnel.h"
@@ -57,6 +58,21 @@ static __always_inline int ingress(struct __sk_buff *skb, struct packet *p)
 	return tc_jump_any(skb, p, TAIL_SLOW);
 }
 
+/* leave is the way of what is no IP packet for us. Who asks for an address asks everybody, so that is
+ * among it. Where the program is missing for a moment the host answers, as it did. */
+static __always_inline int leave(struct __sk_buff *skb)
+{
+	if (skb->pkt_type != PACKET_OTHERHOST && skb->protocol != bpf_htons(ETH_P_IP))
+		bpf_tail_call(skb, &tails, TAIL_GATE);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int pontoon_gate(struct __sk_buff *skb)
+{
+	return gate(skb);
+}
+
 /* Returns TC_ACT_UNSPEC (= TCX_NEXT) for what is not ours, so that other programs and
  * filters on the interface still see it. */
 SEC("tc")
@@ -65,7 +81,7 @@ int pontoon_ingress(struct __sk_buff *skb)
 	struct packet p = {};
 
 	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
-		return TC_ACT_UNSPEC;
+		return leave(skb);
 	return ingress(skb, &p);
 }
 
@@ -76,7 +92,7 @@ int pontoon_traced(struct __sk_buff *skb)
 	struct packet p = {};
 
 	if (tc_parse(skb, &p, HEADERS_COMMON, 0) >= 0)
-		return TC_ACT_UNSPEC;
+		return leave(skb);
 	if (trace_begin(skb, &p))
 		return tc_done(skb, tc_jump_any(skb, &p, TAIL_PARSE));
 	return ingress(skb, &p);
@@ -101,6 +117,8 @@ int pontoon_parse(struct __sk_buff *skb)
 		return tc_done(skb, TC_ACT_UNSPEC);
 	*current = p;
 	note_packet(&p);
+	if (is_solicitation(&p) && gate_solicitation(skb, &p) == TC_ACT_SHOT)
+		return tc_done(skb, TC_ACT_SHOT);
 	return tc_done(skb, tc_jump_any(skb, &p, is_error(&p) ? TAIL_ICMP : TAIL_SLOW));
 }
 

@@ -35,8 +35,8 @@ static __always_inline __u32 tc_segments(const struct packet *p, __u32 size)
 	return p->payload > header + size ? (p->payload - header + size - 1) / size : 1;
 }
 
-/* tc_parse fills p, looking at no more than the first want bytes. V_PASS: not ours. */
-static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u32 want, int deep)
+/* tc_parse_any fills p, looking at no more than the first want bytes. V_PASS: not IP. */
+static __always_inline int tc_parse_any(struct __sk_buff *skb, struct packet *p, __u32 want, int deep)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethhdr *eth;
@@ -44,8 +44,6 @@ static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u
 	__be16 type;
 	__u64 now;
 
-	if (skb->pkt_type != PACKET_HOST)
-		return V_PASS;
 	if (data + tc_enough(data, end, want) > end && end - data < skb->len) {
 		/* Headers may lie in fragments. A short packet that does not is left as it is. */
 		if (bpf_skb_pull_data(skb, skb->len < want ? skb->len : want))
@@ -74,4 +72,12 @@ static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u
 	if (!skb->gso_segs && skb->gso_size)
 		p->segments = tc_segments(p, skb->gso_size);
 	return verdict;
+}
+
+/* tc_parse is that for frames that are for us. V_PASS: not ours. */
+static __always_inline int tc_parse(struct __sk_buff *skb, struct packet *p, __u32 want, int deep)
+{
+	if (skb->pkt_type != PACKET_HOST)
+		return V_PASS;
+	return tc_parse_any(skb, p, want, deep);
 }
