@@ -12,6 +12,7 @@ func normalVIP(v VIP) VIP {
 	v.Instance = cmp.Or(v.Instance, DefaultInstance)
 	v.Kind = cmp.Or(v.Kind, VIPService)
 	v.Announce = cmp.Or(v.Announce, AnnounceL2)
+	v.OnQuorumLoss = cmp.Or(v.OnQuorumLoss, QuorumRelease)
 	return v
 }
 
@@ -24,6 +25,7 @@ func (c PutVIP) apply(d *draft) error {
 	}
 	oneOf(chk, "kind", v.Kind, VIPService, VIPGateway, VIPSNAT)
 	oneOf(chk, "announce", v.Announce, AnnounceL2, AnnounceNone)
+	oneOf(chk, "on_quorum_loss", v.OnQuorumLoss, QuorumRelease, QuorumHold)
 	if !validInterface(v.Interface) {
 		chk.bad("interface", v.Interface, "is no name of an interface")
 	}

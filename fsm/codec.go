@@ -13,7 +13,7 @@ import (
 // then stops with ErrUnsupported rather than let its replica drift. Version 1
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
 // knows what of a service is replicated, version 4 the timelines of failovers
-// and recoveries.
+// and recoveries, and what becomes of a VIP without a quorum.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the
@@ -22,6 +22,10 @@ import (
 const (
 	commandVersion = 4
 	baseVersion    = 2
+
+	replicateVersion  = 3 // Service.Replicate, Service.ReplicateMinAge
+	failoverVersion   = 4 // RecordFailover, RecoverCluster
+	quorumLossVersion = 4 // VIP.OnQuorumLoss
 )
 
 // CommandVersion is the newest version of commands this program reads. Nodes
@@ -35,8 +39,11 @@ func VersionOf(c Command) int {
 	case PutService:
 		_, version := oldest(c.Service)
 		return version
+	case PutVIP:
+		_, version := oldestVIP(c.VIP)
+		return version
 	case RecordFailover, RecoverCluster:
-		return 4
+		return failoverVersion
 	}
 	return baseVersion
 }
@@ -54,8 +61,12 @@ func Encode(c Command) ([]byte, error) {
 		return nil, refuse(ErrInvalid, "encode command: there is none")
 	}
 	version := VersionOf(c)
-	if put, ok := c.(PutService); ok {
+	switch put := c.(type) {
+	case PutService:
 		put.Service, _ = oldest(put.Service)
+		c = put
+	case PutVIP:
+		put.VIP, _ = oldestVIP(put.VIP)
 		c = put
 	}
 	data, err := json.Marshal(c)
@@ -76,9 +87,20 @@ func oldest(svc Service) (Service, int) {
 		svc.Replicate = ""
 	}
 	if svc.Replicate != "" || svc.ReplicateMinAge != 0 {
-		return svc, 3
+		return svc, replicateVersion
 	}
 	return svc, baseVersion
+}
+
+// oldestVIP is oldest for a VIP.
+func oldestVIP(v VIP) (VIP, int) {
+	if v.OnQuorumLoss == QuorumRelease {
+		v.OnQuorumLoss = ""
+	}
+	if v.OnQuorumLoss != "" {
+		return v, quorumLossVersion
+	}
+	return v, baseVersion
 }
 
 // Decode reads what Encode wrote. A newer version or an unknown type matches

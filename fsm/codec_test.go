@@ -34,7 +34,7 @@ func allCommands() []Command {
 		PutInstance{Name: "blue", Priorities: map[NodeID]int{"lb1": 3}},
 		DeleteInstance{Name: "blue"},
 		MoveInstance{Name: "default", To: "lb2"},
-		PutVIP{VIP: VIP{Address: addr("10.0.0.1"), Kind: VIPGateway}},
+		PutVIP{VIP: VIP{Address: addr("10.0.0.1"), Kind: VIPGateway, OnQuorumLoss: QuorumHold}},
 		DeleteVIP{Address: addr("10.0.0.1")},
 		PutService{Service: svc, Create: true},
 		PutService{Service: normalService(Service{Name: "v6", VIP: addr("2001:db8::1"), Port: 80, Protocol: SCTP, Mode: ModeDSR})},
@@ -123,6 +123,27 @@ func TestWhatIsWrittenIsAsOldAsItCanBe(t *testing.T) {
 	batch, err := Encode(Batch{Commands: []Command{plain, put(func(s *Service) { s.Replicate = ReplicateAll })}})
 	if err != nil || !strings.HasPrefix(string(batch), `{"v":2,`) || strings.Count(string(batch), `"v":3`) != 1 {
 		t.Errorf("batch %s (%v)", batch, err)
+	}
+}
+
+func TestVIPIsWrittenAsOldAsItCanBe(t *testing.T) {
+	for loss, want := range map[QuorumLoss]int{"": 2, QuorumRelease: 2, QuorumHold: 4} {
+		c := PutVIP{VIP: VIP{Address: addr("10.0.0.9"), OnQuorumLoss: loss}}
+		b, err := Encode(c)
+		if err != nil || peekVersion(b) != want || want == 2 && strings.Contains(string(b), "quorum") {
+			t.Errorf("%q: %s (%v), want version %d", loss, b, err, want)
+		}
+		bytes := snap(t, do(t, threeNodes(t), c))
+		if peekVersion(bytes) != want || want == 2 && strings.Contains(string(bytes), "quorum") {
+			t.Errorf("%q: snapshot %s, want version %d", loss, bytes, want)
+		}
+		back, err := Restore(bytes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, _ := back.VIP(addr("10.0.0.9")); v.OnQuorumLoss != stdcmp.Or(loss, QuorumRelease) {
+			t.Errorf("%q became %q", loss, v.OnQuorumLoss)
+		}
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 
 func TestDefaultsOfVIP(t *testing.T) {
 	s := do(t, New(), initCluster(), PutVIP{VIP: VIP{Address: addr("::ffff:10.0.0.9")}})
-	want := VIP{Address: addr("10.0.0.9"), Instance: DefaultInstance, Kind: VIPService, Announce: AnnounceL2}
+	want := VIP{Address: addr("10.0.0.9"), Instance: DefaultInstance, Kind: VIPService, Announce: AnnounceL2, OnQuorumLoss: QuorumRelease}
 	if got, ok := s.VIP(addr("10.0.0.9")); !ok || got != want {
 		t.Errorf("vip %+v", got)
 	}
@@ -39,6 +39,7 @@ func TestVIPRefusals(t *testing.T) {
 		{VIP{Address: addr("10.0.0.9"), Instance: "nix"}, ErrInvalid, "instance nix does not exist"},
 		{VIP{Address: addr("10.0.0.9"), Kind: "x"}, ErrInvalid, "kind x must be service or gateway or snat"},
 		{VIP{Address: addr("10.0.0.9"), Announce: "x"}, ErrInvalid, "announce x must be l2 or none"},
+		{VIP{Address: addr("10.0.0.9"), OnQuorumLoss: "x"}, ErrInvalid, "on_quorum_loss x must be release or hold"},
 		{VIP{Address: addr("10.0.0.9"), Interface: "a/b"}, ErrInvalid, "interface a/b"},
 		{VIP{Address: addr("10.0.0.9"), Interface: strings.Repeat("e", 16)}, ErrInvalid, "interface"},
 		{VIP{Address: addr("192.0.2.2")}, ErrInUse, "address of node lb2"},

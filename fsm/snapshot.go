@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,7 @@ import (
 // snapshotVersion is the newest version of the snapshot's form, which goes with
 // commandVersion. Version 1 had no ids of endpoints, and ids of services without
 // a bound; version 2 said nothing of what is replicated, version 3 nothing of
-// failovers and recoveries.
+// failovers, recoveries and of VIPs without a quorum.
 const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
@@ -57,12 +58,18 @@ func (s *State) Snapshot() ([]byte, error) {
 		version = max(version, needed)
 	}
 	if len(s.failovers) > 0 || s.cluster.Recoveries > 0 {
-		version = max(version, 4)
+		version = max(version, failoverVersion)
+	}
+	vips := s.vips.values()
+	for i, v := range vips {
+		needed := 0
+		vips[i], needed = oldestVIP(v)
+		version = max(version, needed)
 	}
 	b, err := json.Marshal(snapshot[Service]{
 		Version: version, Index: s.index, Cluster: s.cluster,
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
-		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: s.vips.values(),
+		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: vips,
 		Services: services, Tokens: s.tokens.values(), Failovers: s.failovers,
 	})
 	if err != nil {
@@ -183,6 +190,7 @@ func (s *State) fillServices(in snapshot[storedService]) error {
 		if s.vips.has(v.Address) || !s.instances.has(v.Instance) {
 			return fmt.Errorf("vip %s is there twice or in no instance", v.Address)
 		}
+		v.OnQuorumLoss = cmp.Or(v.OnQuorumLoss, QuorumRelease)
 		s.vips.put(v.Address, v)
 	}
 	for _, stored := range in.Services {

@@ -88,6 +88,16 @@ const (
 	AnnounceNone AnnounceMode = "none"
 )
 
+// QuorumLoss says what a node does with a VIP it holds once it hears of no
+// quorum any more, and so cannot know whether another holds it meanwhile.
+type QuorumLoss string
+
+// What becomes of a VIP in the minority.
+const (
+	QuorumRelease QuorumLoss = "release" // the node stops claiming it within its lease; what still arrives is forwarded
+	QuorumHold    QuorumLoss = "hold"    // the node goes on claiming it; two may, then
+)
+
 // VIP is an address that moves with its instance. Apply fills in the defaults.
 type VIP struct {
 	Address   netip.Addr   `json:"address"`
@@ -95,6 +105,8 @@ type VIP struct {
 	Kind      VIPKind      `json:"kind" required:"false"`     // default "service"
 	Interface string       `json:"interface,omitempty"`       // default: the one whose subnet contains Address
 	Announce  AnnounceMode `json:"announce" required:"false"` // default "l2"
+	// OnQuorumLoss is what a node that is cut off does with it. Default "release".
+	OnQuorumLoss QuorumLoss `json:"on_quorum_loss,omitempty"`
 }
 
 // Protocol is a transport protocol.

@@ -221,6 +221,9 @@ func moveCommand(v fsm.VIP, instance string) string {
 	if v.Announce != fsm.AnnounceL2 {
 		cmd += " --announce " + string(v.Announce)
 	}
+	if v.OnQuorumLoss == fsm.QuorumHold {
+		cmd += " --on-quorum-loss " + string(v.OnQuorumLoss)
+	}
 	return cmd
 }
 

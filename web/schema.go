@@ -51,7 +51,12 @@ var fieldDocs = map[string]map[string]fieldDoc{
 			values: []any{fsm.VIPService, fsm.VIPGateway, fsm.VIPSNAT},
 		},
 		"interface": {text: "Default: the one whose subnet contains the address."},
-		"announce":  {text: "How the network learns of it; default l2.", values: []any{fsm.AnnounceL2, fsm.AnnounceNone}},
+		"on_quorum_loss": {
+			text: "What a node that hears of no quorum any more does with it: release stops claiming it within the node's lease, hold goes on, " +
+				"and then two nodes may; packets are forwarded either way; default release.",
+			values: []any{fsm.QuorumRelease, fsm.QuorumHold},
+		},
+		"announce": {text: "How the network learns of it; default l2.", values: []any{fsm.AnnounceL2, fsm.AnnounceNone}},
 	},
 	"Service":  serviceDocs(),
 	"Endpoint": endpointDocs(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -58,7 +59,13 @@ func newVIPCreateCmd(a *app) *cobra.Command {
 The master of the instance holds it, alone in its prefix (/32 or /128), on the
 interface whose subnet contains it, unless --interface names another. No service
 listens on one of kind snat: it takes the place of the services' VIPs as source
-towards the endpoints, and every one of them adds ports to connect from.`,
+towards the endpoints, and every one of them adds ports to connect from.
+
+A node that is cut off from the quorum cannot know whether another has taken its
+place. By default it stops claiming the address within its lease (see "pontoon
+run --help"), so that clients find one node only; connections that still reach it
+go on. With --on-quorum-loss hold it goes on claiming it: better where the rest of
+the cluster is more likely to be down than out of sight.`,
 		Example: `  pontoon vip create 192.168.80.200
   pontoon vip create 10.2.0.1 --kind gateway
   pontoon vip create 2001:db8:2::101 --kind snat`,
@@ -72,6 +79,8 @@ towards the endpoints, and every one of them adds ports to connect from.`,
 	mode := newChoice(string(fsm.AnnounceL2), string(fsm.AnnounceL2), string(fsm.AnnounceNone))
 	mode.later = []string{"bgp"}
 	mode.addTo(cmd, "announce", "", "l2: gratuitous ARP or unsolicited neighbour advertisement; none: something else brings traffic here")
+	loss := newChoice(string(fsm.QuorumRelease), string(fsm.QuorumRelease), string(fsm.QuorumHold)).
+		addTo(cmd, "on-quorum-loss", "", "release: a node that is cut off stops claiming it within its lease; hold: it goes on, and two may claim it")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		address := netip.MustParseAddr(args[0]) // wantAddress has seen to it
 		body := fsm.VIP{
@@ -80,6 +89,8 @@ towards the endpoints, and every one of them adds ports to connect from.`,
 			Kind:      fsm.VIPKind(kind.value),
 			Interface: iface,
 			Announce:  fsm.AnnounceMode(mode.value),
+
+			OnQuorumLoss: fsm.QuorumLoss(loss.value),
 		}
 		return a.write(cmd, http.MethodPut, "/v1/vips/"+url.PathEscape(address.String()), body, "virtual address "+address.String()+" is in place")
 	}
@@ -87,12 +98,12 @@ towards the endpoints, and every one of them adds ports to connect from.`,
 }
 
 func drawVIPs(t *table, vips []fsm.VIP) {
-	t.head("ADDRESS", "KIND", "INSTANCE", "INTERFACE", "ANNOUNCED BY")
+	t.head("ADDRESS", "KIND", "INSTANCE", "INTERFACE", "ANNOUNCED BY", "WITHOUT QUORUM")
 	for _, v := range vips {
 		iface := v.Interface
 		if iface == "" {
 			iface = "by subnet"
 		}
-		t.row(v.Address, v.Kind, v.Instance, iface, v.Announce)
+		t.row(v.Address, v.Kind, v.Instance, iface, v.Announce, cmp.Or(v.OnQuorumLoss, fsm.QuorumRelease))
 	}
 }
