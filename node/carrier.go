@@ -18,9 +18,9 @@ func (d *driver) carrierChanged(links []host.Link) bool {
 
 // unsettle drops the confirmation until a question asked from now on is
 // answered: something happened that may have kept this node from hearing of a
-// decision.
+// decision. The lease ends with it.
 func (c *contact) unsettle(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.awake, c.confirmed, c.pending = now, false, false
+	c.awake, c.confirmed, c.pending, c.level = now, false, false, time.Time{}
 }

@@ -27,8 +27,11 @@ type contact struct {
 	awake     time.Time // when the last gap was found: questions before it do not count
 	ever      bool
 
-	boot   time.Duration // the machine's own clock at bootAt (see clock)
-	bootAt time.Time
+	boot        time.Duration // the machine's own clock at bootAt (see clock)
+	bootAt      time.Time
+	slept       time.Duration // by how much that clock has run ahead of Go's so far
+	targetSlept time.Duration // slept when the question of target was answered
+	levelSlept  time.Duration // and of level
 }
 
 const (
@@ -55,6 +58,7 @@ func (c *contact) answer(asked time.Time, commit uint64) {
 	}
 	if !c.pending {
 		c.target, c.targetAt, c.pending = commit, asked, true
+		c.targetSlept = c.slept
 	}
 }
 
@@ -80,6 +84,7 @@ func (c *contact) fresh(now, lastContact time.Time, applied uint64) bool {
 	}
 	if c.pending && applied >= c.target {
 		c.confirmed, c.pending, c.ever, c.level = true, false, true, c.targetAt
+		c.levelSlept = c.targetSlept
 	}
 	if now.Sub(c.level) > contactBehind {
 		c.confirmed = false // but what is pending stays: it may yet be applied
@@ -92,8 +97,12 @@ func (c *contact) fresh(now, lastContact time.Time, applied uint64) bool {
 func (c *contact) clock(now time.Time, sinceBoot time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.bootAt.IsZero() && (sinceBoot-c.boot)-now.Sub(c.bootAt) > contactLost {
-		c.awake, c.confirmed, c.pending = now, false, false
+	if !c.bootAt.IsZero() {
+		ahead := (sinceBoot - c.boot) - now.Sub(c.bootAt)
+		c.slept += max(ahead, 0)
+		if ahead > contactLost {
+			c.awake, c.confirmed, c.pending = now, false, false
+		}
 	}
 	c.boot, c.bootAt = sinceBoot, now
 }

@@ -154,6 +154,7 @@ func brief(err error) string {
 
 func (d *driver) pass(ctx context.Context) error {
 	m := d.m
+	rerr := m.renewLease()
 	fresh := m.fresh()
 	if !(m.contact.everFresh() && m.asked.Load()) && !m.removed() {
 		// The state on disk may be old, and the pinned data plane of an
@@ -171,6 +172,9 @@ func (d *driver) pass(ctx context.Context) error {
 		// Whoever was without a link, however briefly, may have been replaced
 		// meanwhile, and must not claim a VIP before it has asked.
 		m.contact.unsettle(time.Now())
+		if err := m.renewLease(); err != nil { // that is, it ends
+			m.logger.Warn("lease not ended", "err", err)
+		}
 		m.wakeReport()
 		fresh = false
 	}
@@ -187,6 +191,13 @@ func (d *driver) pass(ctx context.Context) error {
 	if !fresh {
 		keepHeld(&p, append(heldOf(p.Addresses), was.holding...))
 	}
+	left := m.leaseLeft()
+	m.tellLease(left, boundAddresses(p))
+	if -left > m.cfg.Failover.Lease {
+		dropBound(&p)
+	}
+	// What is lost is given up here before it is on the host.
+	serr := m.dp.SyncLeases(leasesOf(p))
 	herr := d.holdAddresses(ctx, s, p, links)
 	v.holding = heldOf(p.Addresses)
 	if herr == nil {
@@ -199,7 +210,7 @@ func (d *driver) pass(ctx context.Context) error {
 		v.linksUp = v.linksUp && l.Up
 	}
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
-	err := errors.Join(lerr, perr, derr, herr, d.noticeDeath(s))
+	err := errors.Join(rerr, lerr, perr, derr, serr, herr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
 	} else {

@@ -13,12 +13,16 @@ type FailoverConfig struct {
 	BFDInterval time.Duration `yaml:"bfd_interval"`
 	// BFDMultiplier is how many of them in a row have to be missing for a session to be down.
 	BFDMultiplier int `yaml:"bfd_multiplier"`
+	// Lease is how long after it was last confirmed by a quorum this node goes on answering for VIPs
+	// that are bound to it, also when its daemon is stopped or cut off.
+	Lease time.Duration `yaml:"lease"`
 }
 
 func defaultFailover() FailoverConfig {
 	return FailoverConfig{
 		EchoInterval: 20 * time.Millisecond, EchoMisses: 3,
 		BFDInterval: 100 * time.Millisecond, BFDMultiplier: 3,
+		Lease: defaultLease,
 	}
 }
 
@@ -36,5 +40,8 @@ func (c FailoverConfig) validate(bad func(key, format string, args ...any)) {
 	}
 	if c.BFDMultiplier < 2 || c.BFDMultiplier > 50 {
 		bad("failover.bfd_multiplier", "%d: want 2 to 50", c.BFDMultiplier)
+	}
+	if c.Lease < minLease || c.Lease > maxLease {
+		bad("failover.lease", "%s: want %s to %s", c.Lease, minLease, maxLease)
 	}
 }

@@ -60,6 +60,7 @@ type member struct {
 	leadTerm atomic.Uint64
 	gate     syncGate
 
+	lease     leaseTerm
 	takeovers takeovers
 	// The two halves of a failover's timeline: what this node decided as leader, and what it became master of.
 	decisions  decisions
@@ -154,6 +155,9 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	if err != nil {
 		return err
 	}
+	if err := m.openLease(); err != nil {
+		return err
+	}
 	m.gate.grace = m.cfg.AgentGrace + syncGrace
 	m.gate.start(m.dp.Adopted())
 	// What was adopted forwards: the restart of a daemon is no reason to move
@@ -164,7 +168,7 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	}
 	// A process that was stopped must not repeat on waking a claim it has lost.
 	// Nor does a node argue about a VIP that lacks a link, since it is to lose it.
-	fence := func(announce.Advert) bool { return m.local.get().linksUp && m.fresh() }
+	fence := func(announce.Advert) bool { return m.local.get().linksUp && m.fresh() && m.leaseLeft() > 0 }
 	// Router: the links forward IPv6 before the first IPv6 VIP is held on them.
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
@@ -186,10 +190,10 @@ func (m *member) openReplication() (err error) {
 	return err
 }
 
-// run is the member's life. It returns nil when ctx ends, and leaves the data
+// run is the member's life. It returns nil when stop ends, and leaves the data
 // plane, the addresses and the pins as they are.
-func (m *member) run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(ctx)
+func (m *member) run(stop context.Context) error {
+	g, ctx := errgroup.WithContext(stop)
 	loop := func(name string, f func(context.Context) error) {
 		g.Go(func() error {
 			if err := f(ctx); err != nil && ctx.Err() == nil {
@@ -227,6 +231,7 @@ func (m *member) run(ctx context.Context) error {
 		loop("takeover watch", m.watchTakeovers)
 		loop("timelines", m.timelineLoop)
 		loop("flow table watch", m.watchFlowTable)
+		loop("lease", m.leaseLoop)
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)
 	} else {
@@ -234,6 +239,9 @@ func (m *member) run(ctx context.Context) error {
 	}
 	loop("log format", m.store.watchFatal)
 	err := g.Wait()
+	if err == nil && stop.Err() != nil { // in order, and to come back
+		err = m.leaveLease()
+	}
 	return errors.Join(err, m.close())
 }
 

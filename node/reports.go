@@ -182,7 +182,7 @@ func (m *member) reportLoop(ctx context.Context) error {
 		case <-timer.C:
 		case <-m.reportNow:
 		}
-		next := reportEvery
+		next := min(reportEvery, m.cfg.Failover.Lease/3)
 		err := m.reportOnce(ctx)
 		m.updatePaths()
 		if err != nil {
@@ -203,6 +203,9 @@ func (m *member) reportOnce(ctx context.Context) error {
 			return err
 		}
 		m.contact.answer(asked, commit)
+		if err := m.renewLease(); err != nil {
+			return err
+		}
 		if m.reports.put(rep, time.Now()) {
 			m.wakeLeader()
 		}
@@ -221,6 +224,9 @@ func (m *member) reportOnce(ctx context.Context) error {
 	}
 	now := time.Now()
 	m.contact.answer(asked, reply.Commit)
+	if err := m.renewLease(); err != nil {
+		return err
+	}
 	m.reports.put(rep, now)
 	m.reports.replace(reply.Reports, m.cfg.Name, now)
 	return nil

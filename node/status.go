@@ -100,6 +100,7 @@ func (m *member) status() web.Status {
 	}
 	st.Warnings = append(st.Warnings, l.problems...)
 	if m.dp != nil {
+		m.leaseStatus(s, &st)
 		m.dataplaneStatus(s, l, &st)
 		st.BFD = m.detector.status()
 	} else {

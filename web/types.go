@@ -23,6 +23,7 @@ type Status struct {
 	Services    []ServiceStatus   `json:"services"`
 	Replication []PeerReplication `json:"replication" doc:"One entry for each peer that flows are sent to."`
 
+	Lease        *LeaseStatus      `json:"lease,omitempty" doc:"For how long this node may claim its VIPs without hearing from a quorum anew. Not of a witness."`
 	Failovers    []fsm.Failover    `json:"failovers" doc:"The newest changes of mastership with their timelines, newest first."`
 	LastTakeover *Takeover         `json:"last_takeover,omitempty" doc:"Absent while this node has not become master since its daemon was started."`
 	Flows        FlowCounts        `json:"flows"`

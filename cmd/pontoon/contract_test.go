@@ -15,7 +15,7 @@ var contractCommands = map[string][]string{
 	"run": {
 		"address", "agent-grace", "api-listen", "bfd-interval", "bfd-multiplier", "config", "data-dir", "discard-flows",
 		"echo-interval", "echo-misses", "gossip-port", "hook", "interface",
-		"log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
+		"lease", "log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
 	},
 	"demo":            {"clean", "connections", "failures", "keep", "nodes", "output"},
 	"init":            {},
@@ -37,7 +37,7 @@ var contractCommands = map[string][]string{
 	"instance move":   {"to"},
 	"instance delete": {},
 	"vip list":        {"output"},
-	"vip create":      {"announce", "instance", "interface", "kind"},
+	"vip create":      {"announce", "instance", "interface", "kind", "on-quorum-loss"},
 	"vip delete":      {},
 	"service list":    {"output"},
 	"service show":    {"output"},

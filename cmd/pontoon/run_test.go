@@ -92,7 +92,7 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 	given := map[string]string{
 		"name": "n", "role": "witness", "data-dir": "/d", "run-dir": "/r", "address": "10.0.0.1:1", "gossip-port": "2",
 		"api-listen": "none", "interface": "e", "hook": "tc", "pin-dir": "/p", "max-flows": "3", "agent-grace": "4s", "log-level": "warn",
-		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10",
+		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10", "lease": "2s",
 	}
 	for name, value := range given {
 		if err := fs.Set(name, value); err != nil {
@@ -105,7 +105,7 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 		API:       node.APIConfig{Listen: "none"},
 		DataPlane: node.DataPlaneConfig{Interfaces: []string{"e"}, Hook: "tc", PinDir: "/p", MaxFlows: 3},
 		Failover: node.FailoverConfig{
-			EchoInterval: 7 * time.Millisecond, EchoMisses: 8, BFDInterval: 9 * time.Millisecond, BFDMultiplier: 10,
+			EchoInterval: 7 * time.Millisecond, EchoMisses: 8, BFDInterval: 9 * time.Millisecond, BFDMultiplier: 10, Lease: 2 * time.Second,
 		},
 	}
 	assertConfig(t, cfg, want)

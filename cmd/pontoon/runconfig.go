@@ -60,6 +60,7 @@ func bindConfig(fs *pflag.FlagSet, cfg *node.Config) {
 	fs.IntVar(&cfg.Failover.EchoMisses, "echo-misses", cfg.Failover.EchoMisses, "`number` of unanswered echoes in a row that make a path silent, 2 to 50")
 	fs.DurationVar(&cfg.Failover.BFDInterval, "bfd-interval", cfg.Failover.BFDInterval, "`time` between two packets of a BFD session with another node's daemon, 10ms to 10s")
 	fs.IntVar(&cfg.Failover.BFDMultiplier, "bfd-multiplier", cfg.Failover.BFDMultiplier, "`number` of missing packets in a row that end a BFD session, 2 to 50")
+	fs.DurationVar(&cfg.Failover.Lease, "lease", cfg.Failover.Lease, "how `long` after it last heard from a quorum this node goes on claiming its virtual addresses, also when stopped, 300ms to 10s")
 	fs.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warn or error")
 }
 

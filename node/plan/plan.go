@@ -30,8 +30,10 @@ type Link struct {
 
 // Address is one VIP this machine is to hold.
 type Address struct {
-	Addr netip.Addr
-	Link string
+	Addr  netip.Addr
+	Link  string
+	Epoch uint64 // of the mastership
+	Bound bool   // to be claimed only while this node hears from a quorum
 }
 
 // Advert is one VIP this machine is to make known. A new Epoch asks for it to
@@ -186,7 +188,9 @@ func (c *compiler) vip(v fsm.VIP) {
 	if !ok || in.Master != c.self.Node {
 		return
 	}
-	c.plan.Addresses = append(c.plan.Addresses, Address{Addr: v.Address, Link: link})
+	c.plan.Addresses = append(c.plan.Addresses, Address{
+		Addr: v.Address, Link: link, Epoch: in.Epoch, Bound: v.OnQuorumLoss != fsm.QuorumHold,
+	})
 	if v.Announce == fsm.AnnounceL2 {
 		c.plan.Adverts = append(c.plan.Adverts, Advert{Addr: v.Address, Link: link, Epoch: in.Epoch})
 	}

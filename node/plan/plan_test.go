@@ -69,7 +69,7 @@ func TestMasterHoldsAndAnnouncesBothSides(t *testing.T) {
 	s := build(t, base()...)
 	p := Compile(s, twoLeg("lb1", "11"))
 	in, _ := s.Instance("default")
-	want := []Address{{addr("10.2.0.1"), "eth2"}, {addr("192.168.80.200"), "eth1"}}
+	want := []Address{{addr("10.2.0.1"), "eth2", in.Epoch, true}, {addr("192.168.80.200"), "eth1", in.Epoch, true}}
 	if d := cmp.Diff(want, p.Addresses, cmpopts.EquateComparable(netip.Addr{})); d != "" {
 		t.Errorf("addresses: %s", d)
 	}
@@ -103,12 +103,21 @@ func TestVIPWithoutAPlaceIsAProblemInWords(t *testing.T) {
 	}
 }
 
+func TestVIPIsBoundToTheLeaseUnlessItIsToBeHeld(t *testing.T) {
+	s := build(t, base(fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.201"), OnQuorumLoss: fsm.QuorumHold}})...)
+	for _, a := range Compile(s, twoLeg("lb1", "11")).Addresses {
+		if want := a.Addr != addr("192.168.80.201"); a.Bound != want {
+			t.Errorf("%s is bound: %t", a.Addr, a.Bound)
+		}
+	}
+}
+
 func TestNamedInterfaceWins(t *testing.T) {
 	s := build(t, base(fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.201"), Interface: "eth2", Announce: fsm.AnnounceNone}})...)
 	p := Compile(s, twoLeg("lb1", "11"))
 	found := false
 	for _, a := range p.Addresses {
-		found = found || a == Address{addr("192.168.80.201"), "eth2"}
+		found = found || a.Addr == addr("192.168.80.201") && a.Link == "eth2"
 	}
 	if !found {
 		t.Errorf("addresses %v", p.Addresses)

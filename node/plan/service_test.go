@@ -215,8 +215,10 @@ func TestEverySettingReachesTheDataPlane(t *testing.T) {
 }
 
 func TestIPv6VIPIsHeldOnTheLinkOfItsSubnet(t *testing.T) {
-	p := Compile(build(t, cluster(vip("2001:db8:2::200", fsm.VIPService), vip("10.2.0.101", fsm.VIPSNAT))...), both())
-	want := []Address{{addr("10.2.0.101"), "eth2"}, {addr("2001:db8:2::200"), "eth2"}}
+	s := build(t, cluster(vip("2001:db8:2::200", fsm.VIPService), vip("10.2.0.101", fsm.VIPSNAT))...)
+	p := Compile(s, both())
+	in, _ := s.Instance("default")
+	want := []Address{{addr("10.2.0.101"), "eth2", in.Epoch, true}, {addr("2001:db8:2::200"), "eth2", in.Epoch, true}}
 	if d := cmp.Diff(want, p.Addresses, sameAddrs); d != "" || len(p.Adverts) != 2 || len(p.Dataplane.VIPs) != 2 {
 		t.Errorf("%s; adverts %v, data plane %v, problems %q", d, p.Adverts, p.Dataplane.VIPs, p.Problems)
 	}
