@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"pontoon/bpf/bpftest"
+	"pontoon/internal/roottest"
 
 	"github.com/vishvananda/netlink"
 )
@@ -312,7 +313,7 @@ func runDataplane(tb testing.TB, d *Dataplane) (stop func()) {
 // eventually polls until the condition holds; it says why not yet.
 func eventually(tb testing.TB, what string, condition func() error) {
 	tb.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(roottest.Patient(10 * time.Second))
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()
 	for {
