@@ -63,7 +63,10 @@ type Status struct {
 	RemoteDiscr   uint32
 	Sent          uint64
 	Received      uint64
-	Error         string // why packets cannot be sent at present
+	Heard         time.Time // when the last packet was read; zero: none was
+	WasUp         bool      // it was up at some time
+	Farewell      bool      // the neighbour's last word was AdminDown: it stops by decision and has not failed
+	Error         string    // why packets cannot be sent or received at present
 }
 
 // Options is what a Driver needs. The zero value of a field with a default means the default.
@@ -103,8 +106,9 @@ func NewDriver(opts Options) *Driver {
 }
 
 // Run receives and sends until ctx ends, and then tells the neighbours that
-// their sessions go down by decision. A family this host does not speak has no
-// sessions; that is an error only once one is wanted (see Status.Error). It is called once.
+// their sessions go down by decision. A port that another program holds is tried for again every
+// second, and the sessions say so meanwhile (Status.Error), as do those of a family this host
+// does not speak. It is called once.
 func (d *Driver) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range d.loops {
@@ -144,6 +148,25 @@ func (d *Driver) PathFailed(key Key, diag Diag) {
 	for _, l := range d.loops {
 		l.post(key, PathFailed{diag})
 	}
+}
+
+// Ask polls the neighbour of a session that is up, so that it is heard at once if it is there:
+// Status.Heard tells. Unknown keys are ignored.
+func (d *Driver) Ask(key Key) {
+	for _, l := range d.loops {
+		l.post(key, Ask{})
+	}
+}
+
+// ReceiveError is why control packets cannot be received at present; nil: they can be.
+func (d *Driver) ReceiveError() error {
+	var errs []error
+	for _, l := range d.loops {
+		if err := l.receiveError(); !errors.Is(err, errNoFamily) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Sessions is the state of all sessions, in the order of their keys.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -160,4 +161,73 @@ func TestPacketsFromBeyondTheLinkAreNotHeard(t *testing.T) {
 	}
 	forge(255)
 	a.changed(forging, Down, DiagNeighbourDown)
+}
+
+// bfdd of a router suite, say, may have the port. The sessions say so, and come up once it lets go.
+func TestAPortThatAnotherProgramHoldsIsToldAndTakenLater(t *testing.T) {
+	c := newCable(t)
+	holder := c.in(0, "socat", "-u", fmt.Sprintf("UDP4-RECVFROM:%d,fork", ControlPort), "STDOUT")
+	c.start(holder)
+	c.holds(0, ControlPort)
+	a, b := c.driver(0), c.driver(1)
+	begin := time.Now()
+	a.want(c.session(0, false, fast))
+	b.want(c.session(1, false, fast))
+	s := a.status("the reason", func(s Status) bool { return s.Error != "" })
+	if s.State != Down || !strings.Contains(s.Error, "3784") || !strings.Contains(s.Error, "in use") {
+		t.Fatalf("%v: %q", s.State, s.Error)
+	}
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	a.changed(begin, Up, DiagNone)
+	a.status("no reason any more", func(s Status) bool { return s.State == Up && s.Error == "" })
+}
+
+// holds waits until some program at this end has the UDP port.
+func (c *cable) holds(at int, port uint16) {
+	c.t.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); <-tick.C {
+		out, err := c.in(at, "ss", "-Hlun", fmt.Sprintf("sport = :%d", port)).CombinedOutput()
+		if err != nil {
+			c.t.Fatalf("ss: %v: %s", err, out)
+		}
+		if len(out) > 0 {
+			return
+		}
+	}
+	c.t.Fatalf("nobody has UDP port %d", port)
+}
+
+// What a neighbour says on parting tells its end from its failure.
+func TestAPartingNeighbourIsToldFromAFailedOne(t *testing.T) {
+	c := newCable(t)
+	a, b := c.driver(0), c.driver(1)
+	begin := time.Now()
+	a.want(c.session(0, false, fast))
+	b.want(c.session(1, false, fast))
+	a.changed(begin, Up, DiagNone)
+	b.changed(begin, Up, DiagNone)
+	stopped := b.signal(syscall.SIGSTOP)
+	a.changed(stopped, Down, DiagExpired)
+	if s := a.now("the failure", func(s Status) bool { return s.State == Down }); s.Farewell || !s.WasUp {
+		t.Fatalf("a neighbour that fell silent: %+v", s)
+	}
+	b.signal(syscall.SIGCONT)
+	a.changed(stopped, Up, DiagNone)
+	ended := time.Now()
+	_ = b.in.Close()
+	a.changed(ended, Down, DiagNeighbourDown)
+	if s := a.now("the parting", func(s Status) bool { return s.State == Down }); !s.Farewell {
+		t.Fatalf("a neighbour that said it stops: %+v", s)
+	}
+}
+
+// now asks anew until the session is as ok says.
+func (e *end) now(what string, ok func(Status) bool) Status {
+	e.t.Helper()
+	asked := time.Now()
+	return e.await(what, func(r report) bool { return !r.Changed && r.At.After(asked) && ok(r.Status) }).Status
 }

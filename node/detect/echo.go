@@ -57,6 +57,7 @@ type EchoStatus struct {
 	Why      Silence
 	Since    time.Time
 	LastGood time.Time
+	Doubted  time.Time // when the first probe since then was found missing; zero: none was
 	RTT      time.Duration
 	Sent     uint64
 	Answered uint64
@@ -70,6 +71,9 @@ type EchoOptions struct {
 	// Notify is told of every change of state, those of one path one after another. It must
 	// not block, nor call the Echoer. Default: nobody is told.
 	Notify func(Key, EchoChange)
+	// Doubt is told of the first missing probe on a path that is up, before that is known to be a
+	// failure: the moment to ask by other means. Like Notify. Default: nobody is told.
+	Doubt func(Key)
 	// Logger gets changes of state. Default: nothing is logged.
 	Logger *slog.Logger
 }
@@ -103,6 +107,9 @@ func NewEchoer(opts EchoOptions) *Echoer {
 	}
 	if opts.Notify == nil {
 		opts.Notify = func(Key, EchoChange) {}
+	}
+	if opts.Doubt == nil {
+		opts.Doubt = func(Key) {}
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.DiscardHandler)
@@ -299,7 +306,11 @@ func (r *echoRun) answer(b []byte, now time.Time) {
 
 func (r *echoRun) tick(now time.Time) {
 	r.reconfigure(now)
+	trusted := r.prober.State() == Up && r.prober.Doubted().IsZero()
 	sequence, due, changed := r.prober.Tick(now)
+	if trusted && !r.prober.Doubted().IsZero() {
+		r.e.opts.Doubt(r.key)
+	}
 	if changed {
 		r.note(true, now, nil)
 	}
@@ -360,7 +371,7 @@ func (r *echoRun) reconfigure(now time.Time) {
 func (r *echoRun) note(changed bool, now time.Time, more func(*EchoStatus)) {
 	r.p.mu.Lock()
 	s := &r.p.status
-	s.State, s.LastGood, s.RTT = r.prober.State(), r.prober.LastGood(), r.prober.RTT()
+	s.State, s.LastGood, s.Doubted, s.RTT = r.prober.State(), r.prober.LastGood(), r.prober.Doubted(), r.prober.RTT()
 	if changed {
 		s.Since = now
 	}

@@ -32,6 +32,29 @@ func TestEchoesAskTheNeighboursDataPlaneAndNotItsDaemon(t *testing.T) {
 	})
 }
 
+// The process that probes is stopped again and again, for up to ten times what a verdict takes: whatever
+// it finds when it wakes, it finds nobody missing.
+func TestAStalledProberFindsNobodyMissing(t *testing.T) {
+	c := newCable(t)
+	c.dataplane(1)
+	us := c.echoer(0)
+	began := time.Now()
+	us.probe(c.probed(false))
+	us.path("up", began, func(r report) bool { return r.State == "up" })
+	up := time.Now()
+	for i := range 24 {
+		us.signal(syscall.SIGSTOP)
+		<-time.After(time.Duration(1+i*17%600) * time.Millisecond)
+		us.signal(syscall.SIGCONT)
+		<-time.After(time.Duration(1+i*7%50) * time.Millisecond)
+	}
+	answered := us.echo("answers", func(s EchoStatus) bool { return s.State == Up }).Answered
+	us.echo("answers after the last pause", func(s EchoStatus) bool { return s.Answered > answered+10 })
+	if n := us.downs(up); n > 0 {
+		t.Fatalf("the path was called down %d times while only the prober stood still", n)
+	}
+}
+
 // A machine whose data plane is gone is not a dead machine.
 func TestAMissingDataPlaneIsToldFromAMissingMachine(t *testing.T) {
 	c := newCable(t)

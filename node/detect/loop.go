@@ -3,7 +3,6 @@ package detect
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"sync"
@@ -41,6 +40,9 @@ type session struct {
 	since    time.Time
 	sent     uint64
 	received uint64
+	heard    time.Time // when the last packet came
+	wasUp    bool
+	farewell bool // the neighbour's last word was that it takes the session down by decision
 }
 
 // reopen is how long after a failure to send another socket is tried.
@@ -50,18 +52,36 @@ func newLoop(d *Driver, v6 bool) *loop {
 	return &loop{d: d, v6: v6, sessions: map[Key]*session{}, byDiscr: map[uint32]*session{}}
 }
 
+// run serves the sessions until ctx ends. While the port is not to be had, it tries
+// again and again: another program may hold it, and let go.
 func (l *loop) run(ctx context.Context) error {
-	sock, err := listen(l.d.opts.Port, l.v6)
-	l.mu.Lock()
-	l.sock, l.sockErr = sock, err
-	l.mu.Unlock()
-	if err != nil {
-		if !errors.Is(err, errNoFamily) {
-			return fmt.Errorf("receive BFD: %w", err)
+	told := ""
+	for ctx.Err() == nil {
+		sock, err := listen(l.d.opts.Port, l.v6)
+		l.mu.Lock()
+		l.sock, l.sockErr = sock, err
+		l.mu.Unlock()
+		switch {
+		case err == nil:
+			return l.serve(ctx, sock)
+		case errors.Is(err, errNoFamily):
+			<-ctx.Done()
+			return nil
+		case err.Error() != told:
+			told = err.Error()
+			l.d.opts.Logger.Warn("BFD cannot be received", "err", err)
 		}
-		<-ctx.Done()
-		return nil
+		wait := time.NewTimer(reopen)
+		select {
+		case <-ctx.Done():
+		case <-wait.C:
+		}
+		wait.Stop()
 	}
+	return nil
+}
+
+func (l *loop) serve(ctx context.Context, sock *receiver) error {
 	stop := context.AfterFunc(ctx, sock.wake)
 	defer stop()
 	buf := make([]byte, 512)
@@ -121,6 +141,7 @@ func (l *loop) receive(in inbound, buf []byte, now time.Time) {
 		return
 	}
 	s.received++
+	s.heard, s.farewell = now, p.State == AdminDown
 	l.step(s, Received{p}, now)
 }
 
@@ -165,7 +186,7 @@ func (l *loop) step(s *session, ev Event, now time.Time) {
 		case Send:
 			l.send(s, a.Packet, now)
 		case Change:
-			s.since = now
+			s.since, s.wasUp = now, s.wasUp || a.To == Up
 			l.d.opts.Logger.Info("BFD session", "peer", s.key.Remote, "interface", s.key.Interface, "from", a.From, "to", a.To, "diag", a.Diag)
 			l.d.opts.Notify(s.key, a)
 		}
@@ -243,6 +264,13 @@ func (l *loop) goodbye() {
 	l.sock = nil
 }
 
+// receiveError is why no packet of this family can be received.
+func (l *loop) receiveError() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.sockErr
+}
+
 func (l *loop) post(key Key, ev Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -267,7 +295,7 @@ func (l *loop) status() []Status {
 		st := Status{
 			Key: s.key, State: s.machine.SessionState, RemoteState: s.machine.RemoteSessionState, Diag: s.machine.LocalDiag, Since: s.since,
 			TxInterval: s.machine.TransmitInterval(), DetectionTime: s.machine.DetectionTime(), RemoteDiscr: s.machine.RemoteDiscr,
-			Sent: s.sent, Received: s.received,
+			Sent: s.sent, Received: s.received, Heard: s.heard, WasUp: s.wasUp, Farewell: s.farewell,
 		}
 		if err := errors.Join(l.sockErr, s.outErr); err != nil {
 			st.Error = err.Error()

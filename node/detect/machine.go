@@ -104,7 +104,7 @@ func NewMachine(cfg Config, discr uint32, seed uint64, now time.Time) Machine {
 }
 
 // Event is what happens to a session: one of Received, Tick, Configure, Admin,
-// PathFailed.
+// PathFailed, Ask.
 type Event interface{ event() }
 
 // Events of a session.
@@ -119,6 +119,9 @@ type (
 	Admin struct{ Down bool }
 	// PathFailed says that the way to the neighbour is known to be broken: its echoes stay out.
 	PathFailed struct{ Diag Diag }
+	// Ask wants to know at once whether the neighbour is there: a poll, which it answers without
+	// regard to its timers (RFC 5880, 6.5).
+	Ask struct{}
 )
 
 func (Received) event()   {}
@@ -126,6 +129,7 @@ func (Tick) event()       {}
 func (Configure) event()  {}
 func (Admin) event()      {}
 func (PathFailed) event() {}
+func (Ask) event()        {}
 
 // Action is what a driver has to do: Send or Change.
 type Action interface{ action() }
@@ -183,6 +187,8 @@ func (m Machine) Step(ev Event, now time.Time) (Machine, []Action) {
 		if m.SessionState == Up {
 			out = m.enter(Down, ev.Diag, now)
 		}
+	case Ask:
+		out = m.ask(now)
 	}
 	return m, out
 }
@@ -302,6 +308,16 @@ func (m *Machine) admin(down bool, now time.Time) []Action {
 		return m.enter(Down, DiagNone, now)
 	}
 	return nil
+}
+
+// ask polls a neighbour that is up. A poll that is under way asks the same question already; a
+// second packet of it would be answered twice, and the second answer could pass for one to a later poll.
+func (m *Machine) ask(now time.Time) []Action {
+	if m.SessionState != Up || m.polling || m.RemoteMinRxInterval == 0 {
+		return nil
+	}
+	m.polling = true
+	return []Action{m.transmit(now)}
 }
 
 // tick does what is due.

@@ -283,6 +283,32 @@ func TestPathFailureEndsTheSessionAtOnce(t *testing.T) {
 	}
 }
 
+// RFC 5880, 6.5: a poll is answered at once, so it tells whether the neighbour is there.
+func TestAskingPollsOnceAndChangesNoTimer(t *testing.T) {
+	for _, s := range []State{AdminDown, Down, Init} {
+		before := in(t, s)
+		if after, out := before.Step(Ask{}, start); after != before || out != nil {
+			t.Fatalf("%v: %+v", s, out)
+		}
+	}
+	m := in(t, Up)
+	tx, detection := m.TransmitInterval(), m.DetectionTime()
+	m, out := m.Step(Ask{}, start)
+	if p := sends(out); len(p) != 1 || !p[0].Poll || p[0].State != Up {
+		t.Fatalf("asked by %+v", out)
+	}
+	if _, out = m.Step(Ask{}, start); out != nil {
+		t.Fatalf("asked twice: %+v", out)
+	}
+	final := from(Up)
+	final.Final = true
+	m, _ = m.Step(Received{final}, start)
+	_, out = m.Step(Tick{}, m.Deadline())
+	if sends(out)[0].Poll || m.TransmitInterval() != tx || m.DetectionTime() != detection {
+		t.Fatalf("after the answer: %+v, every %v, detection %v", out, m.TransmitInterval(), m.DetectionTime())
+	}
+}
+
 func TestAdminDownIsToldAndTakenBack(t *testing.T) {
 	m, out := in(t, Up).Step(Admin{Down: true}, start)
 	if p := sends(out)[0]; p.State != AdminDown || p.Diag != DiagAdminDown {
@@ -416,6 +442,9 @@ func TestChangedTimersNeverCostASession(t *testing.T) {
 				DetectMult:    uint8(rapid.IntRange(2, 5).Draw(t, "mult")),
 			}
 			l.do(rapid.IntRange(0, 1).Draw(t, "end"), Configure{cfg})
+			if rapid.Bool().Draw(t, "ask") {
+				l.do(rapid.IntRange(0, 1).Draw(t, "asking"), Ask{})
+			}
 			l.run(time.Duration(rapid.IntRange(0, 2000).Draw(t, "wait")) * time.Millisecond)
 		}
 		l.run(5 * time.Second)

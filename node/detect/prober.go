@@ -59,6 +59,7 @@ type Prober struct {
 	sequence uint64 // of the last probe sent, from 1
 	answered uint64 // the latest one that came back
 	missed   int
+	doubted  time.Time // when the first of those was found missing
 	returned int
 	next     time.Time
 	lastGood time.Time
@@ -78,6 +79,9 @@ func (p *Prober) State() State { return p.state }
 // LastGood is when the last answer came; zero: none did yet.
 func (p *Prober) LastGood() time.Time { return p.lastGood }
 
+// Doubted is when the first of the probes was found missing since the last answer; zero: none is.
+func (p *Prober) Doubted() time.Time { return p.doubted }
+
 // RTT is how long the last answered probe took, in the state Up at most about an interval.
 func (p *Prober) RTT() time.Duration { return p.rtt }
 
@@ -91,7 +95,9 @@ func (p *Prober) Tick(now time.Time) (sequence uint64, ok, changed bool) {
 		return 0, false, false
 	}
 	if p.sequence > 0 && p.answered < p.sequence {
-		p.missed++
+		if p.missed++; p.missed == 1 {
+			p.doubted = now
+		}
 		p.returned = 0
 		if p.missed >= p.cfg.Misses && p.state == Up {
 			p.state, changed = Down, true
@@ -110,7 +116,7 @@ func (p *Prober) Answer(sequence uint64, now time.Time) (changed bool) {
 		return false
 	}
 	p.answered = sequence
-	p.missed = 0
+	p.missed, p.doubted = 0, time.Time{}
 	p.returned++
 	p.lastGood = now
 	if sequence == p.sequence {

@@ -47,6 +47,29 @@ func TestThreeMissedEchoesAreAVerdictAndTwoAreNot(t *testing.T) {
 	}
 }
 
+func TestTheFirstMissIsTheMomentOfDoubt(t *testing.T) {
+	p, now := upProber(t)
+	probe(t, &p, now, false) // the last one was answered
+	if !p.Doubted().IsZero() {
+		t.Fatal("doubted before a probe was found missing")
+	}
+	doubted := now.Add(20 * time.Millisecond)
+	for range 3 {
+		now = now.Add(20 * time.Millisecond)
+		probe(t, &p, now, false)
+		if p.Doubted() != doubted {
+			t.Fatalf("doubted at %v, want %v", p.Doubted(), doubted)
+		}
+	}
+	if p.State() != Down {
+		t.Fatal("three missed and not down")
+	}
+	p.Answer(p.sequence, now)
+	if !p.Doubted().IsZero() {
+		t.Fatal("doubted after an answer")
+	}
+}
+
 func TestOneAnswerBetweenMissesKeepsThePath(t *testing.T) {
 	p, now := upProber(t)
 	for i := range 300 {
