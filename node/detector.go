@@ -2,13 +2,20 @@ package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"pontoon/fsm"
 	"pontoon/node/detect"
+	"pontoon/node/host"
 	"pontoon/web"
 )
 
@@ -16,124 +23,229 @@ import (
 // processor busy for about a second, and where all nodes start at once, late answers are no deaths.
 const settle = 2 * time.Second
 
-// detector probes the ways to the other members' data planes and knows which of
-// them are lost.
-type detector struct {
-	echo *detect.Echoer
-	cfg  FailoverConfig
-	wake func() // somebody was lost, or found again
-	born time.Time
+// lookAroundEvery is how often a node looks where its daemon can be spoken to.
+const lookAroundEvery = time.Second
 
-	mu     sync.Mutex
-	paths  []detect.Path
-	owner  map[detect.Key]fsm.NodeID
-	lost   []fsm.NodeID
-	lostAt map[fsm.NodeID]time.Time // since when
-	poke   chan struct{}
+// detector watches the ways to the other members, by echoes of their data planes and by
+// sessions with their daemons, and knows which of the members, or of their links, are lost.
+type detector struct {
+	m        *member
+	cfg      FailoverConfig
+	echo     *detect.Echoer
+	sessions *detect.Driver
+	born     time.Time
+	poke     chan struct{} // capacity 1: something changed
+
+	mu      sync.Mutex
+	watch   watch
+	seen    sighting
+	lostAt  map[fsm.NodeID]time.Time // since when each of seen.lost is
+	control []linkAddr            // see whereabouts
+	cut     map[fsm.NodeID]string // who was told of as cut off, and where
 
 	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }
 
 func newDetector(m *member) *detector {
-	d := &detector{cfg: m.cfg.Failover, wake: m.wakeReport, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
+	d := &detector{m: m, cfg: m.cfg.Failover, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
 	d.echo = detect.NewEchoer(detect.EchoOptions{
 		Logger: m.logger,
 		Notify: func(detect.Key, detect.EchoChange) { wake(d.poke) },
+		Doubt:  d.ask,
+	})
+	d.sessions = detect.NewDriver(detect.Options{
+		Logger: m.logger,
+		Notify: func(detect.Key, detect.Change) { wake(d.poke) },
 	})
 	return d
 }
 
-// run looks again at who is lost whenever a path has changed.
+// run watches until ctx ends, and says goodbye then: who is told that a daemon stops need not
+// take it for failed.
 func (d *detector) run(ctx context.Context) error {
-	tick := time.NewTicker(reportEvery) // why a path is down changes without a change of its state
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return d.echo.Run(ctx) })
+	g.Go(func() error { return d.sessions.Run(ctx) })
+	g.Go(func() error { return d.look(ctx) })
+	return g.Wait()
+}
+
+// look looks again at who is lost whenever a way has changed.
+func (d *detector) look(ctx context.Context) error {
+	tick := time.NewTicker(reportEvery) // why a way is down changes without a change of its state
 	defer tick.Stop()
+	var around time.Time
 	for {
+		if now := time.Now(); now.Sub(around) >= lookAroundEvery {
+			around = now
+			d.lookAround()
+		}
+		d.lookOnce()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.poke:
 		case <-tick.C:
+			d.tellCutOff()
 		}
-		d.look()
 	}
 }
 
-func (d *detector) look() {
+func (d *detector) lookOnce() {
 	d.mu.Lock()
-	owner, before := d.owner, d.lost
+	w, before := d.watch, d.seen
 	d.mu.Unlock()
-	var now []fsm.NodeID
+	var now sighting
 	if time.Since(d.born) >= settle {
-		now = lostNodes(d.echo.Paths(), owner)
+		now = see(d.echo.Paths(), d.sessions.Sessions(), w)
 	}
-	if slices.Equal(now, before) {
+	if now.equal(before) {
 		return
 	}
 	d.mu.Lock()
-	d.lost, d.lostAt = now, lostSince(now, d.lostAt, time.Now())
+	d.seen, d.lostAt = now, lostSince(now.lost, d.lostAt, time.Now())
 	d.mu.Unlock()
-	d.wake()
-	wake(d.lostSomebody)
+	d.m.wakeReport()
+	if !slices.Equal(now.lost, before.lost) {
+		wake(d.lostSomebody)
+	}
+}
+
+// ask polls all sessions with the node whose echo stays out for the first time: if its
+// daemon lives it answers before the last echo of a verdict is missed.
+func (d *detector) ask(k detect.Key) {
+	d.mu.Lock()
+	w := d.watch
+	d.mu.Unlock()
+	for _, s := range w.sessions {
+		if w.owner[s] == w.owner[k] {
+			d.sessions.Ask(s)
+		}
+	}
 }
 
 // want gives the detector the ways there are now.
-func (d *detector) want(paths []detect.Path, owner map[detect.Key]fsm.NodeID) error {
-	slices.SortFunc(paths, func(a, b detect.Path) int { return a.Remote.Compare(b.Remote) })
+func (d *detector) want(w watch) error {
 	d.mu.Lock()
-	same := reflect.DeepEqual(paths, d.paths) && reflect.DeepEqual(owner, d.owner)
-	d.paths, d.owner = paths, owner
+	same := reflect.DeepEqual(w, d.watch)
+	d.watch = w
 	d.mu.Unlock()
 	if same {
 		return nil
 	}
-	err := d.echo.SetPaths(paths)
+	paths := make([]detect.Path, len(w.echoes))
+	for i, k := range w.echoes {
+		paths[i] = detect.Path{Key: k, Config: detect.EchoConfig{Interval: d.cfg.EchoInterval, Misses: d.cfg.EchoMisses}}
+	}
+	sessions := make([]detect.Session, len(w.sessions))
+	for i, k := range w.sessions {
+		sessions[i] = detect.Session{Key: k, Config: detect.Config{
+			DesiredMinTx: d.cfg.BFDInterval, RequiredMinRx: d.cfg.BFDInterval, DetectMult: uint8(d.cfg.BFDMultiplier), //nolint:gosec // at most 50
+		}}
+	}
+	err := errors.Join(d.echo.SetPaths(paths), d.sessions.SetSessions(sessions))
 	wake(d.poke)
 	return err
 }
 
-// lostNow lists the nodes that are out of reach by every path.
-func (d *detector) lostNow() []fsm.NodeID {
+// sighting is what this node sees of the others now.
+func (d *detector) sighting() sighting {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.lost
+	return d.seen
 }
 
-// status is the paths as the API shows them.
-func (d *detector) status() []web.BFDSession {
+// lostNow lists the nodes that are out of reach by every way.
+func (d *detector) lostNow() []fsm.NodeID { return d.sighting().lost }
+
+// whereabouts of this node's daemon beside the data plane's links.
+func (d *detector) controlNow() []linkAddr {
 	d.mu.Lock()
-	owner := d.owner
-	d.mu.Unlock()
-	var out []web.BFDSession
-	for _, p := range d.echo.Paths() {
-		name, ok := owner[p.Key]
-		if !ok {
-			continue
-		}
-		out = append(out, web.BFDSession{
-			Peer: name, Address: p.Remote.String(), Interface: p.Interface, State: p.State.String(), Why: string(p.Why), Error: p.Error,
-			IntervalMS: float64(d.cfg.EchoInterval.Microseconds()) / 1000, Multiplier: d.cfg.EchoMisses, RTTMS: float64(p.RTT.Microseconds()) / 1000,
-		})
-	}
-	return out
+	defer d.mu.Unlock()
+	return d.control
 }
 
-// updatePaths probes where the members are now. A member's links are known from its
-// last report; while it is silent they stay what they were.
-func (m *member) updatePaths() {
-	if m.detector == nil {
-		return
+// lookAround finds out where this node's daemon can be spoken to.
+func (d *detector) lookAround() {
+	all, err := d.m.allLinks()
+	if err != nil {
+		d.m.logger.Debug("addresses not looked at", "err", err)
+		return // it stays what it was
 	}
-	peers := map[fsm.NodeID][]linkAddr{}
-	for _, r := range m.reports.all(time.Now(), m.knownNode) {
-		if r.Node != m.cfg.Name {
-			peers[fsm.NodeID(r.Node)] = r.Links
+	var cluster netip.Addr
+	if ap, err := netip.ParseAddrPort(d.m.cfg.Cluster.Address); err == nil {
+		cluster = ap.Addr()
+	}
+	now := controlAddrs(all, d.m.cfg.DataPlane.Interfaces, cluster, d.m.isWitness())
+	d.mu.Lock()
+	changed := !slices.Equal(now, d.control)
+	d.control = now
+	d.mu.Unlock()
+	if changed {
+		d.m.wakeReport()
+	}
+}
+
+// tellCutOff raises an event when links of members are cut off, by what all say, and when
+// they are not any more.
+func (d *detector) tellCutOff() {
+	now := map[fsm.NodeID]string{}
+	for n, links := range cutOff(d.m.reports.all(time.Now(), d.m.knownNode)) {
+		now[n] = wordLinks(links)
+	}
+	d.mu.Lock()
+	before := d.cut
+	d.cut = now
+	d.mu.Unlock()
+	for n, where := range now {
+		if before[n] != where {
+			d.m.events.add(Event{Kind: web.EventNode, Node: n, Text: fmt.Sprintf("%s is cut off on %s: most nodes there do not reach its data plane", n, where)})
 		}
 	}
-	paths, owner := pathsTo(m.local.get().addrs, peers, detect.EchoConfig{Interval: m.cfg.Failover.EchoInterval, Misses: m.cfg.Failover.EchoMisses})
+	for n, where := range before {
+		if _, still := now[n]; !still {
+			d.m.events.add(Event{Kind: web.EventNode, Node: n, Text: fmt.Sprintf("%s is no longer cut off on %s", n, where)})
+		}
+	}
+}
+
+func (m *member) isWitness() bool { return m.cfg.Role == string(fsm.RoleWitness) }
+
+// allLinks describes all interfaces of this machine but loopback.
+func (m *member) allLinks() ([]host.Link, error) {
+	all, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	var names []string
+	for _, i := range all {
+		if i.Flags&net.FlagLoopback == 0 {
+			names = append(names, i.Name)
+		}
+	}
+	return m.host.Links(names)
+}
+
+// updatePaths watches the ways to where the members are now. Where a member is, is known from its
+// last report; while it is silent it stays what it was.
+func (m *member) updatePaths() {
+	peers := map[fsm.NodeID]whereabouts{}
+	s := m.store.State()
+	for _, r := range m.reports.all(time.Now(), m.knownNode) {
+		if n, ok := s.Node(fsm.NodeID(r.Node)); ok && r.Node != m.cfg.Name {
+			peers[n.Name] = whereabouts{witness: n.Role == fsm.RoleWitness, links: r.Links, control: r.Control}
+		}
+	}
+	w := waysTo(m.whereabouts(), peers)
 	if m.removed() {
-		paths, owner = nil, nil
+		w = watch{}
 	}
-	if err := m.detector.want(paths, owner); err != nil {
-		m.logger.Warn("some paths cannot be probed", "err", err)
+	if err := m.detector.want(w); err != nil {
+		m.logger.Warn("some ways to other nodes cannot be watched", "err", err)
 	}
+}
+
+// whereabouts of this node.
+func (m *member) whereabouts() whereabouts {
+	return whereabouts{witness: m.isWitness(), links: m.local.get().addrs, control: m.detector.controlNow()}
 }

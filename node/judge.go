@@ -76,14 +76,16 @@ func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.Gossi
 			}
 			continue
 		}
-		if lost[n.Name] >= majority(len(nodes)) {
+		state, known := seen[n.Name]
+		// A witness has no data plane that answers by itself: what is lost is the word of its
+		// daemon, which may just be slow, so gossip has to miss it as well.
+		vouched := n.Role == fsm.RoleWitness && known && state == transport.GossipAlive
+		if lost[n.Name] >= majority(len(nodes)) && !vouched {
 			if n.Alive {
-				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Reason: fmt.Sprintf(
-					"its data plane answers none of %d nodes on any path", lost[n.Name])})
+				out.verdicts = append(out.verdicts, fsm.NodeVerdict{Node: n.Name, Reason: lossReason(n, lost[n.Name])})
 			}
 			continue // whatever gossip still says: it is slower
 		}
-		state, known := seen[n.Name]
 		if !known && now.Sub(j.started) < unseenGrace {
 			continue
 		}
@@ -106,6 +108,13 @@ func (j judge) step(nodes []fsm.Node, self fsm.NodeID, members []transport.Gossi
 		}
 	}
 	return next, out
+}
+
+func lossReason(n fsm.Node, by int) string {
+	if n.Role == fsm.RoleWitness {
+		return fmt.Sprintf("its daemon is silent to %d nodes and to gossip", by)
+	}
+	return fmt.Sprintf("its data plane answers none of %d nodes on any path", by)
 }
 
 // majority of n nodes.

@@ -185,3 +185,36 @@ func TestJudgeBelievesAMajorityThatHasLostANode(t *testing.T) {
 		}
 	}
 }
+
+// A witness answers by its daemon only, which may be starved: gossip has to miss it as well.
+func TestJudgeAsksGossipAboutAWitness(t *testing.T) {
+	w := fsm.Node{Name: "w1", Role: fsm.RoleWitness, Alive: true}
+	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true), w}
+	for state, dead := range map[transport.GossipState]bool{
+		transport.GossipAlive: false, transport.GossipSuspect: true, transport.GossipDead: true, transport.GossipLeft: true,
+	} {
+		_, r := newJudge(time.Minute, nil, t0).step(nodes, "lb1", []transport.GossipMember{seen("lb2", transport.GossipAlive), seen("w1", state)},
+			map[fsm.NodeID]int{"w1": 2}, t0)
+		if got := len(r.verdicts) == 1 && r.verdicts[0].Node == "w1" && !r.verdicts[0].Alive; got != dead {
+			t.Errorf("gossip says %v: verdicts %v", state, r.verdicts)
+		}
+	}
+}
+
+// Two of five die at once: both are found in one step, by the three that are left.
+func TestJudgeFindsTwoDeathsAtOnce(t *testing.T) {
+	var nodes []fsm.Node
+	var gossip []transport.GossipMember
+	for _, n := range []string{"lb1", "lb2", "lb3", "lb4", "lb5"} {
+		nodes = append(nodes, lb(n, true))
+		gossip = append(gossip, seen(n, transport.GossipAlive))
+	}
+	_, r := newJudge(time.Minute, nil, t0).step(nodes, "lb1", gossip, map[fsm.NodeID]int{"lb4": 3, "lb5": 3}, t0)
+	if len(r.verdicts) != 2 || r.verdicts[0].Alive || r.verdicts[1].Alive {
+		t.Fatalf("verdicts %v", r.verdicts)
+	}
+	_, r = newJudge(time.Minute, nil, t0).step(nodes, "lb1", gossip, map[fsm.NodeID]int{"lb4": 2, "lb5": 2}, t0)
+	if len(r.verdicts) != 0 {
+		t.Fatalf("two of five are no majority: %v", r.verdicts)
+	}
+}

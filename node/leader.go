@@ -189,16 +189,23 @@ func (m *member) commitReports() {
 
 // dueReports picks the reports that say something new about a living node. What
 // a node said before it knew of its own death, or of its joining again, is about
-// an earlier life: it may have been in sync then.
+// an earlier life: it may have been in sync then. A node that others find cut off counts as
+// one whose link is down, whatever it says, and also when it says nothing.
 func dueReports(s *fsm.State, reports []agedReport) []fsm.NodeReport {
 	var due []fsm.NodeReport
+	cut := cutOff(reports)
 	for _, r := range reports {
 		n, ok := s.Node(fsm.NodeID(r.Node))
-		if !ok || !n.Alive || r.Unsure || r.AgeMS > 5*reportEvery.Milliseconds() || r.State < max(n.Died, n.Joined) {
+		if !ok || !n.Alive {
 			continue
 		}
-		if n.Ready != r.Ready || n.LinksUp != r.LinksUp || n.InSync != r.InSync {
-			due = append(due, fsm.NodeReport{Node: n.Name, Ready: r.Ready, LinksUp: r.LinksUp, InSync: r.InSync})
+		now := fsm.NodeReport{Node: n.Name, Ready: n.Ready, LinksUp: n.LinksUp, InSync: n.InSync}
+		if !r.Unsure && r.AgeMS <= 5*reportEvery.Milliseconds() && r.State >= max(n.Died, n.Joined) {
+			now.Ready, now.LinksUp, now.InSync = r.Ready, r.LinksUp, r.InSync
+		}
+		now.LinksUp = now.LinksUp && len(cut[n.Name]) == 0
+		if n.Ready != now.Ready || n.LinksUp != now.LinksUp || n.InSync != now.InSync {
+			due = append(due, now)
 		}
 	}
 	return due

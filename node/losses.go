@@ -18,7 +18,7 @@ type loss struct {
 // losses tells of all this node has lost.
 func (d *detector) losses(now time.Time) []loss {
 	d.mu.Lock()
-	lost, at, owner := d.lost, d.lostAt, d.owner
+	lost, at, owner := d.seen.lost, d.lostAt, d.watch.owner
 	d.mu.Unlock()
 	if len(lost) == 0 {
 		return nil

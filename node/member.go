@@ -38,10 +38,10 @@ type member struct {
 
 	// Nil on a witness.
 	dp   *bpf.Dataplane
-	host *host.Host
 	l2   *announce.L2
 	repl *transport.Replicator
 
+	host     *host.Host // a witness only looks
 	detector *detector
 
 	outcast    atomic.Bool // see removed
@@ -120,6 +120,10 @@ func newMember(c memberConfig) (m *member, err error) {
 		self: machine{c.cfg.Name, c.id.Key()}, bind: netip.AddrPortFrom(addr.Addr(), c.cfg.Cluster.GossipPort),
 		store: m.store, logger: c.logger, wake: m.wakeLeader,
 	}
+	if m.host, err = host.New(c.logger); err != nil {
+		return m, err
+	}
+	m.detector = newDetector(m)
 	if c.cfg.Role == string(fsm.RoleLB) {
 		if err := m.openDataplane(c.discardFlows); err != nil {
 			return m, err
@@ -137,9 +141,6 @@ func newMember(c memberConfig) (m *member, err error) {
 // openDataplane loads the programs, or takes over those that are pinned, and
 // prepares the host to carry what they forward.
 func (m *member) openDataplane(discardFlows bool) (err error) {
-	if m.host, err = host.New(m.logger); err != nil {
-		return err
-	}
 	if _, err = m.host.Links(m.cfg.DataPlane.Interfaces); err != nil {
 		return err
 	}
@@ -173,7 +174,6 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
 	}
-	m.detector = newDetector(m)
 	return m.openReplication()
 }
 
@@ -219,13 +219,12 @@ func (m *member) run(stop context.Context) error {
 	loop("contact", m.watchContact)
 	loop("members", m.watchMembers)
 	loop("rebuilt", m.watchSuperseded)
+	loop("paths", m.detector.run)
+	loop("succession", m.succeedLoop)
 	if m.dp != nil {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)
 		loop("replication", m.repl.Run)
-		loop("paths", m.detector.echo.Run)
-		loop("path watch", m.detector.run)
-		loop("succession", m.succeedLoop)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
 		loop("takeover watch", m.watchTakeovers)

@@ -3,18 +3,25 @@ package node
 import (
 	"net/netip"
 	"slices"
-	"time"
 
 	"pontoon/fsm"
 	"pontoon/node/detect"
 	"pontoon/node/host"
 )
 
-// linkAddr is one address of a node's data plane interface, with its subnet. Nodes
-// tell them in their reports, so that the others can probe them.
+// linkAddr is one address of an interface, with its subnet. Nodes tell them in their reports, so
+// that the others can watch them.
 type linkAddr struct {
 	Interface string       `json:"interface"`
 	Prefix    netip.Prefix `json:"prefix"`
+}
+
+// whereabouts is where a node can be watched: on links its data plane sends echoes back, on
+// control only its daemon answers. A witness has no links.
+type whereabouts struct {
+	witness bool
+	links   []linkAddr
+	control []linkAddr
 }
 
 // probeAddrs picks what is told of links: one address each, by which the
@@ -33,71 +40,106 @@ func probeAddrs(links []host.Link) []linkAddr {
 	return out
 }
 
-// pathsTo lists the ways from this node's links to those of its peers: each peer
-// address on each subnet this node is on, too. owner says whose path each is.
-func pathsTo(own []linkAddr, peers map[fsm.NodeID][]linkAddr, cfg detect.EchoConfig) (paths []detect.Path, owner map[detect.Key]fsm.NodeID) {
-	owner = map[detect.Key]fsm.NodeID{}
-	for _, mine := range own {
-		for name, theirs := range peers {
+// mostControl is how many addresses a node tells that only its daemon answers at.
+const mostControl = 16
+
+// controlAddrs picks those of all links where only the daemon can be spoken to: on a witness every
+// address that has neighbours, elsewhere that of the cluster if it is on none of the data plane's links.
+func controlAddrs(all []host.Link, data []string, cluster netip.Addr, witness bool) []linkAddr {
+	var out []linkAddr
+	for _, l := range all {
+		if slices.Contains(data, l.Name) {
+			continue
+		}
+		for _, p := range l.Prefixes {
+			if !p.IsSingleIP() && (witness || p.Addr() == cluster) {
+				out = append(out, linkAddr{l.Name, p})
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b linkAddr) int { // the cluster's address first: it surely is meant for this
+		return boolFirst(a.Prefix.Addr() == cluster, b.Prefix.Addr() == cluster)
+	})
+	return out[:min(len(out), mostControl)]
+}
+
+func boolFirst(a, b bool) int {
+	switch {
+	case a && !b:
+		return -1
+	case b && !a:
+		return 1
+	}
+	return 0
+}
+
+// watch is all ways from one node to its peers that are to be watched.
+type watch struct {
+	echoes   []detect.Key // the peer's data plane answers
+	sessions []detect.Key // the peer's daemon does
+	owner    map[detect.Key]fsm.NodeID
+	witness  map[fsm.NodeID]bool
+}
+
+// waysTo lists the ways from this node to its peers: from each of its addresses to each of theirs
+// in the same subnet. Data planes are watched by echoes and their daemons by sessions on the same
+// ways; where a witness is one of the two ends, the addresses of the cluster do as well. An
+// address that two nodes claim is no way to either.
+func waysTo(own whereabouts, peers map[fsm.NodeID]whereabouts) watch {
+	w := watch{owner: map[detect.Key]fsm.NodeID{}, witness: map[fsm.NodeID]bool{}}
+	clash := map[detect.Key]bool{}
+	add := func(to *[]detect.Key, from []linkAddr, name fsm.NodeID, theirs []linkAddr) {
+		for _, mine := range from {
 			for _, a := range theirs {
-				if !mine.Prefix.Contains(a.Prefix.Addr()) || mine.Prefix.Addr() == a.Prefix.Addr() {
+				key := detect.Key{Local: mine.Prefix.Addr(), Remote: a.Prefix.Addr(), Interface: mine.Interface}
+				if !mine.Prefix.Contains(key.Remote) || key.Local == key.Remote {
 					continue
 				}
-				key := detect.Key{Local: mine.Prefix.Addr(), Remote: a.Prefix.Addr(), Interface: mine.Interface}
-				if _, ok := owner[key]; ok {
-					continue // two nodes claim one address: no path of either
+				if other, taken := w.owner[key]; taken && other != name {
+					clash[key] = true
 				}
-				owner[key] = name
-				paths = append(paths, detect.Path{Key: key, Config: cfg})
+				w.owner[key] = name
+				if !slices.Contains(*to, key) {
+					*to = append(*to, key)
+				}
 			}
 		}
 	}
-	return paths, owner
+	for name, peer := range peers {
+		if peer.witness {
+			w.witness[name] = true
+		}
+		from := own.links
+		if own.witness {
+			from = own.control
+		}
+		add(&w.echoes, from, name, peer.links)
+		add(&w.sessions, from, name, peer.links)
+		if own.witness || peer.witness {
+			add(&w.sessions, slices.Concat(own.links, own.control), name, peer.control)
+			add(&w.sessions, own.control, name, peer.links)
+		}
+	}
+	for key := range clash {
+		delete(w.owner, key)
+	}
+	w.echoes, w.sessions = w.sorted(w.echoes), w.sorted(w.sessions)
+	return w
 }
 
-// lostNodes lists the nodes this one does not reach by any path any more: probes
-// went out on all of them, on at least one there were answers before, and none
-// comes back now. A refusal is an answer in this sense: the machine lives. What
-// could not be sent says nothing.
-func lostNodes(paths []detect.EchoStatus, owner map[detect.Key]fsm.NodeID) []fsm.NodeID {
-	type view struct{ known, reached bool }
-	views := map[fsm.NodeID]view{}
-	for _, p := range paths {
-		name, ok := owner[p.Key]
-		if !ok {
-			continue
-		}
-		v := views[name]
-		v.known = v.known || !p.LastGood.IsZero()
-		v.reached = v.reached || p.State == detect.Up || p.Why != detect.Unanswered
-		views[name] = v
-	}
-	var lost []fsm.NodeID
-	for name, v := range views {
-		if v.known && !v.reached {
-			lost = append(lost, name)
-		}
-	}
-	slices.Sort(lost)
-	return lost
+// sorted drops the ways that have no owner and puts the others in order.
+func (w watch) sorted(keys []detect.Key) []detect.Key {
+	keys = slices.DeleteFunc(keys, func(k detect.Key) bool { _, ok := w.owner[k]; return !ok })
+	slices.SortFunc(keys, compareKeys)
+	return keys
 }
 
-// lossAge is how old a report may be whose word about lost nodes counts. Reports
-// come three times a second.
-const lossAge = time.Second
-
-// losses counts for each node how many others have lost it, by their last reports.
-func losses(reports []agedReport) map[fsm.NodeID]int {
-	out := map[fsm.NodeID]int{}
-	for _, r := range reports {
-		if r.AgeMS > lossAge.Milliseconds() {
-			continue
-		}
-		for _, n := range r.Lost {
-			if string(n) != r.Node {
-				out[n]++
-			}
-		}
+func compareKeys(a, b detect.Key) int {
+	if c := a.Remote.Compare(b.Remote); c != 0 {
+		return c
 	}
-	return out
+	if c := a.Local.Compare(b.Local); c != 0 {
+		return c
+	}
+	return slices.Compare([]byte(a.Interface), []byte(b.Interface))
 }

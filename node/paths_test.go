@@ -1,10 +1,11 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
-	"time"
 
 	"pontoon/fsm"
 	"pontoon/node/detect"
@@ -32,59 +33,77 @@ func TestOneAddressOfEachLinkIsTold(t *testing.T) {
 	}
 }
 
+func at(iface, prefix string) linkAddr { return linkAddr{iface, netip.MustParsePrefix(prefix)} }
+
+// ways is waysTo in words: "echo lb2 10.0.0.1>10.0.0.2", in order.
+func ways(own whereabouts, peers map[fsm.NodeID]whereabouts) []string {
+	w := waysTo(own, peers)
+	var out []string
+	for kind, keys := range map[string][]detect.Key{"echo": w.echoes, "async": w.sessions} {
+		for _, k := range keys {
+			out = append(out, fmt.Sprintf("%s %s %v>%v %s", kind, w.owner[k], k.Local, k.Remote, k.Interface))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 func TestPathsLeadToPeersOnTheSameSubnetOnly(t *testing.T) {
-	link := func(i, p string) linkAddr { return linkAddr{i, netip.MustParsePrefix(p)} }
-	own := []linkAddr{link("eth1", "10.0.0.1/24"), link("eth2", "fd01::1/64")}
-	paths, owner := pathsTo(own, map[fsm.NodeID][]linkAddr{
-		"lb2": {link("eth1", "10.0.0.2/24"), link("ens3", "fd01::2/64")},
-		"lb3": {link("eth1", "10.0.7.3/24")},
-		"lb4": {link("eth1", "10.0.0.1/24")}, // our own address: a mistake of somebody's
-	}, detect.EchoConfig{})
-	if len(paths) != 2 || len(owner) != 2 {
-		t.Fatalf("%v", paths)
-	}
-	for _, p := range paths {
-		if owner[p.Key] != "lb2" || p.Validate() != nil {
-			t.Errorf("%v of %s: %v", p.Key, owner[p.Key], p.Validate())
-		}
-	}
-}
-
-func TestANodeIsLostWhenEveryPathToItFallsSilent(t *testing.T) {
-	path := func(i string, s detect.State, why detect.Silence, known bool) detect.EchoStatus {
-		st := detect.EchoStatus{Key: detect.Key{Interface: i}, State: s, Why: why}
-		if known {
-			st.LastGood = time.Unix(1, 0)
-		}
-		return st
-	}
-	up := path("eth1", detect.Up, detect.Answered, true)
-	for name, tc := range map[string]struct {
-		paths []detect.EchoStatus
-		lost  bool
+	lb1 := whereabouts{links: []linkAddr{at("eth1", "10.0.0.1/24"), at("eth2", "fd01::1/64")}, control: []linkAddr{at("eth0", "10.9.0.1/24")}}
+	w1 := whereabouts{witness: true, control: []linkAddr{at("ens1", "10.9.0.9/24"), at("ens2", "10.0.0.9/24")}}
+	for _, tc := range []struct {
+		name  string
+		own   whereabouts
+		peers map[fsm.NodeID]whereabouts
+		want  []string
 	}{
-		"all silent":                     {[]detect.EchoStatus{path("eth1", detect.Down, detect.Unanswered, true), path("eth2", detect.Down, detect.Unanswered, true)}, true},
-		"one still answers":              {[]detect.EchoStatus{up, path("eth2", detect.Down, detect.Unanswered, true)}, false},
-		"its kernel refuses":             {[]detect.EchoStatus{path("eth1", detect.Down, detect.Refused, true)}, false},
-		"our own link is the trouble":    {[]detect.EchoStatus{path("eth1", detect.Down, detect.Unsent, true)}, false},
-		"never heard":                    {[]detect.EchoStatus{path("eth1", detect.Down, detect.Unanswered, false)}, false},
-		"one path silent, one never up":  {[]detect.EchoStatus{path("eth1", detect.Down, detect.Unanswered, true), path("eth2", detect.Down, detect.Unanswered, false)}, true},
-		"one silent, the other unusable": {[]detect.EchoStatus{path("eth1", detect.Down, detect.Unanswered, true), path("eth2", detect.Down, detect.Unsent, true)}, false},
-		"no path":                        {nil, false},
+		{"load balancers", lb1, map[fsm.NodeID]whereabouts{
+			"lb2": {links: []linkAddr{at("eth1", "10.0.0.2/24"), at("ens3", "fd01::2/64")}, control: []linkAddr{at("eth0", "10.9.0.2/24")}},
+			"lb3": {links: []linkAddr{at("eth1", "10.0.7.3/24")}},
+			"lb4": {links: []linkAddr{at("eth1", "10.0.0.1/24")}}, // our own address: a mistake of somebody's
+		}, []string{
+			"async lb2 10.0.0.1>10.0.0.2 eth1", "async lb2 fd01::1>fd01::2 eth2",
+			"echo lb2 10.0.0.1>10.0.0.2 eth1", "echo lb2 fd01::1>fd01::2 eth2",
+		}},
+		{"to a witness there are sessions only", lb1, map[fsm.NodeID]whereabouts{"w1": w1}, []string{
+			"async w1 10.0.0.1>10.0.0.9 eth1", "async w1 10.9.0.1>10.9.0.9 eth0",
+		}},
+		{"a witness probes the data planes it is on a link with", w1, map[fsm.NodeID]whereabouts{
+			"lb1": lb1, "w2": {witness: true, control: []linkAddr{at("eth0", "10.9.0.8/24")}},
+		}, []string{
+			"async lb1 10.0.0.9>10.0.0.1 ens2", "async lb1 10.9.0.9>10.9.0.1 ens1", "async w2 10.9.0.9>10.9.0.8 ens1",
+			"echo lb1 10.0.0.9>10.0.0.1 ens2",
+		}},
+		{"a witness elsewhere", whereabouts{witness: true, control: []linkAddr{at("eth0", "10.5.0.1/24")}}, map[fsm.NodeID]whereabouts{"lb1": lb1}, nil},
+		{"an address that two claim", lb1, map[fsm.NodeID]whereabouts{
+			"lb2": {links: []linkAddr{at("eth1", "10.0.0.2/24")}}, "lb3": {links: []linkAddr{at("eth1", "10.0.0.2/24"), at("eth2", "fd01::3/64")}},
+		}, []string{"async lb3 fd01::1>fd01::3 eth2", "echo lb3 fd01::1>fd01::3 eth2"}},
 	} {
-		owner := map[detect.Key]fsm.NodeID{{Interface: "eth1"}: "lb2", {Interface: "eth2"}: "lb2"}
-		if got := lostNodes(tc.paths, owner); (len(got) == 1) != tc.lost {
-			t.Errorf("%s: %v", name, got)
+		if got := ways(tc.own, tc.peers); !slices.Equal(got, tc.want) {
+			t.Errorf("%s:\n%s\nwant\n%s", tc.name, strings.Join(got, "\n"), strings.Join(tc.want, "\n"))
 		}
 	}
 }
 
-func TestOnlyFreshReportsOfOthersCountAsLosses(t *testing.T) {
-	say := func(node string, age int64, lost ...fsm.NodeID) agedReport {
-		return agedReport{report{Node: node, Lost: lost}, age}
+func TestAWitnessTellsItsAddressesAndOthersThatOfTheCluster(t *testing.T) {
+	all := []host.Link{
+		{Name: "eth0", Prefixes: prefixes("10.9.0.1/24", "10.8.0.1/24", "10.7.7.7/32")},
+		{Name: "eth1", Prefixes: prefixes("10.0.0.1/24")},
 	}
-	got := losses([]agedReport{say("lb1", 10, "lb3"), say("lb2", 900, "lb3", "lb2"), say("lb4", 1500, "lb3")})
-	if got["lb3"] != 2 || got["lb2"] != 0 {
-		t.Fatalf("%v", got)
+	cluster := netip.MustParseAddr("10.8.0.1")
+	for _, tc := range []struct {
+		name    string
+		data    []string
+		cluster netip.Addr
+		witness bool
+		want    []linkAddr
+	}{
+		{"a witness", nil, cluster, true, []linkAddr{at("eth0", "10.8.0.1/24"), at("eth0", "10.9.0.1/24"), at("eth1", "10.0.0.1/24")}},
+		{"a load balancer", []string{"eth1"}, cluster, false, []linkAddr{at("eth0", "10.8.0.1/24")}},
+		{"its cluster address is on a data link", []string{"eth1"}, netip.MustParseAddr("10.0.0.1"), false, nil},
+	} {
+		if got := controlAddrs(all, tc.data, tc.cluster, tc.witness); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v", tc.name, got)
+		}
 	}
 }

@@ -31,10 +31,13 @@ type report struct {
 	// known, and what the cluster last knew of them stands.
 	Unsure  bool   `json:"unsure,omitempty"`
 	Version string `json:"version"`
-	// Links is where this node's data plane can be probed, Lost whom it reaches by
-	// no path any more.
-	Links []linkAddr   `json:"links,omitempty"`
-	Lost  []fsm.NodeID `json:"lost,omitempty"`
+	// Links is where this node's data plane can be probed, Control where only its daemon can be
+	// spoken to. Lost is whom it reaches by no path any more, LostLinks where the data planes of
+	// others do not answer it.
+	Links     []linkAddr   `json:"links,omitempty"`
+	Control   []linkAddr   `json:"control,omitempty"`
+	Lost      []fsm.NodeID `json:"lost,omitempty"`
+	LostLinks []linkRef    `json:"lost_links,omitempty"`
 	// For the timelines of failovers: since when Lost is so, and how long before it was sent this
 	// report began to be true. Reads is the newest version of commands this node can read.
 	Losses    []loss  `json:"losses,omitempty"`
@@ -242,13 +245,11 @@ func (m *member) dropReport() {
 // selfReport is this node as it is now.
 func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
-	rep := report{
+	where, seen := m.whereabouts(), m.detector.sighting()
+	return report{
 		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
-		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version, Links: l.addrs,
-		ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
+		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
+		Links: where.links, Control: where.control, Lost: seen.lost, LostLinks: seen.links,
+		Losses: m.detector.losses(time.Now()), ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
 	}
-	if m.detector != nil {
-		rep.Lost, rep.Losses = m.detector.lostNow(), m.detector.losses(time.Now())
-	}
-	return rep
 }

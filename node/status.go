@@ -99,10 +99,11 @@ func (m *member) status() web.Status {
 		st.Warnings = append(st.Warnings, removedText)
 	}
 	st.Warnings = append(st.Warnings, l.problems...)
+	st.Warnings = append(st.Warnings, m.detector.warnings(s)...)
+	st.BFD = m.detector.status(s)
 	if m.dp != nil {
 		m.leaseStatus(s, &st)
 		m.dataplaneStatus(s, l, &st)
-		st.BFD = m.detector.status()
 	} else {
 		st.Services = serviceStatus(s, bpf.Stats{})
 	}

@@ -175,9 +175,5 @@ func (m *member) serveLost(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, err)
 		return
 	}
-	if m.detector == nil {
-		answer(w, 0, claim{Node: m.cfg.Name}, nil) // a witness has no paths of its own
-		return
-	}
 	answer(w, 0, m.claim(leader), nil)
 }

@@ -161,18 +161,27 @@ type InterfaceStatus struct {
 	HookReason string `json:"hook_reason" doc:"Why this hook was chosen, or why the data plane is not attached."`
 }
 
-// BFDSession is one path from this node to another that is watched: by echoes that the peer's data
-// plane sends back (RFC 9747).
+// The kinds of BFDSession.
+const (
+	BFDEcho  = "echo"
+	BFDAsync = "async"
+	BFDNone  = "none" // also the state: it cannot be watched
+)
+
+// BFDSession is one way from this node to another that is watched: by echoes that the peer's data
+// plane sends back (RFC 9747), or by a session between the daemons (RFC 5880, asynchronous mode).
 type BFDSession struct {
-	Peer       fsm.NodeID `json:"peer"`
-	Address    string     `json:"address"`
-	State      string     `json:"state" enum:"up,down,init"`
-	IntervalMS float64    `json:"interval_ms"`
-	Multiplier int        `json:"multiplier"`
-	Interface  string     `json:"interface" doc:"This node's end."`
-	Why        string     `json:"why,omitempty" enum:",unanswered,refused,unsent" doc:"Why it is down: no answer; the peer's kernel answers but its data plane does not; this node cannot send."`
-	RTTMS      float64    `json:"rtt_ms" doc:"Of the last answered echo."`
-	Error      string     `json:"error,omitempty" doc:"Why echoes cannot be sent."`
+	Peer        fsm.NodeID `json:"peer"`
+	Kind        string     `json:"kind" enum:"echo,async,none" doc:"What is watched: the peer's data plane, its daemon, or nothing since there is no way to it (why says more)."`
+	Address     string     `json:"address"`
+	State       string     `json:"state" enum:"up,down,init,none"`
+	IntervalMS  float64    `json:"interval_ms" doc:"Between two packets of this node; of a session as agreed, before jitter."`
+	Multiplier  int        `json:"multiplier" doc:"How many in a row have to be missing."`
+	DetectionMS float64    `json:"detection_ms" doc:"How long the peer has to be silent to be down. That of a session is agreed on; 0 before."`
+	Interface   string     `json:"interface" doc:"This node's end."`
+	Why         string     `json:"why,omitempty" doc:"Why it is down. An echo: unanswered, refused (the peer's kernel answers, its data plane does not), unsent. A session: silent, stopped (the peer said so), not heard there (one direction fails), not up yet, unsent."`
+	RTTMS       float64    `json:"rtt_ms" doc:"Of the last answered echo."`
+	Error       string     `json:"error,omitempty" doc:"Why packets cannot be sent or received."`
 }
 
 // BGPPeer is one BGP neighbour of this node.
