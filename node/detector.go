@@ -40,8 +40,8 @@ type detector struct {
 	watch   watch
 	seen    sighting
 	lostAt  map[fsm.NodeID]time.Time // since when each of seen.lost is
-	control []linkAddr            // see whereabouts
-	cut     map[fsm.NodeID]string // who was told of as cut off, and where
+	control []linkAddr               // see whereabouts
+	cut     map[fsm.NodeID]string    // who was told of as cut off, and where
 
 	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }
