@@ -25,6 +25,7 @@ type FailoverCause string
 const (
 	CauseLost    FailoverCause = "lost"    // a majority had no answer from the master's data plane on any path
 	CauseSilent  FailoverCause = "silent"  // gossip lost the master, and its kernel did not answer, or its grace was over
+	CauseCut     FailoverCause = "cut_off" // most nodes on one of its links had no answer from the master's data plane there
 	CauseReport  FailoverCause = "report"  // the master said of itself that it cannot serve: a link, its data plane, its flows
 	CauseMove    FailoverCause = "move"    // asked for
 	CauseDrain   FailoverCause = "drain"   // the master was drained, to leave or for other work
@@ -92,7 +93,7 @@ func (c RecordFailover) apply(d *draft) error {
 		chk.bad("at", nil, "is missing")
 	}
 	f.At = chk.instant("at", f.At)
-	oneOf(chk, "cause", f.Cause, CauseLost, CauseSilent, CauseReport, CauseMove, CauseDrain, CauseRemove, CauseUnknown)
+	oneOf(chk, "cause", f.Cause, CauseLost, CauseSilent, CauseCut, CauseReport, CauseMove, CauseDrain, CauseRemove, CauseUnknown)
 	for _, ms := range f.Parts.list() {
 		if !(ms >= 0 && ms <= maxFailoverPart) {
 			chk.bad("parts_ms", ms, "must be 0 to %d", maxFailoverPart)

@@ -374,7 +374,7 @@ func TestServiceInvariants(t *testing.T) {
 				known[svc.Name] = svc.ID
 			}
 			s, _ = s.Apply(s.Index()+1, c)
-			fronts, services := map[frontend]string{}, s.Services()
+			fronts, services, before := map[frontend]string{}, s.Services(), highest
 			for _, svc := range services {
 				for port := int(svc.Port); port <= int(svc.LastPort()); port++ {
 					f := frontend{svc.VIP, svc.Protocol, uint16(port)}
@@ -394,7 +394,7 @@ func TestServiceInvariants(t *testing.T) {
 						t.Fatalf("endpoint %s of %s is a vip", e.Address, svc.Name)
 					}
 				}
-				if id, ok := known[svc.Name]; svc.ID > highest || (ok && id == svc.ID) {
+				if id, ok := known[svc.Name]; svc.ID > before || (ok && id == svc.ID) {
 					highest = max(highest, svc.ID)
 				} else {
 					t.Fatalf("service %s has id %d again, the highest was %d", svc.Name, svc.ID, highest)

@@ -40,6 +40,7 @@ type detector struct {
 	watch   watch
 	seen    sighting
 	lostAt  map[fsm.NodeID]time.Time // since when each of seen.lost is
+	cutAt   map[linkRef]time.Time    // and of seen.links
 	control []linkAddr               // see whereabouts
 	cut     map[fsm.NodeID]string    // who was told of as cut off, and where
 
@@ -103,7 +104,7 @@ func (d *detector) lookOnce() {
 		return
 	}
 	d.mu.Lock()
-	d.seen, d.lostAt = now, lostSince(now.lost, d.lostAt, time.Now())
+	d.seen, d.lostAt, d.cutAt = now, lostSince(now.lost, d.lostAt, time.Now()), lostSince(now.links, d.cutAt, time.Now())
 	d.mu.Unlock()
 	d.m.wakeReport()
 	if !slices.Equal(now.lost, before.lost) {

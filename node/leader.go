@@ -179,7 +179,7 @@ func (m *member) commitVerdict(v fsm.NodeVerdict) {
 func (m *member) commitReports() {
 	s := m.store.State()
 	for _, cmd := range dueReports(s, m.reports.all(time.Now(), m.knownNode)) {
-		if err := m.commitDecision(cmd, m.reports.decisionOf(cmd)); err != nil {
+		if err := m.commitDecision(cmd, m.reports.decisionOf(cmd, time.Now())); err != nil {
 			m.logger.Debug("report not committed", "node", cmd.Node, "err", err)
 			continue
 		}

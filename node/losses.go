@@ -13,34 +13,40 @@ type loss struct {
 	Node     fsm.NodeID `json:"node"`
 	SilentMS float64    `json:"silent_ms"`
 	LostMS   float64    `json:"lost_ms"`
+	Cut      bool       `json:"cut,omitempty"` // not the node, but a link of it
 }
 
 // losses tells of all this node has lost.
 func (d *detector) losses(now time.Time) []loss {
 	d.mu.Lock()
-	lost, at, owner := d.seen.lost, d.lostAt, d.watch.owner
+	seen, at, cutAt, w := d.seen, d.lostAt, d.cutAt, d.watch
 	d.mu.Unlock()
-	if len(lost) == 0 {
+	if len(seen.lost) == 0 && len(seen.links) == 0 {
 		return nil
 	}
-	good := map[fsm.NodeID]time.Time{}
+	good, goodOn := map[fsm.NodeID]time.Time{}, map[linkRef]time.Time{}
 	for _, p := range d.echo.Paths() {
-		if n := owner[p.Key]; p.LastGood.After(good[n]) {
-			good[n] = p.LastGood
-		}
+		n := w.owner[p.Key]
+		good[n] = later(good[n], p.LastGood)
+		goodOn[linkRef{n, p.Remote}] = later(goodOn[linkRef{n, p.Remote}], p.LastGood)
 	}
 	var out []loss
-	for _, n := range lost {
+	for _, n := range seen.lost {
 		if since, ok := at[n]; ok && !good[n].IsZero() {
-			out = append(out, loss{n, millis(now.Sub(good[n])), millis(now.Sub(since))})
+			out = append(out, loss{Node: n, SilentMS: millis(now.Sub(good[n])), LostMS: millis(now.Sub(since))})
+		}
+	}
+	for _, l := range seen.links {
+		if since, ok := cutAt[l]; ok && !goodOn[l].IsZero() {
+			out = append(out, loss{Node: l.Node, SilentMS: millis(now.Sub(goodOn[l])), LostMS: millis(now.Sub(since)), Cut: true})
 		}
 	}
 	return out
 }
 
 // lostSince returns since when each of the lost has been so.
-func lostSince(lost []fsm.NodeID, before map[fsm.NodeID]time.Time, now time.Time) map[fsm.NodeID]time.Time {
-	out := make(map[fsm.NodeID]time.Time, len(lost))
+func lostSince[T comparable](lost []T, before map[T]time.Time, now time.Time) map[T]time.Time {
+	out := make(map[T]time.Time, len(lost))
 	for _, n := range lost {
 		out[n] = now
 		if since, ok := before[n]; ok {
@@ -58,7 +64,10 @@ type lossTimes struct {
 }
 
 // lossOf puts together what the reports say of a node that was lost.
-func (t *reportTable) lossOf(n fsm.NodeID, now time.Time) lossTimes {
+func (t *reportTable) lossOf(n fsm.NodeID, now time.Time) lossTimes { return t.timesOf(n, false, now) }
+
+// timesOf is lossOf, or with cut the same of the node's links.
+func (t *reportTable) timesOf(n fsm.NodeID, cut bool, now time.Time) lossTimes {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var out lossTimes
@@ -67,7 +76,7 @@ func (t *reportTable) lossOf(n fsm.NodeID, now time.Time) lossTimes {
 			continue
 		}
 		for _, l := range r.Losses {
-			if l.Node != n {
+			if l.Node != n || l.Cut != cut {
 				continue
 			}
 			out.by++
@@ -97,10 +106,15 @@ func (t *reportTable) reads(nodes []fsm.Node, version int) bool {
 	return true
 }
 
-// decisionOf is the decision that a report is, whose change it says the age of.
-func (t *reportTable) decisionOf(cmd fsm.NodeReport) decision {
+// decisionOf is the decision that a report is, whose change it says the age of, or that others find the
+// node cut off.
+func (t *reportTable) decisionOf(cmd fsm.NodeReport, now time.Time) decision {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	r := t.rows[string(cmd.Node)]
+	t.mu.Unlock()
+	if !cmd.LinksUp && r.LinksUp {
+		cut := t.timesOf(cmd.Node, true, now)
+		return decision{cause: fsm.CauseCut, began: cut.lastGood, detected: cut.noticed, confirmed: now}
+	}
 	return decision{cause: fsm.CauseReport, began: r.at.Add(-asDuration(r.ChangedMS)), confirmed: r.at}
 }

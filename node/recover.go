@@ -162,23 +162,26 @@ func (m *member) signsOfLife(of map[fsm.NodeID]string) map[fsm.NodeID]string {
 			signs[fsm.NodeID(g.Node)] = "its daemon in gossip"
 		}
 	}
-	if m.detector == nil {
-		return signs
-	}
-	for _, b := range m.detector.status() {
-		if _, asked := of[b.Peer]; asked && (b.State == detect.Up.String() || b.Why == string(detect.Refused)) {
-			signs[b.Peer] = "an echo from " + b.Address
+	for _, b := range m.detector.status(m.store.State()) {
+		if _, asked := of[b.Peer]; !asked || b.State != detect.Up.String() && b.Why != string(detect.Refused) {
+			continue
 		}
+		what := "an echo from "
+		if b.Kind == web.BFDAsync {
+			what = "its daemon by BFD at "
+		}
+		signs[b.Peer] = what + b.Address
 	}
 	return signs
 }
 
 // checkOwnLinks refuses when nobody could answer, because this machine is cut off.
 func (m *member) checkOwnLinks() error {
-	if m.host == nil {
-		return nil
+	look, what := m.links, "data plane interface"
+	if m.isWitness() {
+		look, what = m.allLinks, "interface"
 	}
-	links, err := m.links()
+	links, err := look()
 	if err != nil && len(links) == 0 {
 		return err
 	}
@@ -187,7 +190,7 @@ func (m *member) checkOwnLinks() error {
 			return nil
 		}
 	}
-	return &remoteError{kind: fsm.ErrInUse, text: "cannot recover: no data plane interface of this node has a carrier, so nobody could answer: mend its network first"}
+	return &remoteError{kind: fsm.ErrInUse, text: "cannot recover: no " + what + " of this node has a carrier, so nobody could answer: mend its network first"}
 }
 
 // rebuild stops the member, rewrites the group on disk and starts the member

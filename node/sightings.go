@@ -21,7 +21,7 @@ type linkRef struct {
 // sighting is what one node sees of the others.
 type sighting struct {
 	lost  []fsm.NodeID // out of reach by every way
-	links []linkRef    // links of nodes that are not lost, whose data plane does not answer there
+	links []linkRef    // links of nodes that live, whose data plane does not answer there
 }
 
 func (s sighting) equal(o sighting) bool {
@@ -62,7 +62,7 @@ func see(echoes []detect.EchoStatus, sessions []detect.Status, w watch) sighting
 			continue
 		}
 		for addr, l := range v.links {
-			if l.known && l.silent {
+			if v.cut(l) {
 				out.links = append(out.links, linkRef{name, addr})
 			}
 		}
@@ -78,6 +78,8 @@ type view struct {
 	known    bool // it answered before
 	answers  bool // to an echo, be it with a refusal, or an echo could not be sent
 	doubted  time.Time
+	answered time.Time // last answer to an echo
+	refuses  bool      // its kernel does, on some way
 	heard    time.Time // last word of a session that is up
 	speaks   bool      // a session is up
 	spoke    bool      // one was
@@ -87,20 +89,27 @@ type view struct {
 
 // linkView is what is known of one of its links.
 type linkView struct {
-	known  bool // it answered before
-	silent bool // no way to it is answered by a data plane now
+	known   bool // it answered before
+	silent  bool // no way to it is answered by a data plane now
+	doubted time.Time
 }
 
 func (v *view) echo(e detect.EchoStatus) {
 	known := !e.LastGood.IsZero()
 	v.known = v.known || known
 	v.answers = v.answers || e.State == detect.Up || e.Why != detect.Unanswered
-	if e.Doubted.After(v.doubted) {
-		v.doubted = e.Doubted
-	}
+	v.refuses = v.refuses || e.State != detect.Up && e.Why == detect.Refused
+	v.doubted, v.answered = later(v.doubted, e.Doubted), later(v.answered, e.LastGood)
 	l, ok := v.links[e.Remote]
 	silent := e.State != detect.Up && e.Why != detect.Unsent
-	v.links[e.Remote] = linkView{known: l.known || known, silent: silent && (l.silent || !ok)}
+	v.links[e.Remote] = linkView{known: l.known || known, silent: silent && (l.silent || !ok), doubted: later(l.doubted, e.Doubted)}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 func (v *view) session(s detect.Status) {
@@ -109,10 +118,7 @@ func (v *view) session(s detect.Status) {
 	if s.State != detect.Up {
 		return
 	}
-	v.speaks = true
-	if s.Heard.After(v.heard) {
-		v.heard = s.Heard
-	}
+	v.speaks, v.heard = true, later(v.heard, s.Heard)
 }
 
 func (v *view) lost() bool {
@@ -120,6 +126,13 @@ func (v *view) lost() bool {
 		return v.spoke && !v.speaks && !v.farewell
 	}
 	return v.known && !v.answers && !(v.speaks && v.heard.After(v.doubted))
+}
+
+// cut says whether a link of a node that is not lost is. When a machine dies its links do so
+// one after another, each at its own next echo: so there has to be a sign of the node's life that is
+// younger than the first echo which stayed out on the link.
+func (v *view) cut(l linkView) bool {
+	return l.known && l.silent && (v.refuses || v.answered.After(l.doubted) || v.speaks && v.heard.After(l.doubted))
 }
 
 // lossAge is how old a report may be whose word about lost nodes counts. Reports

@@ -15,8 +15,8 @@ func after(ms int) time.Time { return t0.Add(time.Duration(ms) * time.Millisecon
 func TestTimelineOfALostLeaderIsPutTogetherFromWhatEachNodeSaw(t *testing.T) {
 	// The reporters' durations count from when their reports came, at 65 and 70 ms.
 	table := newReportTable()
-	table.put(report{Node: "lb2", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{"lb1", 63, 4}}}, after(65))
-	table.put(report{Node: "lb3", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{"lb1", 70, 12}}}, after(70))
+	table.put(report{Node: "lb2", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{Node: "lb1", SilentMS: 63, LostMS: 4}}}, after(65))
+	table.put(report{Node: "lb3", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{Node: "lb1", SilentMS: 70, LostMS: 12}}}, after(70))
 	lost := table.lossOf("lb1", after(80))
 	if lost.by != 2 || lost.lastGood != after(2) || lost.noticed != after(58) {
 		t.Fatalf("%+v", lost)
