@@ -35,7 +35,10 @@ func (in *importer) stands(l *connection, it *importItem) bool {
 	if owner == in.d.opts.Slot && mine == owner {
 		return true
 	}
-	if reason == reasonHearsay || reason == reasonOrphan {
+	if it.bequeathed() {
+		return in.holds(&l.key, &l.forward, c)
+	}
+	if reason == reasonHearsay {
 		return l.idle(in.now) < c.idle(in.now)
 	}
 	replica := l.forward.replica()

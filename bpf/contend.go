@@ -13,7 +13,7 @@ func (in *importer) place(c *connection, reason uint8, epoch uint32) bool {
 	switch {
 	case owner == in.d.opts.Slot:
 	case reason == reasonOrphan || owner == nobody:
-		c.forward.OwnerSlot, c.reply.OwnerSlot = nobody, nobody
+		in.d.owners.bereave(c, in.now)
 	case reason == reasonHearsay:
 		return !in.d.owners.toldAll(owner)
 	default:
@@ -24,13 +24,13 @@ func (in *importer) place(c *connection, reason uint8, epoch uint32) bool {
 	return true
 }
 
-// stamp stamps c, which is about to be written. When the last packet of a connection was that
-// nobody answers for, or that this node has forgotten, is not known: it ages from now on.
+// stamp stamps c, which is about to be written. When the last packet of a connection was that this
+// node has forgotten is not known: it ages from now on.
 func (in *importer) stamp(c *connection, reason uint8) {
 	switch owner := c.forward.OwnerSlot; {
-	case owner == in.d.opts.Slot || owner == nobody:
+	case owner == in.d.opts.Slot:
 		c.forward.LastSeen, c.reply.LastSeen = uint32(in.now.jiffies), uint32(in.now.jiffies)
-	case reason != reasonHearsay:
+	case reason != reasonHearsay && reason != reasonOrphan && owner != nobody:
 		in.d.owners.vouch(c, in.now)
 	}
 }
@@ -45,7 +45,7 @@ func (in *importer) contend(it *importItem) error {
 	}
 	if it.existed && it.was.reply() { // the tuple is the reply tuple of another connection
 		it.existed = false
-		if keep, err := in.evict(c, c.key); keep || err != nil {
+		if keep, err := in.evict(it, c.key); keep || err != nil {
 			return err
 		}
 	}
@@ -55,7 +55,7 @@ func (in *importer) contend(it *importItem) error {
 		}
 	}
 	if !c.forward.oneHalf() && !(it.existed && samePair(&c.key, &it.was, &c.forward)) {
-		if keep, err := in.evict(c, otherKey(&c.key, &c.forward)); keep || err != nil {
+		if keep, err := in.evict(it, otherKey(&c.key, &c.forward)); keep || err != nil {
 			return err
 		}
 	}
@@ -90,7 +90,8 @@ func (in *importer) replace(it *importItem) (bool, error) {
 
 // evict looks whether a tuple of c belongs to another connection here. Tuples are unique in the
 // cluster, so one of the two is out of date; true: the local one stays.
-func (in *importer) evict(c *connection, key pontoonFlowKey) (bool, error) {
+func (in *importer) evict(it *importItem, key pontoonFlowKey) (bool, error) {
+	c := &it.c
 	var held pontoonFlow
 	found, err := lookup(in.d.maps.Flows, key, &held)
 	if err != nil || !found {
@@ -98,6 +99,10 @@ func (in *importer) evict(c *connection, key pontoonFlowKey) (bool, error) {
 	}
 	if !held.oneHalf() && otherKey(&key, &held) == c.key {
 		return false, nil
+	}
+	if it.bequeathed() && in.holds(&key, &held, c) {
+		in.result.Kept++
+		return true, nil
 	}
 	if !held.replica() && FlowState(held.State) != StateClosed && in.now.idle(held.LastSeen) < c.idle(in.now) {
 		in.result.Kept++

@@ -46,6 +46,7 @@ type Dataplane struct {
 	snaps   snapshots
 	epochs  epochs
 	repairs repairs
+	tombs   tombs // guarded by flowMu
 	idle    idleTimes
 	totals  totals
 
@@ -312,14 +313,15 @@ func (d *Dataplane) FlushNextHops() {
 
 // SetOwnersAlive says which nodes, by slot, are alive. A replica is not aged out while its owner
 // is; when the owner dies its replicas start ageing from that moment. Until the first call every
-// owner counts as alive.
-func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) {
+// owner counts as alive. The result says whether an owner has died since the last call: it is time to
+// compare orphans (OrphanDigest) with the other nodes.
+func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) (died bool) {
 	now, err := d.clock.now()
 	if err != nil {
 		d.log.Warn("clock not read", "err", err)
-		return
+		return false
 	}
-	d.owners.set(alive, now)
+	return d.owners.set(alive, now)
 }
 
 // Close lets go of the kernel objects and leaves all pinned: packets go on flowing.

@@ -276,6 +276,9 @@ func (s *sweeper) decide(m flowTable, c *candidate, whole *connection, paired bo
 	if paired {
 		c.gone.replies = []pontoonFlowKey{otherKey(&c.key, f)}
 	}
+	if m == s.d.flowTable() && s.d.answersFor(f) {
+		s.d.tombs.note(&c.key, s.now.stamp(whole.idle(s.now)), s.now)
+	}
 	if m == s.d.flowTable() && s.d.answersFor(f) && !f.quiet() {
 		c.record = whole.appendRecord(nil, s.now, opDelete, reasonExpire)
 	}

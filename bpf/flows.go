@@ -181,6 +181,9 @@ func (d *Dataplane) Flush(ctx context.Context, service uint32) (int, error) {
 			}
 			removed++
 			gone.add(c.key, &c.forward)
+			if m == d.flowTable() {
+				d.tombs.note(&c.key, now.stamp(0), now)
+			}
 			if m == d.flowTable() && !c.forward.quiet() {
 				records = c.appendRecord(records, now, opDelete, reasonClose)
 			}

@@ -12,6 +12,7 @@ type ImportResult struct {
 	Written  int // connections written as replicas
 	HalfOpen int // of connections that are being established
 	Clients  int // of which it is known now which endpoint they are with
+	Orphans  int // of those written: nobody answers for them
 	Kept     int // the local entry is newer, or the owner's own word is here
 	Deleted  int // replicas removed on request
 	Invalid  int // records that no data plane writes
@@ -75,6 +76,8 @@ type importer struct {
 	hard    []*importItem // that other connections are in the way of
 
 	arrivals []connection // half-open ones
+
+	words []byte // what the other nodes are to be told
 }
 
 // importItem is one record about a connection, and what the table says about its tuples.
@@ -107,7 +110,7 @@ func (in *importer) begin(d *Dataplane, now instant) {
 func (in *importer) clear() {
 	in.items, in.keys, in.hard, in.arrivals = in.items[:0], in.keys[:0], in.hard[:0], in.arrivals[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
-	in.seen, in.stamps = in.seen[:0], in.stamps[:0]
+	in.seen, in.stamps, in.words = in.seen[:0], in.stamps[:0], nil
 	in.writes.clear()
 	in.claimed.reset()
 }
@@ -179,6 +182,7 @@ func (in *importer) connections() error {
 		}
 		err = in.contend(it)
 	}
+	in.d.emit(in.words)
 	return err
 }
 
@@ -210,6 +214,9 @@ func (in *importer) decide(it *importItem) {
 	c := &it.c
 	if !it.existed && it.reason == reasonCounters { // it may have ended since, or be told of by its owner at once
 		in.result.Kept++
+		return
+	}
+	if it.bequeathed() && in.bequeath(it) {
 		return
 	}
 	if !it.existed && !it.occupied {
@@ -269,17 +276,28 @@ func (c *connection) inherit(l *connection) {
 func (in *importer) delete(it *importItem) {
 	c, local := &it.c, &it.was
 	if !it.existed || local.reply() || !samePair(&c.key, local, &c.forward) {
+		in.buried(c)
+		return
+	}
+	if c.forward.OwnerSlot == nobody && !(in.d.owners.orphan(local, in.now) && in.endedBy(local, c.forward.LastSeen)) {
+		in.result.Kept++
 		return
 	}
 	// Who held the connection before another adopted it has no say in its end.
 	l := connection{key: c.key, forward: *local, reply: *local}
-	former := local.OwnerSlot != c.forward.OwnerSlot && l.idle(in.now) < c.idle(in.now)
+	former := c.forward.OwnerSlot != nobody && local.OwnerSlot != c.forward.OwnerSlot && l.idle(in.now) < c.idle(in.now)
 	if !local.replica() || former {
 		in.result.Kept++
 		return
 	}
 	in.result.Deleted++
+	in.buried(c)
 	in.gone.add(c.key, local)
+}
+
+// buried takes note that c has ended.
+func (in *importer) buried(c *connection) {
+	in.d.tombs.note(&c.key, in.now.stamp(c.idle(in.now)), in.now)
 }
 
 // add queues both halves of the item.
@@ -338,6 +356,10 @@ func (in *importer) write() error {
 
 // written counts a forward half that has been written.
 func (in *importer) written(it *importItem) {
+	in.d.owners.entered(it.c.forward.OwnerSlot)
+	if it.bequeathed() {
+		in.result.Orphans++
+	}
 	if it.existed {
 		in.d.accounts.turned(&it.was, &it.c.forward)
 		return

@@ -1,7 +1,9 @@
 package bpf
 
 import (
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -18,9 +20,14 @@ type owners struct {
 	alive    map[uint8]bool
 	died     map[uint8]instant
 	complete map[uint8]bool
+
+	mourned atomic.Uint32 // a bit for each slot in died
+	news    atomic.Uint64 // counts what may have made orphans
+	none    atomic.Uint64 // one more than news when there were none; see OrphanDigest
 }
 
-func (o *owners) set(alive map[uint8]bool, now instant) {
+// set says whether somebody died who was known to live.
+func (o *owners) set(alive map[uint8]bool, now instant) (died bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.died == nil {
@@ -33,6 +40,9 @@ func (o *owners) set(alive map[uint8]bool, now instant) {
 		delete(o.complete, slot)
 		if !o.known || o.alive[slot] {
 			o.died[slot] = now
+			o.mourned.Or(1 << slot)
+			o.news.Add(1)
+			died = died || o.known
 		}
 	}
 	o.alive = make(map[uint8]bool, len(alive))
@@ -40,6 +50,49 @@ func (o *owners) set(alive map[uint8]bool, now instant) {
 		o.alive[slot] = yes
 	}
 	o.known = true
+	return died
+}
+
+// view is a bit for each slot whose holder lives; all while nobody has said.
+func (o *owners) view() (v uint64) {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if !o.known {
+		return math.MaxUint64
+	}
+	for slot, yes := range o.alive {
+		if yes {
+			v |= 1 << slot
+		}
+	}
+	return v
+}
+
+// entered takes note that a replica of this owner was written.
+func (o *owners) entered(owner uint8) {
+	if owner == nobody || o.mourned.Load()>>owner&1 != 0 {
+		o.news.Add(1)
+	}
+}
+
+// bereave makes c, of which another node says so, an orphan here as well: of the death of its owner that
+// this node knows of, or, if it knows of none, nobody's from now on.
+func (o *owners) bereave(c *connection, now instant) {
+	if c.forward.OwnerSlot == nobody {
+		return
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	died, ok := o.died[c.forward.OwnerSlot]
+	if !ok {
+		c.forward.OwnerSlot, c.reply.OwnerSlot = nobody, nobody
+		c.forward.LastSeen, c.reply.LastSeen = uint32(now.jiffies), uint32(now.jiffies)
+		return
+	}
+	if !o.outlived(&c.forward, now) {
+		stamp := uint32(died.jiffies) - 1
+		c.forward.LastSeen, c.reply.LastSeen = stamp, stamp
+	}
 }
 
 // told takes note that a snapshot of the owner's was applied to its end.

@@ -28,6 +28,7 @@ var (
 	_ transport.ReplicationSink    = (*flowSink)(nil)
 	_ transport.ReplicationSource  = flowSource{}
 	_ transport.ReplicationDigests = (*flowSink)(nil)
+	_ transport.ReplicationOrphans = (*flowSink)(nil)
 )
 
 func newFlowSink(m *member) *flowSink { return &flowSink{m: m, begun: map[string]uint8{}} }
@@ -69,6 +70,7 @@ func (s *flowSink) Apply(ctx context.Context, peer string, records []byte) error
 		s.m.logger.Warn("flows of a peer could not be written", "peer", peer, "err", err)
 		return err
 	}
+	s.m.orphans.Add(uint64(res.Orphans))
 	if res.Failed > 0 {
 		s.m.logger.Warn("flows of a peer were refused by the data plane", "peer", peer, "failed", res.Failed)
 	}
@@ -106,6 +108,20 @@ func (s *flowSink) DigestOf(ctx context.Context, peer string) ([]uint64, error) 
 // SnapshotOf implements transport.ReplicationDigests.
 func (s *flowSink) SnapshotOf(ctx context.Context, buckets []uint32) iter.Seq2[[]byte, error] {
 	return s.m.dp.RecordsOf(ctx, buckets)
+}
+
+// OrphanView implements transport.ReplicationOrphans.
+func (s *flowSink) OrphanView() uint64 { return s.m.dp.OrphanView() }
+
+// OrphanDigest implements transport.ReplicationOrphans.
+func (s *flowSink) OrphanDigest(ctx context.Context) (transport.ReplicationOrphanDigest, error) {
+	o, err := s.m.dp.OrphanDigest(ctx)
+	return transport.ReplicationOrphanDigest(o), err
+}
+
+// OrphansOf implements transport.ReplicationOrphans.
+func (s *flowSink) OrphansOf(ctx context.Context, buckets []uint32) iter.Seq2[[]byte, error] {
+	return s.m.dp.OrphanRecordsOf(ctx, buckets)
 }
 
 // RepairBegin implements transport.ReplicationDigests. A peer that is not known
@@ -196,7 +212,9 @@ func (m *member) setFlowPeers(s *fsm.State) {
 		}
 	}
 	m.repl.SetPeers(peers)
-	m.dp.SetOwnersAlive(alive)
+	if m.dp.SetOwnersAlive(alive) {
+		m.repl.Bereaved()
+	}
 }
 
 // inSync is what this node reports of its flow table, at s.

@@ -65,6 +65,7 @@ type member struct {
 	// The two halves of a failover's timeline: what this node decided as leader, and what it became master of.
 	decisions  decisions
 	accessions accessions
+	orphans    atomic.Uint64 // connections of nodes that died which others made known here
 	local      local
 	// reporting ends the call that tells the leader of this node, if one is under way.
 	reporting atomic.Pointer[context.CancelFunc]
@@ -185,7 +186,7 @@ func (m *member) openReplication() (err error) {
 		Dial: func(ctx context.Context, p transport.ReplicationPeer) (net.Conn, error) {
 			return m.mux.Dial(ctx, p.Address, transport.ALPNReplication, p.Node)
 		},
-		Source: flowSource{m.dp}, Sink: sink, Digests: sink, DigestVersion: bpf.DigestVersion, OnEvent: m.replicationEvent, Logger: m.logger,
+		Source: flowSource{m.dp}, Sink: sink, Digests: sink, Orphans: sink, DigestVersion: bpf.DigestVersion, OnEvent: m.replicationEvent, Logger: m.logger,
 	})
 	return err
 }

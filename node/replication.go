@@ -19,11 +19,11 @@ func replication(r transport.ReplicationStatus) web.PeerReplication {
 		LagMS: r.LagMS, LagP50MS: r.LagP50MS, LagP99MS: r.LagP99MS, LagRecords: r.LagRecords,
 		Resyncs: r.Resyncs, Dropped: r.Dropped, ResyncCauses: map[string]uint64{},
 		Snapshot: web.SnapshotFigures{MS: r.SnapshotMS, Records: r.SnapshotRecords},
-		Digest:   web.DigestFigures{Rounds: r.DigestRounds, BucketsRepaired: r.BucketsRepaired, RecordsRepaired: r.RecordsRepaired},
+		Digest:   web.DigestFigures{Rounds: r.DigestRounds, BucketsRepaired: r.BucketsRepaired, RecordsRepaired: r.RecordsRepaired, OrphanRounds: r.OrphanRounds, OrphansSent: r.OrphansSent},
 		Protocol: r.Protocol, RecordVersion: r.RecordVersion, LastError: r.LastError,
 		Inbound: web.InboundReplication{
 			State: web.ReplicationState(r.Inbound), Since: r.InboundSince, Received: r.Received, AppliedPerSecond: r.AppliedPerSecond,
-			Snapshots: r.InboundSnapshots, Repairs: r.InboundRepairs, RecordVersion: r.InboundRecordVersion, LastError: r.InboundError,
+			Snapshots: r.InboundSnapshots, Repairs: r.InboundRepairs, Orphans: r.InboundOrphans, RecordVersion: r.InboundRecordVersion, LastError: r.InboundError,
 		},
 	}
 	for cause, n := range r.ResyncCauses {
@@ -99,6 +99,8 @@ func replicationMetrics(r web.PeerReplication, gauge, counter metricFunc) {
 	counter("replication_digest_rounds_total", "Comparisons of what the peer holds with what is here.", float64(r.Digest.Rounds), "peer", p)
 	counter("replication_repaired_buckets_total", "Parts of the flow table that differed and were sent anew.", float64(r.Digest.BucketsRepaired), "peer", p)
 	counter("replication_repaired_records_total", "Records sent anew because of a difference.", float64(r.Digest.RecordsRepaired), "peer", p)
+	counter("replication_orphan_rounds_total", "Comparisons of what this node and the peer hold of nodes that died.", float64(r.Digest.OrphanRounds), "peer", p)
+	counter("replication_orphan_records_total", "Records of nodes that died which the peer was sent because it held something else.", float64(r.Digest.OrphansSent), "peer", p)
 	gauge("replication_inbound_streaming", "1 while this node has all of the peer's flows and gets changes.", truth(r.Inbound.State == web.ReplicationStreaming), "peer", p)
 	counter("replication_received_records_total", "Records of the peer written here.", float64(r.Inbound.Received), "peer", p)
 }

@@ -31,17 +31,17 @@ func TestEveryFigureOfAStreamIsInTheStatus(t *testing.T) {
 		Peer: "lb2", State: "streaming", Since: at, Sent: 9, Acked: 8, Abandoned: 7, LagRecords: 6, LagMS: 5, LagP50MS: 4, LagP99MS: 3,
 		Resyncs: 2, ResyncCauses: map[transport.ReplicationCause]uint64{transport.ReplicationCauseOverrun: 2},
 		LastResync: &transport.ReplicationResync{Cause: transport.ReplicationCauseOverrun, Text: "x", At: at},
-		SnapshotMS: 10, SnapshotRecords: 11, Dropped: 12, DigestRounds: 13, BucketsRepaired: 14, RecordsRepaired: 15, Protocol: 16,
+		SnapshotMS: 10, SnapshotRecords: 11, Dropped: 12, DigestRounds: 13, BucketsRepaired: 14, RecordsRepaired: 15, OrphanRounds: 23, OrphansSent: 24, Protocol: 16,
 		RecordVersion: 17, LastError: "e", Inbound: "snapshot", InboundSince: at, Received: 18, AppliedPerSecond: 19, InboundSnapshots: 20,
-		InboundRepairs: 21, InboundRecordVersion: 22, InboundError: "f",
+		InboundRepairs: 21, InboundOrphans: 25, InboundRecordVersion: 22, InboundError: "f",
 	})
 	want := web.PeerReplication{
 		Peer: "lb2", State: "streaming", Since: at, Sent: 9, Acked: 8, Abandoned: 7, LagRecords: 6, LagMS: 5, LagP50MS: 4, LagP99MS: 3,
 		Resyncs: 2, ResyncCauses: map[string]uint64{"overrun": 2}, LastResync: &web.Resync{Cause: "overrun", Text: "x", At: at},
 		Snapshot: web.SnapshotFigures{MS: 10, Records: 11}, Dropped: 12,
-		Digest:   web.DigestFigures{Rounds: 13, BucketsRepaired: 14, RecordsRepaired: 15},
+		Digest:   web.DigestFigures{Rounds: 13, BucketsRepaired: 14, RecordsRepaired: 15, OrphanRounds: 23, OrphansSent: 24},
 		Protocol: 16, RecordVersion: 17, LastError: "e",
-		Inbound: web.InboundReplication{State: "snapshot", Since: at, Received: 18, AppliedPerSecond: 19, Snapshots: 20, Repairs: 21, RecordVersion: 22, LastError: "f"},
+		Inbound: web.InboundReplication{State: "snapshot", Since: at, Received: 18, AppliedPerSecond: 19, Snapshots: 20, Repairs: 21, Orphans: 25, RecordVersion: 22, LastError: "f"},
 	}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)

@@ -148,7 +148,7 @@ func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
 	st.Drops = stats.Drops
 	st.Flows = web.FlowCounts{
 		Established: stats.Established, HalfOpen: stats.HalfOpen, Owned: stats.Owned,
-		Replica: stats.Replica, Adopted: stats.Adopted, Max: stats.Max,
+		Replica: stats.Replica, Adopted: stats.Adopted, Orphans: m.orphans.Load(), Max: stats.Max,
 	}
 	for _, r := range m.repl.Status() {
 		st.Replication = append(st.Replication, replication(r))

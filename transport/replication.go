@@ -68,6 +68,7 @@ type Replicator struct {
 	log   *replLog
 
 	digests replDigester
+	orphans replOrphanDigester
 
 	kick    chan struct{} // arms the flush timer
 	wanted  chan struct{} // SetPeers was called
@@ -90,6 +91,7 @@ func NewReplicator(cfg ReplicationConfig) (*Replicator, error) {
 		start:   time.Now(),
 		log:     newReplLog(cfg.RecordSize, cfg.BatchRecords, cfg.QueueRecords),
 		digests: replDigester{turn: make(chan struct{}, 1)},
+		orphans: replOrphanDigester{turn: make(chan struct{}, 1)},
 		kick:    make(chan struct{}, 1),
 		wanted:  make(chan struct{}, 1),
 		changed: make(chan struct{}, 1),

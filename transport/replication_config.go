@@ -31,7 +31,10 @@ type ReplicationConfig struct {
 	// Digests compares and repairs what the peers hold. Optional: without it this
 	// node speaks protocol 1 only, which has no digests.
 	Digests ReplicationDigests
-	// DigestVersion names the way Digests makes its numbers. Nodes with different
+	// Orphans compares and completes what this node and its peers hold of owners
+	// that died. Optional, and needs Digests: without it protocol 3 is not spoken.
+	Orphans ReplicationOrphans
+	// DigestVersion names the way Digests and Orphans make their numbers. Nodes with different
 	// ones do not compare; they replicate all the same.
 	DigestVersion uint32
 	// DigestInterval is the time between two rounds of comparison, give or take a
@@ -119,6 +122,7 @@ func (c ReplicationConfig) Validate() error {
 	check(c.Dial != nil, "Dial is missing")
 	check(c.Source != nil, "Source is missing")
 	check(c.Sink != nil, "Sink is missing")
+	check(c.Orphans == nil || c.Digests != nil, "Orphans needs Digests")
 	check(c.FlushInterval > 0, "flush interval must be positive, is %v", c.FlushInterval)
 	check(c.ReconnectMin > 0 && c.ReconnectMax >= c.ReconnectMin,
 		"reconnect waits must be positive and in order, are %v and %v", c.ReconnectMin, c.ReconnectMax)
@@ -138,8 +142,12 @@ func (c ReplicationConfig) progressTimeout() time.Duration { return 10 * c.Stall
 
 // protocols are the stream protocols spoken here, oldest first.
 func (c ReplicationConfig) protocols() []uint16 {
-	if c.Digests == nil {
-		return []uint16{replProtocolPlain}
+	spoken := []uint16{replProtocolPlain}
+	if c.Digests != nil {
+		spoken = append(spoken, replProtocolDigests)
 	}
-	return []uint16{replProtocolPlain, replProtocolDigests}
+	if c.Orphans != nil {
+		spoken = append(spoken, replProtocolOrphans)
+	}
+	return spoken
 }

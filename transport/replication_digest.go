@@ -102,35 +102,49 @@ type replDifference struct {
 // those who ask.
 func (s *replStream) compare(ctx context.Context) error {
 	var suspects replSuspects
+	s.mourning.timer = time.NewTimer(0)
+	defer s.mourning.timer.Stop()
+	s.mourning.timer.Stop()
 	for seen := uint64(0); ; {
+		err := error(nil)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case ask := <-s.p.asks:
-			if err := s.answer(ctx, ask); err != nil {
-				return err
-			}
-			continue
+			err = s.answer(ctx, ask)
+		case <-s.p.bereaved:
+			err = s.mourn(ctx, true)
+		case <-s.mourning.timer.C:
+			err = s.mourn(ctx, false)
 		case <-s.p.round:
+			if err = s.round(ctx, &suspects, &seen); err == nil {
+				err = s.orphanRound(ctx)
+			}
 		}
-		snapshots, ok := s.p.streaming()
-		if !ok {
-			continue
-		}
-		if snapshots != seen { // it healed everything
-			suspects, seen = replSuspects{}, snapshots
-		}
-		verdict, err := s.compareTwice(ctx, &suspects)
 		if err != nil {
 			return err
 		}
-		if now, ok := s.p.streaming(); len(verdict.repair) == 0 || !ok || now != snapshots {
-			continue
-		}
-		if err := s.haveRepaired(ctx, verdict); err != nil {
-			return err
-		}
 	}
+}
+
+// round is one round of comparison of this node's own records. seen is how many
+// snapshots the peer had got at the last.
+func (s *replStream) round(ctx context.Context, suspects *replSuspects, seen *uint64) error {
+	snapshots, ok := s.p.streaming()
+	if !ok {
+		return nil
+	}
+	if snapshots != *seen { // it healed everything
+		*suspects, *seen = replSuspects{}, snapshots
+	}
+	verdict, err := s.compareTwice(ctx, suspects)
+	if err != nil {
+		return err
+	}
+	if now, ok := s.p.streaming(); len(verdict.repair) == 0 || !ok || now != snapshots {
+		return nil
+	}
+	return s.haveRepaired(ctx, verdict)
 }
 
 // compareTwice returns the buckets that are to be repaired. The second comparison
@@ -156,41 +170,54 @@ func (s *replStream) compareTwice(ctx context.Context, suspects *replSuspects) (
 // compareOnce sends a digest and waits for the answer. size is the number of
 // buckets compared, 0 when that was not possible this time.
 func (s *replStream) compareOnce(ctx context.Context) (differ []replDifference, size int, err error) {
-	cfg := &s.p.r.cfg
-	s.compared++
-	number := s.compared
 	sums, err := s.p.r.digest(ctx)
 	if err != nil {
-		if ctx.Err() == nil {
-			cfg.Logger.Warn("replication to peer: no comparison", "peer", s.p.peer.Node, "err", err)
-		}
-		return nil, 0, ctx.Err()
+		return nil, 0, s.noDigest(ctx, err)
 	}
-	payload := appendReplDigest(nil, replDigest{number: number, version: cfg.DigestVersion, sums: sums})
-	if err := s.control(ctx, replFrameDigest, payload, replMarkNone); err != nil {
+	a, err := s.ask(ctx, replDigest{sums: sums})
+	if err != nil || a.status != replDigestCompared {
 		return nil, 0, err
+	}
+	return a.differ, len(sums), nil
+}
+
+// noDigest says that this node could not sum up its records. It is the stream's end
+// only when ctx is over.
+func (s *replStream) noDigest(ctx context.Context, err error) error {
+	if ctx.Err() == nil {
+		s.p.r.cfg.Logger.Warn("replication to peer: no comparison", "peer", s.p.peer.Node, "err", err)
+	}
+	return ctx.Err()
+}
+
+// ask sends a digest and waits for the answer. The status is zero when there was none.
+func (s *replStream) ask(ctx context.Context, d replDigest) (replDigestAnswer, error) {
+	cfg := &s.p.r.cfg
+	s.compared++
+	d.number, d.version = s.compared, cfg.DigestVersion
+	if err := s.control(ctx, d.frame(), appendReplDigest(nil, d), replMarkNone); err != nil {
+		return replDigestAnswer{}, err
 	}
 	timeout := time.NewTimer(cfg.progressTimeout())
 	defer timeout.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil, 0, ctx.Err()
+			return replDigestAnswer{}, ctx.Err()
 		case <-timeout.C:
 			cfg.Logger.Warn("replication to peer: no answer to a digest", "peer", s.p.peer.Node)
-			return nil, 0, nil
+			return replDigestAnswer{}, nil
 		case a := <-s.answers:
-			if a.number != number {
+			if a.number != d.number {
 				continue // late
 			}
-			if a.status != replDigestCompared {
+			if a.status != replDigestCompared && a.status != replDigestNotNow {
 				cfg.Logger.Info("replication to peer: no comparison", "peer", s.p.peer.Node, "reason", a.status.String())
-				return nil, 0, nil
 			}
-			if n := len(a.differ); n > 0 && int(a.differ[n-1].bucket) >= len(sums) {
-				return nil, 0, fmt.Errorf("bucket %d of %d differs: %w", a.differ[n-1].bucket, len(sums), ErrReplicationMalformed)
+			if n := len(a.differ); n > 0 && int(a.differ[n-1].bucket) >= len(d.sums) {
+				return replDigestAnswer{}, fmt.Errorf("bucket %d of %d differs: %w", a.differ[n-1].bucket, len(d.sums), ErrReplicationMalformed)
 			}
-			return a.differ, len(sums), nil
+			return a, nil
 		}
 	}
 }
@@ -212,45 +239,57 @@ func (s *replStream) answered(payload []byte) error {
 // had, or -1 when it was given up.
 type replRepair struct {
 	buckets []uint32
+	orphans bool // what is held of owners that died, and not this node's own
 	done    chan int64
 }
 
-// haveRepaired passes buckets to the writer and waits until the peer has applied
-// them. A repair that was given up is followed by a snapshot.
+// haveRepaired passes buckets to the writer, waits until the peer has applied
+// them and tells of it.
 func (s *replStream) haveRepaired(ctx context.Context, v replVerdict) error {
 	began := time.Now()
-	r := replRepair{buckets: v.repair, done: make(chan int64, 1)}
+	records, err := s.haveSent(ctx, replRepair{buckets: v.repair})
+	if err == nil && records >= 0 {
+		s.p.repairedBuckets(v, uint64(records), time.Since(began))
+	}
+	return err
+}
+
+// haveSent passes a repair to the writer, waits until the peer has applied it, and
+// returns how many records it had: -1 if it was given up, which a snapshot follows.
+func (s *replStream) haveSent(ctx context.Context, r replRepair) (records int64, err error) {
+	r.done = make(chan int64, 1)
 	select {
 	case <-s.repaired: // of an earlier one
 	default:
 	}
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	case s.repairs <- r:
 	}
-	records := int64(0)
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	case records = <-r.done:
 	}
 	if records < 0 {
-		return nil
+		return records, nil
 	}
 	select {
 	case <-ctx.Done():
-		return ctx.Err()
+		return 0, ctx.Err()
 	case <-s.repaired:
+		return records, nil
 	}
-	s.p.repairedBuckets(v, uint64(records), time.Since(began))
-	return nil
 }
 
 // repair sends some buckets anew while changes go on. It is given up when the
 // peer falls behind: everything is sent anew then.
 func (s *replStream) repair(ctx context.Context, r replRepair) error {
 	number := s.p.nextRepair()
+	if r.orphans {
+		return s.bequeath(ctx, r, number)
+	}
 	begin := binary.BigEndian.AppendUint64(nil, number)
 	for _, b := range r.buckets {
 		begin = binary.BigEndian.AppendUint32(begin, b)
@@ -258,7 +297,7 @@ func (s *replStream) repair(ctx context.Context, r replRepair) error {
 	if err := s.control(ctx, replFrameRepairBegin, begin, replMarkNone); err != nil {
 		return err
 	}
-	records, behind, err := s.chunks(ctx, s.p.r.cfg.Digests.SnapshotOf(ctx, r.buckets), true)
+	records, behind, err := s.chunks(ctx, s.p.r.cfg.Digests.SnapshotOf(ctx, r.buckets), replFlagSnapshot, true)
 	if err != nil {
 		return err
 	}

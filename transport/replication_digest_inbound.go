@@ -6,15 +6,20 @@ import (
 	"fmt"
 )
 
-// applyDigests takes the frames that protocol 2 adds.
+// applyDigests takes the frames that protocols 2 and 3 add.
 func (in *replInbound) applyDigests(ctx context.Context, frame replFrame, payload []byte) error {
-	if in.terms.protocol < replProtocolDigests {
+	if in.terms.protocol < frame.typ.protocol() {
 		return fmt.Errorf("frame type %d in protocol %d: %w", frame.typ, in.terms.protocol, ErrReplicationMalformed)
 	}
 	switch frame.typ {
 	case replFrameDigest:
-		replReplace(in.digests, parseReplDigest(payload))
+		replReplace(in.digests, parseReplDigest(payload, false))
 		return nil
+	case replFrameOrphanDigest:
+		replReplace(in.orphanDigests, parseReplDigest(payload, true))
+		return nil
+	case replFrameOrphansEnd:
+		return in.applyOrphansEnd(payload)
 	case replFrameRepairBegin:
 		return in.applyRepairBegin(payload)
 	default:
@@ -63,13 +68,17 @@ func (in *replInbound) compare(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case theirs = <-in.digests:
+		case theirs = <-in.orphanDigests:
 		}
 		answer := replDigestAnswer{number: theirs.number, status: replDigestOther}
 		if theirs.version == cfg.DigestVersion {
-			held, err := cfg.Digests.DigestOf(ctx, in.peer)
-			if err == nil {
+			held, view, err := in.held(ctx, &theirs)
+			switch {
+			case err == nil && view != theirs.view:
+				answer.status = replDigestNotNow
+			case err == nil:
 				answer = compareReplDigest(theirs, cfg.DigestVersion, held)
-			} else if ctx.Err() == nil {
+			case ctx.Err() == nil:
 				cfg.Logger.Warn("replication from peer: no comparison", "peer", in.peer, "err", err)
 				answer.status = replDigestFailed
 			}
@@ -82,4 +91,18 @@ func (in *replInbound) compare(ctx context.Context) error {
 		case in.answers <- append(frame, payload...):
 		}
 	}
+}
+
+// held is what a digest from the peer is compared with, and under what view. Nothing
+// is summed up under another view than the peer's.
+func (in *replInbound) held(ctx context.Context, theirs *replDigest) (sums []uint64, view uint64, err error) {
+	if !theirs.orphans {
+		sums, err = in.r.cfg.Digests.DigestOf(ctx, in.peer)
+		return sums, 0, err
+	}
+	if view := in.r.cfg.Orphans.OrphanView(); view != theirs.view {
+		return nil, view, nil
+	}
+	d, err := in.r.orphanDigest(ctx)
+	return d.Sums, d.View, err
 }

@@ -226,6 +226,10 @@ func TestReplicationProtocolIsTheHighestInCommon(t *testing.T) {
 		tuneA, tuneB func(*ReplicationConfig, *replTable)
 		want         uint16
 	}{
+		"3 to 3": {replWithOrphans, replWithOrphans, 3},
+		"3 to 2": {replWithOrphans, replWithDigests, 2},
+		"2 to 3": {replWithDigests, replWithOrphans, 2},
+		"3 to 1": {replWithOrphans, nil, 1},
 		"2 to 2": {replWithDigests, replWithDigests, 2},
 		"1 to 2": {nil, replWithDigests, 1},
 		"2 to 1": {replWithDigests, nil, 1},
@@ -371,6 +375,13 @@ func TestReplicationDigestsMalformedStreamIsEnded(t *testing.T) {
 		return replTestFrame(replFrame{typ: replFrameRepairEnd, sequence: sequence}, slices.Concat(number(n), number(records))...)
 	}
 	digest := replTestFrame(replFrame{typ: replFrameDigest, sequence: 1}, make([]byte, 12+8)...)
+	orphanDigest := replTestFrame(replFrame{typ: replFrameOrphanDigest, sequence: 1}, make([]byte, 20+8)...)
+	orphan := func(sequence uint64) []byte {
+		return replTestFrame(replFrame{typ: replFrameRecords, flags: replFlagOrphans, sequence: sequence, count: 1}, replOrphanRecord(1, 1, false)...)
+	}
+	orphansEnd := func(sequence uint64, records byte) []byte {
+		return replTestFrame(replFrame{typ: replFrameOrphansEnd, sequence: sequence}, slices.Concat(number(1), number(records))...)
+	}
 	for name, c := range map[string]struct {
 		protocol uint16
 		bytes    []byte
@@ -383,15 +394,21 @@ func TestReplicationDigestsMalformedStreamIsEnded(t *testing.T) {
 		"end of another repair":    {2, slices.Concat(whole, repair(3, 1), repairEnd(4, 2, 0)), "end of repair 2"},
 		"repair is short":          {2, slices.Concat(whole, repair(3, 1), repairEnd(4, 1, 3)), "with 3 records, in repair 1 with 0"},
 		"buckets fall":             {2, slices.Concat(whole, repair(3, 2, 1)), "bucket 1 follows bucket 2"},
+
+		"digest of orphans in protocol 2": {2, orphanDigest, "frame type 11 in protocol 2"},
+		"orphans in protocol 2":           {2, slices.Concat(whole, orphan(3)), "in protocol 2"},
+		"orphans in a snapshot":           {3, slices.Concat(begin, orphan(2)), "within a snapshot"},
+		"orphans in a repair":             {3, slices.Concat(whole, repair(3, 1), orphan(4)), "within a snapshot"},
+		"orphans are short":               {3, slices.Concat(whole, orphan(3), orphansEnd(4, 2)), "with 2 records, 1 came"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newReplNet(t, false)
-			b := n.add("b", replWithDigests)
+			b := n.add("b", replWithOrphans)
 			h := n.handDial(b, "a")
 			if c.protocol == 1 {
 				h.greet("a")
 			} else {
-				h.greet("a", 2)
+				h.greet("a", c.protocol)
 			}
 			h.send(c.bytes)
 			if got := h.goodbye(); !strings.Contains(got, c.want) {

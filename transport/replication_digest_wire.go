@@ -10,13 +10,26 @@ import (
 type replDigest struct {
 	number  uint64
 	version uint32 // ReplicationConfig.DigestVersion of the sender
+	orphans bool   // of owners that died, and not of the sender's own records
+	view    uint64 // of orphans: ReplicationOrphanDigest.View
 	sums    []uint64
 }
 
+// frame is the type of the frame that d travels in.
+func (d *replDigest) frame() replFrameType {
+	if d.orphans {
+		return replFrameOrphanDigest
+	}
+	return replFrameDigest
+}
+
 func appendReplDigest(b []byte, d replDigest) []byte {
-	b = slices.Grow(b, 12+8*len(d.sums))
+	b = slices.Grow(b, 20+8*len(d.sums))
 	b = binary.BigEndian.AppendUint64(b, d.number)
 	b = binary.BigEndian.AppendUint32(b, d.version)
+	if d.orphans {
+		b = binary.BigEndian.AppendUint64(b, d.view)
+	}
 	for _, sum := range d.sums {
 		b = binary.BigEndian.AppendUint64(b, sum)
 	}
@@ -24,10 +37,14 @@ func appendReplDigest(b []byte, d replDigest) []byte {
 }
 
 // parseReplDigest decodes a payload whose length replFrame.check has accepted.
-func parseReplDigest(b []byte) replDigest {
-	d := replDigest{number: binary.BigEndian.Uint64(b), version: binary.BigEndian.Uint32(b[8:])}
-	d.sums = make([]uint64, 0, (len(b)-12)/8)
-	for b = b[12:]; len(b) > 0; b = b[8:] {
+func parseReplDigest(b []byte, orphans bool) replDigest {
+	d := replDigest{number: binary.BigEndian.Uint64(b), version: binary.BigEndian.Uint32(b[8:]), orphans: orphans}
+	b = b[12:]
+	if orphans {
+		d.view, b = binary.BigEndian.Uint64(b), b[8:]
+	}
+	d.sums = make([]uint64, 0, len(b)/8)
+	for ; len(b) > 0; b = b[8:] {
 		d.sums = append(d.sums, binary.BigEndian.Uint64(b))
 	}
 	return d
@@ -40,6 +57,7 @@ const (
 	replDigestCompared replDigestStatus = 1
 	replDigestOther    replDigestStatus = 2
 	replDigestFailed   replDigestStatus = 3
+	replDigestNotNow   replDigestStatus = 4
 )
 
 func (s replDigestStatus) String() string {
@@ -50,6 +68,8 @@ func (s replDigestStatus) String() string {
 		return "the peer makes its digests in another way"
 	case replDigestFailed:
 		return "the peer could not read its records"
+	case replDigestNotNow:
+		return "the peer takes other nodes for dead at present"
 	}
 	return fmt.Sprintf("status %d", uint8(s))
 }

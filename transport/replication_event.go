@@ -16,6 +16,9 @@ const (
 	ReplicationEventResync ReplicationEventKind = "resync"
 	// ReplicationEventRepaired: buckets that differed were sent anew and applied.
 	ReplicationEventRepaired ReplicationEventKind = "repaired"
+	// ReplicationEventOrphans: the peer was given what it seemed to lack of an owner
+	// that died.
+	ReplicationEventOrphans ReplicationEventKind = "orphans"
 	// ReplicationEventRefused: the two nodes cannot replicate to each other. It is
 	// told once for each reason, not for each attempt.
 	ReplicationEventRefused ReplicationEventKind = "refused"

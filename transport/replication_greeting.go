@@ -174,7 +174,7 @@ type replTerms struct {
 func (r *Replicator) judge(head uint16, body []byte, peer string) (replTerms, error) {
 	spoken := r.cfg.protocols()
 	// The offer's form is only known for the protocols that are.
-	if head < replProtocolPlain || head > replProtocolDigests {
+	if head < replProtocolPlain || head > replProtocolOrphans {
 		return replTerms{}, fmt.Errorf("%s speaks replication protocol %d, %s speaks %v: %w",
 			peer, head, r.cfg.Node, spoken, ErrReplicationRefused)
 	}

@@ -29,6 +29,7 @@ type replInboundPeer struct {
 
 	mu       sync.Mutex // for what every frame touches
 	received uint64
+	orphans  uint64 // of received
 	rate     replRate
 }
 
@@ -51,9 +52,11 @@ type replInbound struct {
 	generation uint64 // of the running snapshot
 	repair     uint64 // the open repair, 0 when there is none
 	named      uint64 // records of the running snapshot or repair
+	orphans    uint64 // records of dead owners since the last end of some, or since the snapshot's begin
 
-	digests chan replDigest // from read to compare
-	answers chan []byte     // from compare to acknowledge: whole frames
+	digests       chan replDigest // from read to compare
+	orphanDigests chan replDigest // the same
+	answers       chan []byte     // from compare to acknowledge: whole frames
 }
 
 // Serve takes what a peer sends on conn until the stream ends, and closes conn.
@@ -77,7 +80,7 @@ func (r *Replicator) Serve(ctx context.Context, conn net.Conn, peer string) {
 	in := &replInbound{
 		r: r, conn: conn, peer: peer, number: number, terms: terms, cancel: cancel,
 		done: make(chan struct{}), progress: make(chan struct{}, 1),
-		digests: make(chan replDigest, 1), answers: make(chan []byte, 1),
+		digests: make(chan replDigest, 1), orphanDigests: make(chan replDigest, 1), answers: make(chan []byte, 1),
 	}
 	before, ok := r.enter(in)
 	if !ok {
@@ -229,7 +232,7 @@ func (in *replInbound) apply(ctx context.Context, frame replFrame, payload []byt
 	case replFrameKeepalive:
 		return nil
 	case replFrameSnapshotBegin:
-		in.snapshot, in.generation, in.named, in.repair = true, binary.BigEndian.Uint64(payload), 0, 0
+		in.snapshot, in.generation, in.named, in.repair, in.orphans = true, binary.BigEndian.Uint64(payload), 0, 0, 0
 		in.setState(ReplicationSnapshot)
 		in.r.cfg.Sink.SnapshotBegin(in.peer)
 		return nil
@@ -237,7 +240,7 @@ func (in *replInbound) apply(ctx context.Context, frame replFrame, payload []byt
 		return in.applyRecords(ctx, frame, payload)
 	case replFrameSnapshotEnd:
 		return in.applySnapshotEnd(ctx, payload)
-	case replFrameDigest, replFrameRepairBegin, replFrameRepairEnd:
+	case replFrameDigest, replFrameRepairBegin, replFrameRepairEnd, replFrameOrphanDigest, replFrameOrphansEnd:
 		return in.applyDigests(ctx, frame, payload)
 	}
 	return fmt.Errorf("frame type %d from the sending side: %w", frame.typ, ErrReplicationMalformed)
@@ -248,6 +251,10 @@ func (in *replInbound) applyRecords(ctx context.Context, frame replFrame, payloa
 	// table nobody vouches for.
 	if in.generation == 0 || (frame.flags&replFlagSnapshot != 0 && !in.snapshot && in.repair == 0) {
 		return fmt.Errorf("records outside of a snapshot: %w", ErrReplicationMalformed)
+	}
+	orphans := frame.flags&replFlagOrphans != 0
+	if orphans && (in.snapshot || in.repair != 0 || in.terms.protocol < replProtocolOrphans) {
+		return fmt.Errorf("records of dead owners within a snapshot or in protocol %d: %w", in.terms.protocol, ErrReplicationMalformed)
 	}
 	cfg := &in.r.cfg
 	if in.terms.version != cfg.RecordVersions[0] {
@@ -262,6 +269,10 @@ func (in *replInbound) applyRecords(ctx context.Context, frame replFrame, payloa
 		in.named += uint64(frame.count)
 	}
 	in.view.mu.Lock()
+	if orphans {
+		in.orphans += uint64(frame.count)
+		in.view.orphans += uint64(frame.count)
+	}
 	in.view.received += uint64(frame.count)
 	in.view.rate.add(in.r.now(), uint64(frame.count))
 	in.view.mu.Unlock()

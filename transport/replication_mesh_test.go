@@ -128,13 +128,16 @@ func TestReplicationMeshConverges(t *testing.T) {
 	})
 }
 
-func addReplActor(rt *rapid.T, n *replNet, name string, digests bool, kinds []string) *replActor {
+func addReplActor(rt *rapid.T, n *replNet, name string, digests bool, kinds []string, tune ...func(*ReplicationConfig, *replTable)) *replActor {
 	a := &replActor{digests: digests}
 	for range rapid.IntRange(0, 12).Draw(rt, "steps") {
 		a.during = append(a.during, drawMeshOps(rt, "during", 5, kinds...))
 	}
 	ready := make(chan struct{})
 	a.replNode = n.add(name, func(c *ReplicationConfig, m *replTable) {
+		for _, f := range tune {
+			f(c, m)
+		}
 		if digests {
 			c.Digests = m
 			c.DigestInterval = time.Duration(rapid.IntRange(1, 8).Draw(rt, "interval")) * time.Millisecond

@@ -36,6 +36,7 @@ type replTable struct {
 	gate  func(ctx context.Context, peer string) error // called by Apply
 	end   func(ctx context.Context, peer string) error // called by SnapshotEnd
 	fail  func(format string, args ...any)             // a broken promise of the replicator
+	heirs *replHeirs                                   // what is known of owners that died, if wanted
 	log   []string                                     // sink calls, if wanted
 	trace bool
 }
@@ -151,6 +152,9 @@ func (m *replTable) Apply(ctx context.Context, peer string, records []byte) erro
 		m.replicas[peer] = table
 	}
 	for ; len(records) > 0; records = records[replTestRecord:] {
+		if m.heirs != nil && m.heirs.apply(m, peer, records[:replTestRecord]) {
+			continue
+		}
 		key, version := binary.BigEndian.Uint64(records), binary.BigEndian.Uint64(records[8:])
 		if records[16] == 1 {
 			delete(table, key)

@@ -50,6 +50,8 @@ type replPeer struct {
 
 	// round asks the stream for a round of comparison.
 	round chan struct{}
+	// bereaved asks for a comparison of what is held of owners that died, at once.
+	bereaved chan struct{}
 	// asks is for comparisons outside of the rounds.
 	asks chan replAsk
 
@@ -81,12 +83,14 @@ type replFigures struct {
 	repairs      uint64
 	buckets      uint64
 	repaired     uint64
+	orphanRounds uint64
+	orphans      uint64 // records of dead owners that were sent
 }
 
 func newReplPeer(r *Replicator, peer ReplicationPeer) *replPeer {
 	return &replPeer{
 		r: r, peer: peer, cursor: r.log.addCursor(), done: make(chan struct{}),
-		state: ReplicationDown, since: time.Now(), round: make(chan struct{}, 1), asks: make(chan replAsk),
+		state: ReplicationDown, since: time.Now(), round: make(chan struct{}, 1), bereaved: make(chan struct{}, 1), asks: make(chan replAsk),
 		replFigures: replFigures{resyncs: map[ReplicationCause]uint64{}},
 	}
 }

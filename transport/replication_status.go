@@ -53,6 +53,10 @@ type ReplicationStatus struct {
 	BucketsCompared uint64 `json:"buckets_compared"`
 	BucketsRepaired uint64 `json:"buckets_repaired"`
 	RecordsRepaired uint64 `json:"records_repaired"`
+	// OrphanRounds counts the comparisons of what this node and the peer hold of
+	// owners that died, OrphansSent the records the peer got because of them.
+	OrphanRounds uint64 `json:"orphan_rounds"`
+	OrphansSent  uint64 `json:"orphans_sent"`
 	// Protocol and RecordVersion were agreed on for the running or the last
 	// stream; 0 before the first.
 	Protocol      uint16    `json:"protocol"`
@@ -69,8 +73,11 @@ type ReplicationStatus struct {
 	Received         uint64  `json:"received"`
 	AppliedPerSecond float64 `json:"applied_per_second"`
 	// InboundSnapshots and InboundRepairs count those that were applied to their end.
-	InboundSnapshots     uint64 `json:"inbound_snapshots"`
-	InboundRepairs       uint64 `json:"inbound_repairs"`
+	InboundSnapshots uint64 `json:"inbound_snapshots"`
+	InboundRepairs   uint64 `json:"inbound_repairs"`
+	// InboundOrphans counts those among Received that are of owners that died and
+	// that the peer held and this node seemed to lack.
+	InboundOrphans       uint64 `json:"inbound_orphans"`
 	InboundProtocol      uint16 `json:"inbound_protocol"`
 	InboundRecordVersion uint16 `json:"inbound_record_version"`
 	InboundError         string `json:"inbound_error,omitempty"`
@@ -110,7 +117,7 @@ func (p *replInboundPeer) status(s *ReplicationStatus, now int64) {
 	s.InboundSnapshots, s.InboundRepairs = p.snapshots, p.repairs
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s.Received, s.AppliedPerSecond = p.received, p.rate.perSecond(now)
+	s.Received, s.AppliedPerSecond, s.InboundOrphans = p.received, p.rate.perSecond(now), p.orphans
 }
 
 func (p *replPeer) status(now int64) ReplicationStatus {
@@ -125,6 +132,7 @@ func (p *replPeer) status(now int64) ReplicationStatus {
 		ResyncCauses: maps.Clone(p.resyncs),
 		SnapshotMS:   replMillis(int64(p.snapshotTook)), SnapshotRecords: p.snapshotSize,
 		DigestRounds: p.rounds, BucketsCompared: p.compared, BucketsRepaired: p.buckets, RecordsRepaired: p.repaired,
+		OrphanRounds: p.orphanRounds, OrphansSent: p.orphans,
 		Protocol: p.terms.protocol, RecordVersion: p.terms.version,
 	}
 	// The writer may be stuck in a write and not know yet that the queue ran over.

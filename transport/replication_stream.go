@@ -37,6 +37,8 @@ type replStream struct {
 	repairs  chan replRepair       // from compare to write
 	repaired chan struct{}         // the repair's end was acknowledged
 	answers  chan replDigestAnswer // from readAcks to compare
+
+	mourning replMourning // of compare alone
 }
 
 func newReplStream(p *replPeer, conn net.Conn, terms replTerms) *replStream {
@@ -88,7 +90,7 @@ func (s *replStream) snapshot(ctx context.Context, generation uint64, why replBe
 	if err := s.control(ctx, replFrameSnapshotBegin, binary.BigEndian.AppendUint64(nil, generation), replMarkNone); err != nil {
 		return false, err
 	}
-	records, behind, err := s.chunks(ctx, p.r.cfg.Source.Snapshot(ctx), false)
+	records, behind, err := s.chunks(ctx, p.r.cfg.Source.Snapshot(ctx), replFlagSnapshot, false)
 	if behind || err != nil {
 		return false, err
 	}
@@ -97,10 +99,10 @@ func (s *replStream) snapshot(ctx context.Context, generation uint64, why replBe
 	return true, s.control(ctx, replFrameSnapshotEnd, binary.BigEndian.AppendUint64(end, records), replMarkSnapshot)
 }
 
-// chunks sends an iteration over the source, and between two pieces of it, and
+// chunks sends an iteration over the source, in frames with the given flag, and between two pieces of it, and
 // behind the last, what was published meanwhile. A peer that falls behind gets
 // the rest of the iteration nevertheless, unless it is to be given up then.
-func (s *replStream) chunks(ctx context.Context, source iter.Seq2[[]byte, error], giveUp bool) (records uint64, behind bool, err error) {
+func (s *replStream) chunks(ctx context.Context, source iter.Seq2[[]byte, error], flag uint8, giveUp bool) (records uint64, behind bool, err error) {
 	log, size := s.p.r.log, s.p.r.cfg.RecordSize
 	for chunk, err := range source {
 		if err != nil {
@@ -109,7 +111,7 @@ func (s *replStream) chunks(ctx context.Context, source iter.Seq2[[]byte, error]
 		if len(chunk)%size != 0 {
 			return records, false, fmt.Errorf("snapshot chunk of %d bytes is not whole records of %d", len(chunk), size)
 		}
-		if err := s.chunk(ctx, chunk); err != nil {
+		if err := s.chunk(ctx, chunk, flag); err != nil {
 			return records, false, err
 		}
 		records += uint64(len(chunk) / size)
@@ -161,7 +163,7 @@ func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, er
 			s.out = s.out[:place]
 			return !ok, s.flush(ctx)
 		}
-		if err := s.seal(place, n, replSent{records: uint64(n), at: at, change: true}); err != nil {
+		if err := s.seal(place, n, 0, replSent{records: uint64(n), at: at, change: true}); err != nil {
 			return false, err
 		}
 		if len(s.out) >= replFlushBytes {
@@ -174,7 +176,7 @@ func (s *replStream) changes(ctx context.Context, limit uint64) (behind bool, er
 
 // chunk sends a piece of the snapshot in frames of a batch each. It is not
 // interleaved with changes: they wait for the whole piece.
-func (s *replStream) chunk(ctx context.Context, records []byte) error {
+func (s *replStream) chunk(ctx context.Context, records []byte, flag uint8) error {
 	s.turn <- struct{}{}
 	defer func() { <-s.turn }()
 	size := s.p.r.cfg.RecordSize
@@ -185,7 +187,7 @@ func (s *replStream) chunk(ctx context.Context, records []byte) error {
 		s.out = appendReplFrame(s.out, replFrame{})
 		s.out = append(s.out, records[:n*size]...)
 		records = records[n*size:]
-		if err := s.seal(place, n, replSent{records: uint64(n), at: now}); err != nil {
+		if err := s.seal(place, n, flag, replSent{records: uint64(n), at: now}); err != nil {
 			return err
 		}
 		if len(s.out) >= replFlushBytes {
@@ -199,7 +201,7 @@ func (s *replStream) chunk(ctx context.Context, records []byte) error {
 
 // seal converts the n records behind the header at place to the version the
 // peer reads, and writes the header.
-func (s *replStream) seal(place, n int, sent replSent) error {
+func (s *replStream) seal(place, n int, flag uint8, sent replSent) error {
 	cfg := &s.p.r.cfg
 	payload := s.out[place+replFrameHeader:]
 	if s.terms.version != cfg.RecordVersions[0] {
@@ -207,12 +209,8 @@ func (s *replStream) seal(place, n int, sent replSent) error {
 			return fmt.Errorf("convert records to version %d: %w", s.terms.version, err)
 		}
 	}
-	flags := uint8(replFlagSnapshot)
-	if sent.change {
-		flags = 0
-	}
 	appendReplFrame(s.out[:place], replFrame{
-		length: uint32(len(payload)), typ: replFrameRecords, flags: flags,
+		length: uint32(len(payload)), typ: replFrameRecords, flags: flag,
 		sequence: s.p.sending(sent, replMarkNone), count: uint32(n),
 	})
 	return nil

@@ -18,10 +18,12 @@ var ErrReplicationRefused = errors.New("replication refused")
 // ReplicationMaxPayload is the largest payload of a frame in bytes.
 const ReplicationMaxPayload = 1 << 20
 
-// The stream protocols. The second adds digests and repairs (frame types 7 to 10).
+// The stream protocols. The second adds digests and repairs (frame types 7 to 10),
+// the third what survivors hold of an owner that died (11, 12 and a flag).
 const (
 	replProtocolPlain   = 1
 	replProtocolDigests = 2
+	replProtocolOrphans = 3
 )
 
 // replMaxBuckets is the most buckets a digest may have: its answer, twelve bytes
@@ -49,11 +51,17 @@ const (
 	replFrameDigestAnswer  replFrameType = 8
 	replFrameRepairBegin   replFrameType = 9
 	replFrameRepairEnd     replFrameType = 10
+	replFrameOrphanDigest  replFrameType = 11
+	replFrameOrphansEnd    replFrameType = 12
 )
 
 // replFlagSnapshot marks records that come from the snapshot, or from a repair,
 // and not from a change.
 const replFlagSnapshot = 1
+
+// replFlagOrphans marks records of owners that died: neither a change nor part of
+// a snapshot or a repair.
+const replFlagOrphans = 2
 
 // replFrame is a frame's header. REPLICATION.md has it byte by byte.
 type replFrame struct {
@@ -91,7 +99,7 @@ func parseReplFrame(b []byte, recordSize int) (replFrame, error) {
 }
 
 func (f replFrame) check(recordSize int) error {
-	if f.flags&^replFlagSnapshot != 0 || (f.flags != 0 && f.typ != replFrameRecords) {
+	if f.flags > replFlagOrphans || (f.flags != 0 && f.typ != replFrameRecords) {
 		return fmt.Errorf("frame type %d with flags %#x: %w", f.typ, f.flags, ErrReplicationMalformed)
 	}
 	if f.typ != replFrameRecords && f.count != 0 {
@@ -103,10 +111,12 @@ func (f replFrame) check(recordSize int) error {
 		ok = f.count > 0 && f.length <= ReplicationMaxPayload && uint64(f.count)*uint64(recordSize) == uint64(f.length)
 	case replFrameSnapshotBegin:
 		ok = f.length == 8
-	case replFrameSnapshotEnd, replFrameRepairEnd:
+	case replFrameSnapshotEnd, replFrameRepairEnd, replFrameOrphansEnd:
 		ok = f.length == 16
 	case replFrameDigest:
 		ok = replIsList(f.length, 12, 8) && f.length > 12
+	case replFrameOrphanDigest:
+		ok = replIsList(f.length, 20, 8) && f.length > 20
 	case replFrameDigestAnswer:
 		ok = replIsList(f.length, 9, 12)
 	case replFrameRepairBegin:

@@ -24,6 +24,9 @@ func TestReplicationFrameRoundTrip(t *testing.T) {
 		{length: 9 + 12*replMaxBuckets, typ: replFrameDigestAnswer},
 		{length: 8 + 4*3, typ: replFrameRepairBegin, sequence: 6},
 		{length: 16, typ: replFrameRepairEnd, sequence: 7},
+		{length: 20 + 8*4096, typ: replFrameOrphanDigest, sequence: 8},
+		{length: 128, typ: replFrameRecords, flags: replFlagOrphans, sequence: 9, count: 1},
+		{length: 16, typ: replFrameOrphansEnd, sequence: 10},
 	} {
 		b := appendReplFrame(nil, f)
 		if len(b) != replFrameHeader {
@@ -55,6 +58,11 @@ func TestReplicationWireBytesAreAsDocumented(t *testing.T) {
 	if want := "\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x06"; string(digest) != want {
 		t.Errorf("digest is %q", digest)
 	}
+	orphans := appendReplDigest(nil, replDigest{number: 4, version: 1, orphans: true, view: 3, sums: []uint64{5, 6}})
+	if want := "\x00\x00\x00\x00\x00\x00\x00\x04\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x03" +
+		"\x00\x00\x00\x00\x00\x00\x00\x05\x00\x00\x00\x00\x00\x00\x00\x06"; string(orphans) != want {
+		t.Errorf("digest of orphans is %q", orphans)
+	}
 	answer := appendReplDigestAnswer(nil, replDigestAnswer{number: 4, status: 1, differ: []replDifference{{1, 6}}})
 	if want := "\x00\x00\x00\x00\x00\x00\x00\x04\x01\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x06"; string(answer) != want {
 		t.Errorf("answer is %q", answer)
@@ -71,7 +79,10 @@ func TestReplicationMalformedFramesAreRefused(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"reserved bytes":       reserved,
 		"unknown type":         appendReplFrame(nil, replFrame{typ: 99}),
-		"unknown flag":         appendReplFrame(nil, replFrame{typ: replFrameRecords, flags: 2, length: 128, count: 1}),
+		"unknown flag":         appendReplFrame(nil, replFrame{typ: replFrameRecords, flags: 4, length: 128, count: 1}),
+		"two flags":            appendReplFrame(nil, replFrame{typ: replFrameRecords, flags: 3, length: 128, count: 1}),
+		"orphans of nothing":   appendReplFrame(nil, replFrame{typ: replFrameOrphanDigest, length: 20}),
+		"orphans' end short":   appendReplFrame(nil, replFrame{typ: replFrameOrphansEnd, length: 8}),
 		"flag on a keepalive":  appendReplFrame(nil, replFrame{typ: replFrameKeepalive, flags: 1}),
 		"no records":           appendReplFrame(nil, replFrame{typ: replFrameRecords}),
 		"count and length":     appendReplFrame(nil, replFrame{typ: replFrameRecords, length: 129, count: 1}),
@@ -127,8 +138,12 @@ func TestReplicationGreetingsRoundTrip(t *testing.T) {
 
 func TestReplicationDigestsRoundTrip(t *testing.T) {
 	d := replDigest{number: 7, version: 3, sums: []uint64{1, 0, 1<<64 - 1}}
-	if got := parseReplDigest(appendReplDigest(nil, d)); !reflect.DeepEqual(got, d) {
+	if got := parseReplDigest(appendReplDigest(nil, d), false); !reflect.DeepEqual(got, d) {
 		t.Errorf("digest came back as %+v", got)
+	}
+	orphans := replDigest{number: 7, version: 3, orphans: true, view: 1 << 63, sums: []uint64{1, 2}}
+	if got := parseReplDigest(appendReplDigest(nil, orphans), true); !reflect.DeepEqual(got, orphans) {
+		t.Errorf("digest of orphans came back as %+v", got)
 	}
 	want := replDigestAnswer{number: 7, status: replDigestCompared, differ: []replDifference{{0, 1}, {2, 1<<64 - 2}}}
 	a := compareReplDigest(d, 3, []uint64{0, 0, 1})
@@ -196,8 +211,8 @@ func FuzzReplicationFrames(f *testing.F) {
 
 func checkDigestPayload(t *testing.T, frame replFrame, payload []byte) {
 	switch frame.typ {
-	case replFrameDigest:
-		if got := appendReplDigest(nil, parseReplDigest(payload)); !bytes.Equal(got, payload) {
+	case replFrameDigest, replFrameOrphanDigest:
+		if got := appendReplDigest(nil, parseReplDigest(payload, frame.typ == replFrameOrphanDigest)); !bytes.Equal(got, payload) {
 			t.Fatalf("digest % x", payload)
 		}
 	case replFrameDigestAnswer:

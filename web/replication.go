@@ -60,11 +60,14 @@ type SnapshotFigures struct {
 }
 
 // DigestFigures count comparisons: sums over parts of the flow table that both
-// nodes made, and what differed was sent anew.
+// nodes made, and what differed was sent anew. Of nodes that died the others
+// compare what each of them holds, and complete each other.
 type DigestFigures struct {
 	Rounds          uint64 `json:"rounds"`
 	BucketsRepaired uint64 `json:"buckets_repaired"`
 	RecordsRepaired uint64 `json:"records_repaired"`
+	OrphanRounds    uint64 `json:"orphan_rounds" doc:"Comparisons of what this node and the peer hold of nodes that died."`
+	OrphansSent     uint64 `json:"orphans_sent" doc:"Records of nodes that died which the peer was sent because it held something else."`
 }
 
 // InboundReplication is the copying of a peer's flows to this node.
@@ -75,6 +78,7 @@ type InboundReplication struct {
 	AppliedPerSecond float64          `json:"applied_per_second"`
 	Snapshots        uint64           `json:"snapshots" doc:"Applied to their end."`
 	Repairs          uint64           `json:"repairs" doc:"Applied to their end."`
+	Orphans          uint64           `json:"orphans" doc:"Of those received, how many are of nodes that died and seemed to be missing here."`
 	RecordVersion    uint16           `json:"record_version"`
 	LastError        string           `json:"last_error,omitempty"`
 }
@@ -92,6 +96,7 @@ type Takeover struct {
 type Replication struct {
 	Self         fsm.NodeID        `json:"self"`
 	Peers        []PeerReplication `json:"peers"`
+	Orphans      uint64            `json:"orphans" doc:"Connections of nodes that died which this node learned of from the others, since its daemon was started."`
 	Adopted      uint64            `json:"adopted" doc:"Connections of other nodes that went on here, since the data plane was set up."`
 	LastTakeover *Takeover         `json:"last_takeover,omitempty" doc:"Absent while this node has not become master since its daemon was started."`
 }
@@ -116,7 +121,7 @@ func (s *server) replicationRoutes() {
 			return nil, err
 		}
 		return &answer[Replication]{Body: Replication{
-			Self: st.Self, Peers: st.Replication, Adopted: st.Flows.Adopted, LastTakeover: st.LastTakeover,
+			Self: st.Self, Peers: st.Replication, Adopted: st.Flows.Adopted, Orphans: st.Flows.Orphans, LastTakeover: st.LastTakeover,
 		}}, nil
 	})
 	handle(s, op{

@@ -149,6 +149,7 @@ type FlowCounts struct {
 	Owned       uint64 `json:"owned" doc:"This node forwards them."`
 	Replica     uint64 `json:"replica" doc:"Another node forwards them; this one holds a copy."`
 	Adopted     uint64 `json:"adopted" doc:"Replicas this node took over since it started: what survived a failover."`
+	Orphans     uint64 `json:"orphans" doc:"Connections of nodes that died which this node learned of from the others, since its daemon was started."`
 	Max         uint64 `json:"max"`
 }
 

@@ -115,7 +115,7 @@ func (d *fakeDaemon) Status(context.Context) (web.Status, error) {
 				Peer: "lb2", State: web.ReplicationStreaming, Sent: 1200, Acked: 1200, LagMS: 0.4, LagP50MS: 2.25, LagP99MS: 9.5,
 				Resyncs: 3, ResyncCauses: map[string]uint64{"reconnect": 2, "overrun": 1}, Protocol: 2, RecordVersion: 2,
 				LastResync: &web.Resync{Cause: "overrun", Text: "flow events were lost", At: time.Now().Add(-time.Hour)},
-				Digest:     web.DigestFigures{Rounds: 5, BucketsRepaired: 1, RecordsRepaired: 24},
+				Digest:     web.DigestFigures{Rounds: 5, BucketsRepaired: 1, RecordsRepaired: 24, OrphanRounds: 2, OrphansSent: 7},
 				Inbound:    web.InboundReplication{State: web.ReplicationStreaming, Received: 77, RecordVersion: 2},
 			},
 			{Peer: "lb3", State: web.ReplicationDown, Sent: 10, Dropped: 2},

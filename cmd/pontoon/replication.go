@@ -117,6 +117,7 @@ func drawPeerOut(t *table, r web.Replication, p web.PeerReplication) {
 	t.row("  last snapshot", fmt.Sprintf("%s in %.0f ms", count(int(p.Snapshot.Records), "record"), p.Snapshot.MS))
 	t.row("  comparisons", fmt.Sprintf("%d; repaired %s in %s", p.Digest.Rounds,
 		count(int(p.Digest.RecordsRepaired), "record"), count(int(p.Digest.BucketsRepaired), "bucket")))
+	t.row("  of dead nodes", fmt.Sprintf("%d comparisons; gave %s", p.Digest.OrphanRounds, count(int(p.Digest.OrphansSent), "record")))
 	t.row("  versions", fmt.Sprintf("stream %d, records %d", p.Protocol, p.RecordVersion))
 	if p.LastError != "" {
 		t.row("  last error", p.LastError)
@@ -129,6 +130,7 @@ func drawPeerIn(t *table, r web.Replication, p web.PeerReplication) {
 	t.row("  for", ago(in.Since))
 	t.row("  records", fmt.Sprintf("%d written here, %.0f a second, version %d", in.Received, in.AppliedPerSecond, in.RecordVersion))
 	t.row("  snapshots", fmt.Sprintf("%d, and %s", in.Snapshots, count(int(in.Repairs), "repair")))
+	t.row("  of dead nodes", fmt.Sprintf("got %s", count(int(in.Orphans), "record")))
 	if in.LastError != "" {
 		t.row("  last error", in.LastError)
 	}

@@ -129,13 +129,6 @@ func (f *flowMaker) keepOpening(t testing.TB, n *lab.Node, rate int) (stop func(
 // connections, and each connection has one owner that all of them agree on.
 func waitEqualTables(t testing.TB, atLeast int, nodes ...*lab.Node) {
 	t.Helper()
-	waitTables(t, atLeast, 0, nodes...)
-}
-
-// waitTables is waitEqualTables where up to so many connections may be known to one of two nodes
-// only: those that the streams of a node that died had brought to one survivor and not yet to the other.
-func waitTables(t testing.TB, atLeast, oneSided int, nodes ...*lab.Node) {
-	t.Helper()
 	began := time.Now()
 	eventually(t, 60*time.Second, "the flow tables to be equal", func(context.Context) error {
 		var first map[bpftest.Half]uint8
@@ -152,10 +145,7 @@ func waitTables(t testing.TB, atLeast, oneSided int, nodes ...*lab.Node) {
 				continue
 			}
 			missing, other := compareTables(first, all)
-			if missing > 0 && missing <= 2*oneSided {
-				t.Logf("%d connections are known to one of %s and %s only", missing/2, nodes[0].Name(), n.Name())
-			}
-			if missing > 2*oneSided || other > 0 {
+			if missing > 0 || other > 0 {
 				return fmt.Errorf("%s and %s (%d and %d halves): %d are on one side only, %d have two owners",
 					nodes[0].Name(), n.Name(), len(first), len(all), missing, other)
 			}
@@ -463,7 +453,7 @@ func (b *bigTest) masterDies(t *testing.T, m *lab.Node) {
 	next := master(t, b.Lab, m.Name())
 	unharmed(t, w)
 	survivors := b.running()
-	waitTables(t, before, burst, survivors...)
+	waitEqualTables(t, before, survivors...)
 	all, err := bpftest.Established(next.PinDir())
 	if err != nil {
 		t.Fatal(err)
