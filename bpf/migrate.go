@@ -117,7 +117,9 @@ func (d *Dataplane) moveFlows(spec *ebpf.CollectionSpec) error {
 	if err := d.pinBoth(); err != nil {
 		return err
 	}
-	d.hooks.use(d.between)
+	if !d.hooks.use(d.between) && !d.hooks.ensure() {
+		return d.goBack(spec)
+	}
 	if err := d.hooks.detachOthers(d.resize.former); err != nil {
 		return fmt.Errorf("detach from interfaces that are not named any more: %w", err)
 	}
@@ -151,6 +153,25 @@ func (d *Dataplane) loadBetween(spec *ebpf.CollectionSpec) error {
 	var err error
 	d.between, err = d.loadSet(both, byName)
 	return err
+}
+
+// errUnsettled says that packets still pass programs that know of the former flow table alone.
+var errUnsettled = errors.New("not every interface took the programs that know of both flow tables")
+
+// goBack gives the change up when an interface goes on with programs that know of the former table
+// alone: what they open would be missing in the other. Everything is in the former table, too, since
+// nobody has written into the new one only, but for what packets have done to some connections in the
+// moment between: those may idle out later than they should. If an earlier process began the change
+// that may have been a long moment, so then it is not given up but tried again by the next Open.
+func (d *Dataplane) goBack(spec *ebpf.CollectionSpec) error {
+	if d.resize.resumed {
+		return fmt.Errorf("change the flow table's size: %w", errUnsettled)
+	}
+	d.log.Warn("the flow table keeps its size", "err", errUnsettled)
+	if err := os.Rename(filepath.Join(d.mapDir(), formerPin), filepath.Join(d.mapDir(), pontoonMapFlows)); err != nil {
+		return fmt.Errorf("pin former flow table in its old place: %w", err)
+	}
+	return d.keepFormer(spec)
 }
 
 // keepFormer goes back to the table that was there.

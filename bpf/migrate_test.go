@@ -369,3 +369,41 @@ func TestFlowTableKeepsItsSizeWithoutProgramsForTheChange(t *testing.T) {
 		}
 	}
 }
+
+// An interface that goes on with programs of the former table would open connections that the new one
+// lacks: then the table keeps its size, with everything in it, until a start at which all take part.
+func TestFlowTableKeepsItsSizeWhileAnInterfaceLagsBehind(t *testing.T) {
+	b := newBench(t, nil)
+	b.sync(service(ModeFullNAT, endpoint1))
+	fill(t, b.Dataplane, 100)
+	pin, kept := filepath.Join(b.opts.PinDir, linkFolder, "eth2"), filepath.Join(b.opts.PinDir, "kept")
+	if err := os.Rename(pin, kept); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(pin, 0o700); err != nil { // no link can be opened or pinned here
+		t.Fatal(err)
+	}
+	want := b.allFlows()
+	if err := b.reopen(func(o *Options) { o.MaxFlows = 5000 }); err != nil {
+		t.Fatal(err)
+	}
+	if stats := b.Stats(); stats.Max != 1024 || !slices.Equal(b.allFlows(), want) {
+		t.Errorf("max %d, %d flows of %d", stats.Max, len(b.flows()), len(want))
+	}
+	if pins := pinsOf(t, b.Dataplane); strings.Contains(pins, formerPin) || !strings.Contains(pins, pontoonMapFlows) {
+		t.Errorf("pinned: %s", pins)
+	}
+	snat, _ := b.talk(clientPort, vipPort)
+	if err := errors.Join(os.Remove(pin), os.Rename(kept, pin)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.reopen(func(o *Options) { o.MaxFlows = 5000 }); err != nil {
+		t.Fatal(err)
+	}
+	if stats := b.Stats(); stats.Max != 5000 || len(b.flows()) != 101 {
+		t.Errorf("max %d, %d flows", stats.Max, len(b.flows()))
+	}
+	if action, _ := b.fromEndpoint(bpftest.Packet{Src: endpoint1, Dst: snat, Flags: bpftest.ACK}); action != actRedirect {
+		t.Errorf("action %d", action)
+	}
+}
