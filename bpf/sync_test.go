@@ -118,3 +118,46 @@ func TestNoPacketSeesAHalfBuiltTable(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A service whose new table finds no room goes on with the old one, so the endpoints that it names
+// are not emptied under the packets that read it.
+func TestEndpointsOfAnOldTableStayUntilTheNewOneIsThere(t *testing.T) {
+	b := newBench(t, nil)
+	b.sync(service(ModeFullNAT, endpoint1))
+	var old uint16
+	for id := range b.tables.endpoints {
+		old = id
+	}
+	size := b.tables.blocks.size
+	b.tables.blocks.size = 1 // all is in use
+	want := Desired{VIPs: []netip.Addr{vip}, Services: numbered(service(ModeFullNAT, endpoint1, endpoint2))}
+	want.Services[0].Endpoints = want.Services[0].Endpoints[1:]
+	if err := b.Sync(context.Background(), want); err == nil {
+		t.Fatal("a table was installed for which there is no room")
+	}
+	wanted := map[uint16]bool{uint16(want.Services[0].Endpoints[0].ID): true}
+	now := time.Now()
+	empty := func(after time.Duration) bool {
+		if err := b.tables.removeEndpoints(wanted, now.Add(after)); err != nil {
+			t.Fatal(err)
+		}
+		var value pontoonEndpoint
+		if err := b.maps.Endpoints.Lookup(uint32(old), &value); err != nil {
+			t.Fatal(err)
+		}
+		return value.Service == 0
+	}
+	if empty(2*blockGrace) || empty(4*blockGrace) {
+		t.Error("emptied while the table names it")
+	}
+	b.tables.blocks.size = size
+	if err := b.Sync(context.Background(), want); err != nil {
+		t.Fatal(err)
+	}
+	if empty(4*blockGrace + blockGrace/2) {
+		t.Error("emptied while packets may have read the table")
+	}
+	if !empty(6 * blockGrace) {
+		t.Error("stays for ever")
+	}
+}

@@ -228,7 +228,8 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 
 // removeEndpoints takes out the entries whose id is not wanted, after no table names them. A packet that
 // has read the old table may still look for them: like its block they stay for a while, but for the
-// clients that were with them, and are emptied by a later call.
+// clients that were with them, and are emptied by a later call. One that a table still names, because what
+// was to take its place could not be installed, stays until that has been done.
 func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
 	var errs []error
 	for id, value := range t.endpoints {
@@ -244,8 +245,16 @@ func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
 		t.leaving[id] = now
 		t.traffic.went(id)
 	}
+	var named map[uint16]bool
 	for id, since := range t.leaving {
 		if now.Sub(since) < blockGrace {
+			continue
+		}
+		if named == nil {
+			named = t.named()
+		}
+		if named[id] {
+			t.leaving[id] = now // packets read the table up to now
 			continue
 		}
 		if err := t.maps.Endpoints.Put(uint32(id), pontoonEndpoint{}); err != nil {
@@ -256,6 +265,17 @@ func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
 	}
 	t.sources.collect(t.endpoints, now)
 	return errors.Join(errs...)
+}
+
+// named returns the endpoints that are in a table of a service.
+func (t *tables) named() map[uint16]bool {
+	all := map[uint16]bool{}
+	for _, s := range t.services {
+		for _, id := range s.table {
+			all[id] = true
+		}
+	}
+	return all
 }
 
 // sourceLists hands out runs of the sources map: equal lists share one.
