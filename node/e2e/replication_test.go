@@ -257,6 +257,7 @@ type replicated struct {
 			Records uint64  `json:"records"`
 		} `json:"last_snapshot"`
 	} `json:"peers"`
+	Orphans      int `json:"orphans"`
 	LastTakeover *struct {
 		Adopted int `json:"adopted"`
 	} `json:"last_takeover"`
@@ -460,6 +461,9 @@ func (b *bigTest) masterDies(t *testing.T, m *lab.Node) {
 	}
 	kept := len(all)/2 - before - manyConns
 	t.Logf("of %d connections made in the moment before the master's death %d are known to %s, %d are lost", burst, kept, next.Name(), burst-kept)
+	for _, n := range survivors {
+		t.Logf("%s learned of %d from the other survivors", n.Name(), replicatedBy(t, n).Orphans)
+	}
 	var r replicated
 	eventually(t, 10*time.Second, "the adopted connections to be counted", func(ctx context.Context) error {
 		err := get(ctx, next, "/v1/replication", &r)
