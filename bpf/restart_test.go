@@ -180,7 +180,7 @@ func TestHookCanBeChangedInFlight(t *testing.T) {
 		if wantXDP := map[string]uint32{HookXDP: xdpAttachedDriver, HookXDPGeneric: xdpAttachedGeneric}[hook]; mode != wantXDP {
 			t.Errorf("%s: XDP mode %d, want %d", hook, mode, wantXDP)
 		}
-		if (filter != nil) != clsact || (len(links) > 0) == clsact {
+		if linked := !clsact || mode != 0; (filter != nil) != clsact || (len(links) > 0) != linked {
 			t.Errorf("%s: filter %v, %d links", hook, filter, len(links))
 		}
 	}

@@ -4,13 +4,16 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
 // Injector sends frames through the program that a running load balancer has on an interface, as if
@@ -28,20 +31,49 @@ func NewInjector(dir, iface string) (*Injector, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find interface: %w", err)
 	}
-	l, err := link.LoadPinnedLink(filepath.Join(dir, "links", iface), nil)
+	id, err := attachedTo(dir, iface)
 	if err != nil {
-		return nil, fmt.Errorf("open pinned link: %w", err)
+		return nil, err
 	}
-	defer l.Close()
-	info, err := l.Info()
-	if err != nil {
-		return nil, fmt.Errorf("look at link: %w", err)
-	}
-	program, err := ebpf.NewProgramFromID(info.Program)
+	program, err := ebpf.NewProgramFromID(id)
 	if err != nil {
 		return nil, fmt.Errorf("open program: %w", err)
 	}
 	return &Injector{program: program, index: uint32(dev.Index), mac: dev.HardwareAddr}, nil
+}
+
+// attachedTo is the TC program of the interface: of its link, or of its filter on kernels without TCX.
+func attachedTo(dir, iface string) (ebpf.ProgramID, error) {
+	l, err := link.LoadPinnedLink(filepath.Join(dir, "links", iface), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return filterOf(iface)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("open pinned link: %w", err)
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return 0, fmt.Errorf("look at link: %w", err)
+	}
+	return info.Program, nil
+}
+
+func filterOf(iface string) (ebpf.ProgramID, error) {
+	dev, err := netlink.LinkByName(iface)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %s: %w", iface, err)
+	}
+	filters, err := netlink.FilterList(dev, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return 0, fmt.Errorf("list filters of %s: %w", iface, err)
+	}
+	for _, f := range filters {
+		if b, ok := f.(*netlink.BpfFilter); ok && strings.HasPrefix(b.Name, "pontoon") {
+			return ebpf.ProgramID(b.Id), nil
+		}
+	}
+	return 0, fmt.Errorf("interface %s has no program", iface)
 }
 
 // Close lets go of the program.
