@@ -161,6 +161,9 @@ func (d *driver) pass(ctx context.Context) error {
 		// earlier life is nearer to the truth: touch nothing yet.
 		return nil
 	}
+	if m.reborn.waits(time.Now(), fresh) {
+		fresh = false
+	}
 	s, was := m.store.State(), m.local.get()
 	m.setFlowPeers(s)
 	links, lerr := m.links()
@@ -305,9 +308,11 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 	}
 	if d.m.died.Load() != me.Died {
 		d.m.gate.reset()
+		d.m.reborn.buried()
 		d.m.died.Store(me.Died) // from here on the gate's word counts (see inSync)
 		// The others hold what was ours for orphaned until we name it again.
 		d.m.repl.Overrun("this node was declared dead")
+		d.m.wakeDriver()
 	}
 	if d.saved == me.Died {
 		return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"sync"
 	"time"
 
@@ -200,19 +201,24 @@ func (m *member) watchReplication(ctx context.Context) error {
 func (m *member) setFlowPeers(s *fsm.State) {
 	var peers []transport.ReplicationPeer
 	alive := map[uint8]bool{}
-	_, member := s.Node(fsm.NodeID(m.cfg.Name))
-	member = member && !m.removed()
+	me, member := s.Node(fsm.NodeID(m.cfg.Name))
+	member = member && !m.removed() && !m.reborn.waits(time.Now(), false)
+	knows := m.reports.states()
 	for _, n := range s.Nodes() {
 		if n.Role != fsm.RoleLB {
 			continue
 		}
 		alive[n.Slot] = n.Alive
-		if member && string(n.Name) != m.cfg.Name {
+		if member && string(n.Name) != m.cfg.Name && m.reborn.mayTell(me.Died, knows[string(n.Name)]) {
 			peers = append(peers, transport.ReplicationPeer{Node: string(n.Name), Address: n.Address})
 		}
 	}
 	m.repl.SetPeers(peers)
-	if m.dp.SetOwnersAlive(alive) {
+	died := false
+	if then := m.deaths.missed(s, alive); !maps.Equal(then, alive) {
+		died = m.dp.SetOwnersAlive(then)
+	}
+	if m.dp.SetOwnersAlive(alive) || died {
 		m.repl.Bereaved()
 	}
 }

@@ -122,7 +122,7 @@ func (m *member) dutyRound(ctx context.Context, g *errgroup.Group, answers chan<
 			return nil
 		})
 	}
-	for _, v := range r.verdicts {
+	for _, v := range append(r.verdicts, burials(s, m.reports.all(time.Now(), m.knownNode))...) {
 		m.commitVerdict(v)
 	}
 	m.commitReports()

@@ -59,6 +59,8 @@ type member struct {
 	// was committed before; 0 while there is none.
 	leadTerm atomic.Uint64
 	gate     syncGate
+	reborn   reborn
+	deaths   deaths // of the driver
 
 	lease     leaseTerm
 	takeovers takeovers
@@ -162,6 +164,11 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	}
 	m.gate.grace = m.cfg.AgentGrace + syncGrace
 	m.gate.start(m.dp.Adopted())
+	before, err := hadLife(m.cfg.DataDir)
+	if err != nil {
+		return fmt.Errorf("look for an earlier life: %w", err)
+	}
+	m.reborn.begin(before && !m.dp.Adopted())
 	// What was adopted forwards: the restart of a daemon is no reason to move
 	// its instances. A fresh data plane is certainly not ready.
 	m.local.set(localView{unsure: m.dp.Adopted()})

@@ -26,6 +26,9 @@ type report struct {
 	Ready   bool   `json:"ready"`
 	LinksUp bool   `json:"links_up"`
 	InSync  bool   `json:"in_sync"`
+	// Reborn says that this node's kernel is new and no verdict of its death is known
+	// to it that would say so.
+	Reborn bool `json:"reborn,omitempty"`
 	// Unsure says that this node has taken over the data plane of its earlier
 	// life and has not compared it with the state yet: Ready and LinksUp are not
 	// known, and what the cluster last knew of them stands.
@@ -112,6 +115,17 @@ func (t *reportTable) all(now time.Time, keep func(string) bool) []agedReport {
 		out = append(out, agedReport{r.report, now.Sub(r.at).Milliseconds()})
 	}
 	slices.SortFunc(out, func(a, b agedReport) int { return strings.Compare(a.Node, b.Node) })
+	return out
+}
+
+// states is up to which state each node had applied when it reported last.
+func (t *reportTable) states() map[string]uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[string]uint64, len(t.rows))
+	for name, r := range t.rows {
+		out[name] = r.State
+	}
 	return out
 }
 
@@ -232,6 +246,9 @@ func (m *member) reportOnce(ctx context.Context) error {
 	}
 	m.reports.put(rep, now)
 	m.reports.replace(reply.Reports, m.cfg.Name, now)
+	if m.reborn.heldBack() {
+		m.wakeDriver()
+	}
 	return nil
 }
 
@@ -246,8 +263,10 @@ func (m *member) dropReport() {
 func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
 	where, seen := m.whereabouts(), m.detector.sighting()
+	me, _ := s.Node(fsm.NodeID(m.cfg.Name))
 	return report{
-		Node: m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
+		Reborn: me.Died == m.died.Load() && m.reborn.waits(time.Now(), m.raft.hasQuorum()),
+		Node:   m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
 		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 		Links: where.links, Control: where.control, Lost: seen.lost, LostLinks: seen.links,
 		Losses: m.detector.losses(time.Now()), ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
