@@ -44,6 +44,9 @@ type member struct {
 	host     *host.Host // a witness only looks
 	detector *detector
 
+	verifies errgroup.Group // questions to the quorum that nobody waits for any more
+	turn     atomic.Uint32  // see leaderToTell
+
 	outcast    atomic.Bool // see removed
 	superseded atomic.Bool // likewise, and for good; see supersede.go
 	asked      atomic.Bool // whether that is so
@@ -225,6 +228,7 @@ func (m *member) run(stop context.Context) error {
 	loop("leader watch", m.watchLeader)
 	loop("ca key", m.caKeyLoop)
 	loop("contact", m.watchContact)
+	loop("disk", m.watchDisk)
 	loop("members", m.watchMembers)
 	loop("rebuilt", m.watchSuperseded)
 	loop("paths", m.detector.run)
@@ -249,7 +253,7 @@ func (m *member) run(stop context.Context) error {
 	if err == nil && stop.Err() != nil { // in order, and to come back
 		err = m.leaveLease()
 	}
-	return errors.Join(err, m.close())
+	return errors.Join(err, m.close(), m.verifies.Wait())
 }
 
 // watchState is a witness's share of driveLoop: it has nothing to carry out.

@@ -36,6 +36,8 @@ const (
 type raftGroup struct {
 	*raft.Raft
 	stores    raftStores
+	disk      *diskWatch
+	over      chan struct{} // closed when it ends: nothing waits for the disk any more
 	logs      raft.LogStore // log, with a cache of the newest entries
 	transport *raftTransport
 
@@ -90,7 +92,8 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	if err != nil {
 		return nil, err
 	}
-	cache, err := raft.NewLogCache(512, st.bolt)
+	watch, over := &diskWatch{}, make(chan struct{})
+	cache, err := raft.NewLogCache(512, watchedLog{injectLog(dir, st.bolt), watch})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make raft log cache: %w", err), st.close())
 	}
@@ -100,15 +103,16 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	transport := newRaftTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
 	}))
-	g := &raftGroup{stores: st, logs: cache, transport: transport}
+	g := &raftGroup{stores: st, logs: cache, transport: transport, disk: watch, over: over}
+	votes := patientVotes{injectVotes(dir, st.votes), watch, over}
 	conf := raftConfig(name, hl)
 	if bootstrap {
-		err = raft.BootstrapCluster(conf, cache, st.votes, st.snaps, transport, onlyVoter(name, address))
+		err = raft.BootstrapCluster(conf, cache, votes, st.snaps, transport, onlyVoter(name, address))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("bootstrap raft: %w", err), g.closeFiles())
 		}
 	}
-	if g.Raft, err = raft.NewRaft(conf, f, cache, st.votes, st.snaps, transport); err != nil {
+	if g.Raft, err = raft.NewRaft(conf, f, cache, votes, st.snaps, transport); err != nil {
 		return nil, errors.Join(fmt.Errorf("start raft: %w", err), g.closeFiles())
 	}
 	return g, nil
@@ -151,6 +155,7 @@ func (b boltKeys) Get(key []byte) ([]byte, error) {
 
 // close stops Raft and only then closes its log: the other way round panics.
 func (g *raftGroup) close() error {
+	close(g.over)
 	return errors.Join(g.Shutdown().Error(), g.closeFiles())
 }
 

@@ -1,8 +1,10 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 )
@@ -14,6 +16,7 @@ type raftTransport struct {
 	*raft.NetworkTransport
 	rpcs chan raft.RPC
 	done chan struct{}
+	mum  atomic.Bool // see mute
 	once sync.Once
 	wait sync.WaitGroup
 }
@@ -76,4 +79,45 @@ func (t *raftTransport) standNow(id, address string) error {
 	case <-t.done:
 		return fmt.Errorf("stand for election: %w", raft.ErrTransportShutdown)
 	}
+}
+
+// errMute is what a leader gets from its own transport while it is to be silent.
+var errMute = errors.New("silent until the disk takes writes again")
+
+// mute keeps this node from telling the others that it leads, or ends that. Whoever
+// hears no leader elects another.
+func (t *raftTransport) mute(on bool) { t.mum.Store(on) }
+
+// AppendEntries implements raft.Transport; heartbeats go this way too.
+func (t *raftTransport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if t.mum.Load() {
+		return errMute
+	}
+	return t.NetworkTransport.AppendEntries(id, target, args, resp)
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (t *raftTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	if t.mum.Load() {
+		return nil, errMute
+	}
+	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return mutablePipeline{p, t}, nil
+}
+
+// mutablePipeline is a pipeline that was opened before its node fell silent.
+type mutablePipeline struct {
+	raft.AppendPipeline
+	t *raftTransport
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p mutablePipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.t.mum.Load() {
+		return nil, errMute
+	}
+	return p.AppendPipeline.AppendEntries(args, resp)
 }

@@ -171,7 +171,7 @@ func (m *member) provenCommit() (uint64, error) {
 		return 0, errNotLeader
 	}
 	commit := m.raft.CommitIndex()
-	if err := m.raft.VerifyLeader().Error(); err != nil {
+	if err := m.verifyLeader(); err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotLeader, err)
 	}
 	return commit, nil
@@ -214,7 +214,7 @@ func (m *member) reportLoop(ctx context.Context) error {
 
 func (m *member) reportOnce(ctx context.Context) error {
 	rep, asked := m.selfReport(), time.Now()
-	if m.raft.isLeader() {
+	if m.leads() {
 		commit, err := m.provenCommit()
 		if err != nil {
 			return err
@@ -228,15 +228,15 @@ func (m *member) reportOnce(ctx context.Context) error {
 		}
 		return nil
 	}
-	_, leader := m.raft.LeaderWithID()
-	if leader == "" || string(leader) == m.cfg.Name {
+	leader := m.leaderToTell()
+	if leader == "" {
 		return web.ErrNoLeader
 	}
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
 	m.reporting.Store(&cancel)
 	var reply reportReply
-	if err := m.peers.callFor(ctx, string(leader), "/internal/report", rep, &reply); err != nil {
+	if err := m.peers.callFor(ctx, leader, "/internal/report", rep, &reply); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -267,7 +267,7 @@ func (m *member) selfReport() report {
 	return report{
 		Reborn: me.Died == m.died.Load() && m.reborn.waits(time.Now(), m.raft.hasQuorum()),
 		Node:   m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
-		Ready: l.ready, LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
+		Ready: l.ready && m.raft.disk.trouble(time.Now()) == "", LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 		Links: where.links, Control: where.control, Lost: seen.lost, LostLinks: seen.links,
 		Losses: m.detector.losses(time.Now()), ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
 	}

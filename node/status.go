@@ -98,6 +98,9 @@ func (m *member) status() web.Status {
 	if m.removed() {
 		st.Warnings = append(st.Warnings, removedText)
 	}
+	if trouble := m.raft.disk.trouble(time.Now()); trouble != "" {
+		st.Warnings = append(st.Warnings, trouble)
+	}
 	st.Warnings = append(st.Warnings, l.problems...)
 	st.Warnings = append(st.Warnings, m.detector.warnings(s)...)
 	st.BFD = m.detector.status(s)
