@@ -58,7 +58,8 @@ CHAOS_SEEDS ?= 10
 CHAOS_FIRST ?= 1
 CHAOS_SEED  ?=
 chaos: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon CHAOS_SEEDS=$(CHAOS_SEEDS) CHAOS_FIRST=$(CHAOS_FIRST) CHAOS_SEED=$(CHAOS_SEED) \
+	$(GO) build -trimpath -tags pontoon_faults -o bin/pontoon-faults ./cmd/pontoon
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_FAULTS_BINARY=$(CURDIR)/bin/pontoon-faults CHAOS_SEEDS=$(CHAOS_SEEDS) CHAOS_FIRST=$(CHAOS_FIRST) CHAOS_SEED=$(CHAOS_SEED) \
 	  $(GO) test -timeout 3h -v -count=1 -run 'TestChaos$$' ./node/e2e
 
 lint:

@@ -27,6 +27,9 @@ type Config struct {
 	ClusterIPv6 bool
 	// NodeArgs are put behind the flags every node is started with.
 	NodeArgs []string
+	// DiskSize gives each node a disk of its own of so many bytes, in memory, for its
+	// data directory; 0 leaves it on the disk Dir is on.
+	DiskSize int64
 	// Dir is where the lab's own directory is made; os.TempDir() when empty.
 	// It must be short: the nodes' Unix sockets live below it and their
 	// paths may have 107 bytes.
@@ -76,6 +79,9 @@ func (c Config) Validate() error {
 	}
 	if c.Witnesses < 0 || c.Witnesses > c.Nodes {
 		errs = append(errs, fmt.Errorf("%d witnesses: want 0 to %d, the number of nodes", c.Witnesses, c.Nodes))
+	}
+	if c.DiskSize < 0 {
+		errs = append(errs, fmt.Errorf("disks of %d bytes: want none or some", c.DiskSize))
 	}
 	if !filepath.IsAbs(c.Dir) {
 		errs = append(errs, fmt.Errorf("directory %q: want an absolute path", c.Dir))

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -48,6 +50,11 @@ func newNode(h *Host) (*Node, error) {
 	for _, d := range []string{n.DataDir(), n.RunDir()} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
 			return nil, fmt.Errorf("make directory of %s: %w", h.spec.name, err)
+		}
+	}
+	if size := h.lab.cfg.DiskSize; size > 0 {
+		if err := unix.Mount("tmpfs", n.DataDir(), "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
+			return nil, fmt.Errorf("mount disk of %s: %w", h.spec.name, err)
 		}
 	}
 	return n, nil

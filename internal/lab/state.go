@@ -164,6 +164,7 @@ func (r record) removeTraces(dir string) error {
 	if r.MountedBPFFS {
 		errs = append(errs, releaseBPFFS(r.BPFFS))
 	}
+	errs = append(errs, unmountDisks(dir))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
@@ -189,4 +190,20 @@ func namespacesOf(prefix string) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// unmountDisks takes away the disks that nodes have of their own.
+func unmountDisks(dir string) error {
+	paths, err := filepath.Glob(filepath.Join(dir, "*", "data"))
+	if err != nil {
+		return fmt.Errorf("look for disks in %s: %w", dir, err)
+	}
+	var errs []error
+	for _, p := range paths {
+		// EINVAL: no mount, the data directory is on the common disk.
+		if err := unix.Unmount(p, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", p, err))
+		}
+	}
+	return errors.Join(errs...)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"testing"
@@ -53,14 +54,18 @@ func TestChaos(t *testing.T) {
 	limits.Margin, limits.Converge = roottest.Patient(limits.Margin), roottest.Patient(limits.Converge)
 	for _, seed := range seeds(t) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			plan := chaostest.Draw(seed, false)
+			plan := chaostest.Draw(seed)
+			file := binary
+			if faults, _ := plan.Needs(); faults {
+				file = faultsBinary(t)
+			}
 			keep := filepath.Join(os.TempDir(), fmt.Sprintf("pt-chaos-%d", seed))
 			if err := os.MkdirAll(keep, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), roottest.Patient(2*time.Minute))
 			defer cancel()
-			h, err := chaostest.Run(ctx, chaostest.Config{Binary: binary, Seed: seed, Plan: plan, Limits: limits, Keep: keep})
+			h, err := chaostest.Run(ctx, chaostest.Config{Binary: file, Seed: seed, Plan: plan, Limits: limits, Keep: keep})
 			if err != nil {
 				t.Errorf("the run itself: %v", err)
 			}
@@ -84,4 +89,18 @@ func TestChaos(t *testing.T) {
 			t.Logf("history and logs are in %s; again: CHAOS_SEED=%d make chaos", keep, seed)
 		})
 	}
+}
+
+// faultsBinary is the product built so that faults of the disk can be injected.
+func faultsBinary(t *testing.T) string {
+	t.Helper()
+	if file := os.Getenv("PONTOON_FAULTS_BINARY"); file != "" {
+		return file
+	}
+	file := filepath.Join(t.TempDir(), "pontoon")
+	build := exec.Command("go", "build", "-tags", "pontoon_faults", "-o", file, "pontoon/cmd/pontoon")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build pontoon with faults: %v\n%s", err, out)
+	}
+	return file
 }

@@ -172,8 +172,8 @@ func TestAHistoryIsReadBackAsItWas(t *testing.T) {
 func TestASeedDrawsTheSamePlan(t *testing.T) {
 	seen := map[Kind]int{}
 	for seed := range uint64(300) {
-		p := Draw(seed, true)
-		if diff := cmp.Diff(p, Draw(seed, true)); diff != "" {
+		p := Draw(seed)
+		if diff := cmp.Diff(p, Draw(seed)); diff != "" {
 			t.Fatal(diff)
 		}
 		if len(p.Faults) < 3 || len(p.Faults) > 10 {
@@ -189,12 +189,12 @@ func TestASeedDrawsTheSamePlan(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range kinds(true) {
+	for _, k := range kinds() {
 		if seen[k] == 0 {
 			t.Errorf("%s is never drawn", k)
 		}
 	}
-	if cmp.Equal(Draw(1, true), Draw(2, true)) {
+	if cmp.Equal(Draw(1), Draw(2)) {
 		t.Error("two seeds, one plan")
 	}
 }

@@ -88,16 +88,12 @@ func (p Plan) String() string {
 }
 
 // kinds are what is drawn from, each with its share.
-func kinds(disk bool) []Kind {
-	all := []Kind{
+func kinds() []Kind {
+	return []Kind{
 		KindKill, KindKill, KindPause, KindPause, KindPause, KindPower, KindPower, KindPower, KindLinks, KindLinks, KindFront, KindBack,
 		KindDeaf, KindMute, KindApart, KindApart, KindAlone, KindAlone, KindNoGossip, KindNoRaft, KindNoRepl, KindNoEcho,
-		KindLoss, KindLate, KindReorder, KindDouble, KindHog, KindMove, KindRejoin,
+		KindLoss, KindLate, KindReorder, KindDouble, KindHog, KindMove, KindRejoin, KindSlowDisk, KindSlowDisk, KindDiskError, KindDiskFull,
 	}
-	if disk {
-		all = append(all, KindSlowDisk, KindDiskError, KindDiskFull)
-	}
-	return all
 }
 
 // When faults begin, and when all of them have ended.
@@ -107,12 +103,11 @@ const (
 )
 
 // Draw makes the plan of a seed: three to five faults, one in four of them a pair
-// within the time it takes to notice the first. disk says whether the daemons are
-// built to have faults of the disk injected.
-func Draw(seed uint64, disk bool) Plan {
+// within the time it takes to notice the first.
+func Draw(seed uint64) Plan {
 	rnd := rand.New(rand.NewPCG(seed, 0x70746368616f73))
 	p := Plan{Seed: seed}
-	from := kinds(disk)
+	from := kinds()
 	for range 3 + rnd.IntN(3) {
 		f := drawFault(rnd, from)
 		p.Faults = append(p.Faults, f)

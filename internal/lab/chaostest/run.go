@@ -21,10 +21,9 @@ import (
 
 // Config says what one run is of.
 type Config struct {
-	// Binary is the product's executable. With Disk it is one that was built with
-	// the tag pontoon_faults.
+	// Binary is the product's executable; if the plan needs that, one that was built
+	// with the tag pontoon_faults.
 	Binary string
-	Disk   bool
 	// Plan is what happens; Draw makes one.
 	Plan Plan
 	Seed uint64
@@ -73,7 +72,11 @@ type trafficSet struct {
 // Run lets the plan happen to a fresh cluster. The error is of the run itself;
 // what the product did wrong is for Check to find.
 func Run(ctx context.Context, cfg Config) (h *History, err error) {
-	l, err := lab.New(lab.Config{Binary: cfg.Binary, Topology: lab.TwoLeg, Nodes: 3, Clients: 2, Endpoints: 3, Logger: cfg.Logger})
+	shape := lab.Config{Binary: cfg.Binary, Topology: lab.TwoLeg, Nodes: 3, Clients: 2, Endpoints: 3, Logger: cfg.Logger}
+	if _, disks := cfg.Plan.Needs(); disks {
+		shape.DiskSize = diskSize
+	}
+	l, err := lab.New(shape)
 	if err != nil {
 		return nil, err
 	}
