@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -195,49 +194,5 @@ func sampleLag(ctx context.Context, b *testing.B, n *lab.Node) []float64 {
 		for _, r := range s.Replication {
 			lags = append(lags, r.LagMS)
 		}
-	}
-}
-
-// BenchmarkFailoverBlackout takes the master's power five times under 100
-// connections and reports the longest silence any of them felt each time. One
-// send interval of the clients, 100 ms, is in it.
-func BenchmarkFailoverBlackout(b *testing.B) {
-	l := newCluster(b, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
-	serve(b, l)
-	declare(b, l, "fullnat", false)
-	clients := connect(b, l, 100)
-	for b.Loop() {
-		var felt []time.Duration
-		for range 5 {
-			steady(b, clients)
-			waitSameFlows(b, l.Nodes(), 100)
-			victim := master(b, l, "")
-			w := clients.Window()
-			if err := victim.PowerOff(within(b, 10*time.Second)); err != nil {
-				b.Fatal(err)
-			}
-			master(b, l, victim.Name())
-			w.Mark()
-			if err := w.Wait(within(b, 20*time.Second)); err != nil {
-				b.Fatal(err)
-			}
-			r := w.Result()
-			if r.Survived != r.Connections {
-				b.Fatalf("%+v", r)
-			}
-			felt = append(felt, r.Blackout)
-			if err := victim.PowerOn(within(b, 10*time.Second)); err != nil {
-				b.Fatal(err)
-			}
-			if err := victim.WaitUp(within(b, 10*time.Second)); err != nil {
-				b.Fatal(err)
-			}
-			waitHealthy(b, l)
-		}
-		b.Log(fmt.Sprint(felt))
-		slices.Sort(felt)
-		b.ReportMetric(ms(felt[0]), "ms-min")
-		b.ReportMetric(ms(rank(felt, 50)), "ms-median")
-		b.ReportMetric(ms(felt[len(felt)-1]), "ms-max")
 	}
 }

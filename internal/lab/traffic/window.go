@@ -96,9 +96,14 @@ func (w *Window) Wait(ctx context.Context) error {
 
 // Result sums up the window so far.
 func (w *Window) Result() Result {
-	r := Result{Connections: len(w.conns)}
+	r, _ := w.result()
+	return r
+}
+
+func (w *Window) result() (r Result, gaps []time.Duration) {
+	r.Connections = len(w.conns)
 	now := w.c.now()
-	gaps := make([]time.Duration, 0, len(w.conns))
+	gaps = make([]time.Duration, 0, len(w.conns))
 	reasons := map[string]int{}
 	for _, cc := range w.conns {
 		cc.mu.Lock()
@@ -123,7 +128,7 @@ func (w *Window) Result() Result {
 	slices.Sort(gaps)
 	r.P50, r.P99, r.Blackout = percentile(gaps, 50), percentile(gaps, 99), percentile(gaps, 100)
 	r.Errors = topReasons(reasons)
-	return r
+	return r, gaps
 }
 
 // topReasons puts the most frequent reasons into words.
@@ -145,4 +150,11 @@ func percentile(sorted []time.Duration, p int) time.Duration {
 	}
 	rank := (len(sorted)*p + 99) / 100
 	return sorted[max(0, rank-1)]
+}
+
+// Gaps are the longest times that each connection of the window went without an
+// answer so far, sorted; Result describes them.
+func (w *Window) Gaps() []time.Duration {
+	_, gaps := w.result()
+	return gaps
 }
