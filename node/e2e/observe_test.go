@@ -189,7 +189,9 @@ func holders(l *lab.Lab, addr netip.Addr) ([]string, error) {
 }
 
 // holds names the interface of n that has the address, "" for none.
-func holds(n *lab.Node, addr netip.Addr) (string, error) {
+func holds(n *lab.Node, addr netip.Addr) (string, error) { return hostHolds(n.Host, addr) }
+
+func hostHolds(n *lab.Host, addr netip.Addr) (string, error) {
 	found := ""
 	err := n.Do(func() error {
 		for _, name := range n.Interfaces() {
