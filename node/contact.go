@@ -92,6 +92,14 @@ func (c *contact) fresh(now, lastContact time.Time, applied uint64) bool {
 	return c.confirmed
 }
 
+// stuck says at now whether the leader is heard, and what it said it had committed is not applied here for
+// that long: the log does not get on, for example because the disk does not answer.
+func (c *contact) stuck(now time.Time, after time.Duration) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.pending && now.Sub(c.heard) <= contactLost && now.Sub(c.targetAt) > after
+}
+
 // clock compares Go's clock, which stands still while the machine is suspended,
 // with one that does not. It comes before each call of fresh.
 func (c *contact) clock(now time.Time, sinceBoot time.Duration) {

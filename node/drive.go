@@ -164,8 +164,14 @@ func (d *driver) pass(ctx context.Context) error {
 	if m.reborn.waits(time.Now(), fresh) {
 		fresh = false
 	}
-	s, was := m.store.State(), m.local.get()
+	s := m.store.State()
 	m.setFlowPeers(s)
+	return errors.Join(rerr, d.carryOut(ctx, s, fresh))
+}
+
+// carryOut makes this machine what the state says. fresh says that it may take something up.
+func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
+	m, was := d.m, d.m.local.get()
 	links, lerr := m.links()
 	if lerr != nil && !errors.Is(lerr, host.ErrNoLink) {
 		m.setLocal(localView{addrs: was.addrs, plan: was.plan, problems: []string{brief(lerr)}, holding: was.holding})
@@ -213,7 +219,7 @@ func (d *driver) pass(ctx context.Context) error {
 		v.linksUp = v.linksUp && l.Up
 	}
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
-	err := errors.Join(rerr, lerr, perr, derr, serr, herr, d.noticeDeath(s))
+	err := errors.Join(lerr, perr, derr, serr, herr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
 	} else {
@@ -378,12 +384,6 @@ func (d *driver) holdAddresses(ctx context.Context, s *fsm.State, p plan.Plan, l
 		want[i] = host.Address{Addr: a.Addr, Link: a.Link}
 	}
 	added, removed, err := m.host.SyncAddresses(want, p.Managed)
-	for _, a := range added {
-		m.logger.Info("holding vip", "vip", a.Addr, "link", a.Link)
-	}
-	for _, a := range removed {
-		m.logger.Info("released vip", "vip", a.Addr, "link", a.Link)
-	}
 	adverts := make([]announce.Advert, len(p.Adverts))
 	for i, a := range p.Adverts {
 		adverts[i] = announce.Advert{Addr: a.Addr, Link: a.Link, Epoch: a.Epoch}
@@ -394,6 +394,12 @@ func (d *driver) holdAddresses(ctx context.Context, s *fsm.State, p plan.Plan, l
 		m.l2.Again(why)
 	}
 	d.announced = p.Adverts
+	for _, a := range added { // not before the announcements: clients wait for those
+		m.logger.Info("holding vip", "vip", a.Addr, "link", a.Link)
+	}
+	for _, a := range removed {
+		m.logger.Info("released vip", "vip", a.Addr, "link", a.Link)
+	}
 	return errors.Join(err, aerr)
 }
 

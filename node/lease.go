@@ -25,6 +25,9 @@ const (
 // that a restart is not heard. Where the instances would move sooner (agent_grace) it is that long.
 const restLease = 5 * time.Second
 
+// stuckAfter is the least time without any progress of the log after which a node calls itself not ready.
+const stuckAfter = 2 * time.Second
+
 // leaseTerm is what was last written of the lease, and may be asked from anywhere.
 type leaseTerm struct {
 	mu    sync.Mutex
@@ -100,6 +103,12 @@ func (m *member) leaveLease() error {
 	}
 	length := max(m.cfg.Failover.Lease, min(restLease, m.cfg.AgentGrace))
 	return m.dp.RenewLease(m.contact.vouchedFor(length))
+}
+
+// logStuck says that this node hears the leader and does not learn what is decided. Its lease is over then,
+// and as long as it calls itself ready nobody takes its place.
+func (m *member) logStuck() bool {
+	return m.contact.stuck(time.Now(), max(2*m.cfg.Failover.Lease, stuckAfter))
 }
 
 // leaseLeft is for how long the host may still answer; negative: since when not any more.
@@ -194,7 +203,10 @@ func (m *member) leaseStatus(s *fsm.State, st *web.Status) {
 		return
 	}
 	why := "nothing was heard from a quorum yet"
-	if m.contact.everFresh() {
+	switch {
+	case m.logStuck():
+		why = "what the cluster decides is not written here: look at the disk of " + m.cfg.DataDir
+	case m.contact.everFresh():
 		why = fmt.Sprintf("a quorum was last heard %s ago", (m.cfg.Failover.Lease - left).Round(100*time.Millisecond))
 	}
 	st.Warnings = append(st.Warnings, fmt.Sprintf("the lease has run out (%s): this node answers for none of its VIPs (%d) but those with on_quorum_loss hold (%d); what still reaches it is forwarded",

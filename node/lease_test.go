@@ -109,3 +109,34 @@ func TestVIPsOfThisNodeAreCountedByWhatBecomesOfThem(t *testing.T) {
 		t.Errorf("another node has %d and %d", bound, free)
 	}
 }
+
+func TestLogThatDoesNotGetOnIsNoticed(t *testing.T) {
+	at := func(ms int) time.Time { return t0.Add(time.Duration(ms) * time.Millisecond) }
+	var c contact
+	stuck := func(ms, applied int) bool {
+		c.fresh(at(ms), at(ms), uint64(applied))
+		return c.stuck(at(ms), 2*time.Second)
+	}
+	c.answer(at(0), 10)
+	if stuck(1, 10) || stuck(5000, 10) {
+		t.Fatal("all that was said is applied")
+	}
+	c.answer(at(5000), 11)
+	for ms := 5100; ms < 7000; ms += 100 {
+		if stuck(ms, 10) {
+			t.Fatalf("after %d ms", ms-5000)
+		}
+		c.answer(at(ms), 11) // asked again, which does not begin it anew
+	}
+	if !stuck(7100, 10) {
+		t.Fatal("not noticed")
+	}
+	if stuck(7200, 11) {
+		t.Fatal("stuck although it got on")
+	}
+	c.answer(at(7200), 12)
+	c.fresh(at(7300), at(7300), 11)
+	if c.stuck(at(9900), 2*time.Second) {
+		t.Fatal("who hears nobody is cut off, not stuck")
+	}
+}

@@ -267,7 +267,7 @@ func (m *member) selfReport() report {
 	return report{
 		Reborn: me.Died == m.died.Load() && m.reborn.waits(time.Now(), m.raft.hasQuorum()),
 		Node:   m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
-		Ready: l.ready && m.raft.disk.trouble(time.Now()) == "", LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
+		Ready: l.ready && m.raft.disk.trouble(time.Now()) == "" && !m.logStuck(), LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 		Links: where.links, Control: where.control, Lost: seen.lost, LostLinks: seen.links,
 		Losses: m.detector.losses(time.Now()), ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
 	}

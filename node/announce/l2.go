@@ -40,7 +40,8 @@ type L2Config struct {
 	// A process that was stopped and goes on would otherwise repeat a claim it has
 	// lost meanwhile. While the answer is no, nothing is sent and the fence is asked
 	// again ten times a second; when it opens, the schedule starts from the
-	// beginning. It must not block or call the speaker.
+	// beginning. It must not block or call the speaker, and may be called from several
+	// goroutines.
 	Fence func(Advert) bool
 	// Router is the Router flag of neighbour advertisements (RFC 4861 section 4.4):
 	// whether the links forward IPv6. It must be what the kernel says in its own,

@@ -1,11 +1,14 @@
 package announce
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // link is what the speaker knows about one lane. Guarded by L2.io.
@@ -46,40 +49,77 @@ func (l *L2) pass(now time.Time, look bool) error {
 	due := l.sched.step(now)
 	l.mu.Unlock()
 	var errs []error
-	for _, a := range due {
-		on := laneOf(a.Addr, a.Link)
-		err := failed[on]
-		if err == nil {
-			err = l.say(a, now)
+	for _, o := range l.sayAll(due, failed) {
+		for _, a := range o.fenced {
+			l.fenced.Add(1)
+			l.hold(a, now.Add(fenceRetry))
 		}
-		if err != nil {
-			// The rest of this lane's adverts would fail alike: do not wait for each.
-			failed[on] = err
+		if o.err != nil && failed[o.on] == nil {
+			l.fail(o.on, o.err)
+			o.err = fmt.Errorf("link %s: %w", o.on.link, o.err)
+		}
+		for _, a := range o.unsaid {
 			l.sendErrors.Add(1)
 			l.hold(a, now.Add(sendRetry))
-			errs = append(errs, fmt.Errorf("announce %s: %w", a.Addr, err))
+			errs = append(errs, fmt.Errorf("announce %s: %w", a.Addr, o.err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// say sends the frames of one announcement, if the fence lets it.
-func (l *L2) say(a Advert, now time.Time) error {
-	if l.cfg.Fence != nil && !l.cfg.Fence(a) {
-		l.fenced.Add(1)
-		l.hold(a, now.Add(fenceRetry))
-		return nil
+// outcome is what became of the announcements that were due on one lane.
+type outcome struct {
+	on     lane
+	fenced []Advert
+	unsaid []Advert // because of err
+	err    error
+}
+
+// sayAll makes the announcements, on all lanes at the same time: each waits for its
+// own link only. What failed says beforehand which lanes cannot be used.
+func (l *L2) sayAll(due []Advert, failed map[lane]error) []outcome {
+	byLane := make(map[lane][]Advert)
+	for _, a := range due {
+		on := laneOf(a.Addr, a.Link)
+		byLane[on] = append(byLane[on], a)
 	}
-	on := laneOf(a.Addr, a.Link)
-	k := l.lanes[on]
-	for _, frame := range on.proto.frames(k.state.hw, a.Addr, l.cfg.Router) {
-		if err := k.port.send(frame); err != nil {
-			l.fail(on, err)
-			return fmt.Errorf("link %s: %w", a.Link, err)
+	outcomes := make([]outcome, 0, len(byLane))
+	for on := range byLane {
+		outcomes = append(outcomes, outcome{on: on, err: failed[on]})
+	}
+	var group errgroup.Group
+	for i := range outcomes {
+		o := &outcomes[i]
+		if o.err != nil {
+			o.unsaid = byLane[o.on]
+			continue
 		}
-		l.sent.Add(1)
+		k := l.lanes[o.on]
+		group.Go(func() error { l.say(o, k, byLane[o.on]); return nil })
 	}
-	return nil
+	_ = group.Wait() // what went wrong is in the outcomes
+	slices.SortFunc(outcomes, func(a, b outcome) int {
+		return cmp.Or(cmp.Compare(a.on.link, b.on.link), cmp.Compare(a.on.proto, b.on.proto))
+	})
+	return outcomes
+}
+
+// say sends the frames of the announcements that the fence lets through. After the
+// first that cannot be sent the rest is not tried: it would fail alike.
+func (l *L2) say(o *outcome, k *link, due []Advert) {
+	for i, a := range due {
+		if l.cfg.Fence != nil && !l.cfg.Fence(a) {
+			o.fenced = append(o.fenced, a)
+			continue
+		}
+		for _, frame := range o.on.proto.frames(k.state.hw, a.Addr, l.cfg.Router) {
+			if o.err = k.port.send(frame); o.err != nil {
+				o.unsaid = due[i:]
+				return
+			}
+			l.sent.Add(1)
+		}
+	}
 }
 
 func (l *L2) hold(a Advert, until time.Time) {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/vishvananda/netlink/nl"
 )
 
 // Address is one address on one link, by name.
@@ -51,22 +53,27 @@ func (h *Host) SyncAddresses(want []Address, managed []netip.Addr) (added, remov
 	}
 	h.managed = addressSet(want, managed)
 	remove, add, err := planAddresses(have, names, want, h.managed)
-	errs := []error{err}
-	for _, a := range remove {
-		if err := h.removeAddress(a); err != nil {
+	removed, rerr := h.change(remove, h.removal, removalError)
+	added, aerr := h.change(add, h.addition, additionError)
+	return added, removed, errors.Join(err, rerr, aerr)
+}
+
+// change has the kernel do the same with all the addresses, and returns those with
+// which it was done.
+func (h *Host) change(all []ifaddr, request func(ifaddr) *nl.NetlinkRequest, why func(ifaddr, error) error) (done []Address, err error) {
+	reqs := make([]*nl.NetlinkRequest, len(all))
+	for i, a := range all {
+		reqs[i] = request(a)
+	}
+	var errs []error
+	for i, err := range h.execute(reqs) {
+		if err := why(all[i], err); err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		removed = append(removed, a.address())
+		done = append(done, all[i].address())
 	}
-	for _, a := range add {
-		if err := h.addAddress(a); err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		added = append(added, a.address())
-	}
-	return added, removed, errors.Join(errs...)
+	return done, errors.Join(errs...)
 }
 
 func addressSet(want []Address, managed []netip.Addr) map[netip.Addr]bool {

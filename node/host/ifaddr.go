@@ -120,8 +120,8 @@ func parseIfaddr(b []byte) (ifaddr, bool) {
 	return a, a.addr.IsValid() && a.bits <= a.addr.BitLen()
 }
 
-// addAddress sets a as ours. An address that is there already is no error.
-func (h *Host) addAddress(a ifaddr) error {
+// addition sets a as ours.
+func (h *Host) addition(a ifaddr) *nl.NetlinkRequest {
 	req := h.addressRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, a)
 	// NOPREFIXROUTE: the address brings no route of its own, so that taking it
 	// away takes none away. NODAD: the address moves between machines, and the
@@ -137,7 +137,11 @@ func (h *Host) addAddress(a ifaddr) error {
 	if label := labelFor(a.link); a.addr.Is4() && label != "" {
 		req.AddData(nl.NewRtAttr(unix.IFA_LABEL, nl.ZeroTerminated(label)))
 	}
-	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	return req
+}
+
+// additionError words a refusal. An address that is there already is no error.
+func additionError(a ifaddr, err error) error {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add address %s to %s: %w%s", a.prefix(), a.link, err, a.hint(err))
 	}
@@ -169,9 +173,11 @@ func deprecatedForever() []byte {
 	return append(b, make([]byte, 8)...) // when made and changed: the kernel's to say
 }
 
-// removeAddress takes a away. An address that is gone already is no error.
-func (h *Host) removeAddress(a ifaddr) error {
-	_, err := h.addressRequest(unix.RTM_DELADDR, 0, a).Execute(unix.NETLINK_ROUTE, 0)
+// removal takes a away.
+func (h *Host) removal(a ifaddr) *nl.NetlinkRequest { return h.addressRequest(unix.RTM_DELADDR, 0, a) }
+
+// removalError words a refusal. An address that is gone already is no error.
+func removalError(a ifaddr, err error) error {
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 		return fmt.Errorf("remove address %s from %s: %w", a.prefix(), a.link, err)
 	}
