@@ -21,14 +21,14 @@ var (
 
 const (
 	leaseLength = time.Second            // the default
-	leaseMargin = 150 * time.Millisecond // for the asker; the lease itself is the kernel's
+	leaseMargin = 150 * time.Millisecond // for the inquirer; the lease itself is the kernel's
 )
 
 // heldVIP is one that is claimed also without a quorum.
 var heldVIP = netip.MustParseAddr("192.168.80.222")
 
 // leaseCluster is a cluster whose service has VIPs of both families, and one that is to be held.
-func leaseCluster(t *testing.T, args ...string) (*lab.Lab, *asker) {
+func leaseCluster(t *testing.T, args ...string) (*lab.Lab, *inquirer) {
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: args})
 	serve(t, l)
 	cli(t, l.Nodes()[0], "vip", "create", lab.ServiceVIP6().String())

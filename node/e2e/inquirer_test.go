@@ -14,13 +14,13 @@ import (
 	"pontoon/internal/lab"
 )
 
-// askEvery is the pace at which an asker asks for each address.
+// askEvery is the pace at which an inquirer asks for each address.
 const askEvery = 10 * time.Millisecond
 
-// asker asks a segment again and again who has some addresses, as a client does
+// inquirer asks a segment again and again who has some addresses, as a client does
 // that has never heard of them, and notes who answers when. It speaks ARP and
 // neighbour discovery by itself, so nothing is ever taken from a cache.
-type asker struct {
+type inquirer struct {
 	fd      int
 	mac     net.HardwareAddr
 	own     map[bool]netip.Addr // whether it is IPv6: where it asks from
@@ -37,10 +37,10 @@ type answer struct {
 	mac string
 }
 
-// ask starts an asker on a host.
-func ask(t testing.TB, h *lab.Host, targets ...netip.Addr) *asker {
+// ask starts an inquirer on a host.
+func ask(t testing.TB, h *lab.Host, targets ...netip.Addr) *inquirer {
 	t.Helper()
-	a := &asker{mac: h.MACs()[0], own: map[bool]netip.Addr{false: h.Addr(), true: h.Addr6()}, targets: targets}
+	a := &inquirer{mac: h.MACs()[0], own: map[bool]netip.Addr{false: h.Addr(), true: h.Addr6()}, targets: targets}
 	err := h.Do(func() (err error) {
 		dev, err := net.InterfaceByName(h.Interfaces()[0])
 		if err != nil {
@@ -58,14 +58,14 @@ func ask(t testing.TB, h *lab.Host, targets ...netip.Addr) *asker {
 	if err := unix.SetsockoptTimeval(a.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}); err != nil {
 		t.Fatal(err)
 	}
-	background(t, "asker", a.askOn)
-	background(t, "asker's ear", a.listen)
+	background(t, "inquirer", a.askOn)
+	background(t, "inquirer's ear", a.listen)
 	return a
 }
 
 func networkOrder(v uint16) uint16 { return v<<8 | v>>8 }
 
-func (a *asker) askOn(ctx context.Context) error {
+func (a *inquirer) askOn(ctx context.Context) error {
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
 	for {
@@ -86,7 +86,7 @@ func (a *asker) askOn(ctx context.Context) error {
 	}
 }
 
-func (a *asker) request(vip netip.Addr) []byte {
+func (a *inquirer) request(vip netip.Addr) []byte {
 	f := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, a.mac...)
 	f = append(append(f, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1), a.mac...)
 	f = append(append(f, a.own[false].AsSlice()...), make([]byte, 6)...)
@@ -94,7 +94,7 @@ func (a *asker) request(vip netip.Addr) []byte {
 }
 
 // solicitation is RFC 4861, 4.3, to the group of the address.
-func (a *asker) solicitation(vip netip.Addr) []byte {
+func (a *inquirer) solicitation(vip netip.Addr) []byte {
 	last := vip.As16()
 	group := netip.MustParseAddr("ff02::1:ff00:0").As16()
 	copy(group[13:], last[13:])
@@ -115,7 +115,7 @@ func (a *asker) solicitation(vip netip.Addr) []byte {
 	return append(f, message...)
 }
 
-func (a *asker) listen(ctx context.Context) error {
+func (a *inquirer) listen(ctx context.Context) error {
 	buf := make([]byte, 2048)
 	for ctx.Err() == nil {
 		n, _, err := unix.Recvfrom(a.fd, buf, 0)
@@ -132,7 +132,7 @@ func (a *asker) listen(ctx context.Context) error {
 }
 
 // parse reads an answer to this host: what is said to all is an announcement.
-func (a *asker) parse(f []byte) (answer, bool) {
+func (a *inquirer) parse(f []byte) (answer, bool) {
 	if len(f) < 42 || !slices.Equal(f[:6], a.mac) {
 		return answer{}, false
 	}
@@ -147,7 +147,7 @@ func (a *asker) parse(f []byte) (answer, bool) {
 }
 
 // since returns the answers for vip by a node from a moment on.
-func (a *asker) since(from time.Time, vip netip.Addr, by *lab.Node) []answer {
+func (a *inquirer) since(from time.Time, vip netip.Addr, by *lab.Node) []answer {
 	macs := map[string]bool{}
 	for _, m := range by.MACs() {
 		macs[m.String()] = true
@@ -164,7 +164,7 @@ func (a *asker) since(from time.Time, vip netip.Addr, by *lab.Node) []answer {
 }
 
 // waitAnswer waits until a node answers for vip.
-func (a *asker) waitAnswer(t testing.TB, d time.Duration, vip netip.Addr, by *lab.Node) {
+func (a *inquirer) waitAnswer(t testing.TB, d time.Duration, vip netip.Addr, by *lab.Node) {
 	t.Helper()
 	from := time.Now()
 	eventually(t, d, by.Name()+" to answer for "+vip.String(), func(context.Context) error {
@@ -177,7 +177,7 @@ func (a *asker) waitAnswer(t testing.TB, d time.Duration, vip netip.Addr, by *la
 
 // silentAfter says how long after from a node answered for vip last. It waits until nothing has come for
 // as long as the quiet.
-func (a *asker) silentAfter(t testing.TB, from time.Time, quiet time.Duration, vip netip.Addr, by *lab.Node) time.Duration {
+func (a *inquirer) silentAfter(t testing.TB, from time.Time, quiet time.Duration, vip netip.Addr, by *lab.Node) time.Duration {
 	t.Helper()
 	last := time.Duration(0)
 	eventually(t, 20*time.Second, by.Name()+" to fall silent about "+vip.String(), func(context.Context) error {
@@ -193,7 +193,7 @@ func (a *asker) silentAfter(t testing.TB, from time.Time, quiet time.Duration, v
 }
 
 // longest is the longest time between two answers for vip from a moment until now, whoever gives them.
-func (a *asker) longest(from time.Time, vip netip.Addr) time.Duration {
+func (a *inquirer) longest(from time.Time, vip netip.Addr) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	last, most := from, time.Duration(0)
