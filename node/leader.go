@@ -86,11 +86,13 @@ func (m *member) lead(ctx context.Context) error {
 	g.SetLimit(fsm.MaxSlots * 2)
 	answers := make(chan hostAnswer, fsm.MaxSlots*2)
 	j := newJudge(m.cfg.AgentGrace, m.gossip.silentSince(), time.Now())
+	p := newPreference(time.Now())
 	tick := time.NewTicker(leaderTick)
 	defer tick.Stop()
 	for {
 		changed := m.store.Changed()
 		j = m.dutyRound(ctx, g, answers, j)
+		p = m.preferOther(m.store.State(), p)
 		select {
 		case <-ctx.Done():
 			return g.Wait()
