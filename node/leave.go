@@ -88,7 +88,9 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 // handOver drains this node and waits until nobody depends on it: another
 // node is master of its instances, if there is one that can be.
 func (m *member) handOver(ctx context.Context, self fsm.NodeID, progress func(string)) error {
-	m.waitSuccessor(ctx, self, progress)
+	if err := m.waitSuccessor(ctx, self, progress); err != nil {
+		return err
+	}
 	if _, err := m.Propose(ctx, fsm.DrainNode{Node: self, Draining: true}); err != nil {
 		return fmt.Errorf("drain: %w", err)
 	}
@@ -112,24 +114,25 @@ func (m *member) handOver(ctx context.Context, self fsm.NodeID, progress func(st
 	}
 }
 
-// waitSuccessor waits a while for another node to hold all flows: draining
-// before that would hand connections to a node that does not know them.
-func (m *member) waitSuccessor(ctx context.Context, self fsm.NodeID, progress func(string)) {
+// waitSuccessor waits until another node holds all flows: draining before that
+// would hand connections to a node that does not know them. It says what it waits
+// for, and in the end what was in the way.
+func (m *member) waitSuccessor(ctx context.Context, self fsm.NodeID, progress func(string)) error {
 	ctx, cancel := context.WithTimeout(ctx, handOverTimeout)
 	defer cancel()
-	for told := false; m.stillMasterOf(self) != ""; told = true {
+	for told := ""; ; {
 		changed := m.store.Changed()
-		for _, n := range m.store.State().Nodes() {
-			if n.Name != self && n.Role == fsm.RoleLB && n.Alive && n.Ready && n.LinksUp && n.InSync && !n.Draining {
-				return
-			}
+		err := m.store.State().HandOver(self)
+		if err == nil {
+			return nil
 		}
-		if !told {
-			progress("waiting for another node to be in sync")
+		if err.Error() != told {
+			told = err.Error()
+			progress("waiting: " + told)
 		}
 		select {
 		case <-ctx.Done():
-			return // handOver says what is in the way
+			return fmt.Errorf("not handed over within %s: %w", handOverTimeout, err)
 		case <-changed:
 		}
 	}

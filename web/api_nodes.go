@@ -47,8 +47,18 @@ func (s *server) nodeRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodPost, path: "/v1/nodes/{name}/drain", id: "drain-node", tag: "nodes",
-		summary: "Ask a node to own nothing", text: "Its instances move to others; it stays a member and goes on voting.",
-	}, func(ctx context.Context, in *nodePath) (*written, error) {
+		summary: "Ask a node to own nothing", text: "Its instances move to others; it stays a member and goes on voting. " +
+			"Refused (conflict) while no other node holds all of its connections: ask again, or force it.",
+	}, func(ctx context.Context, in *struct {
+		Name  string `path:"name" doc:"Name of the node."`
+		Force bool   `query:"force" doc:"Also when connections are lost by it."`
+	},
+	) (*written, error) {
+		if !in.Force {
+			if err := s.Backend.State().HandOver(fsm.NodeID(in.Name)); err != nil {
+				return nil, err
+			}
+		}
 		return s.propose(ctx, fsm.DrainNode{Node: fsm.NodeID(in.Name), Draining: true})
 	})
 	handle(s, op{

@@ -29,7 +29,7 @@ var contractCommands = map[string][]string{
 	"events":          {"follow", "output", "since"},
 	"node list":       {"output"},
 	"node show":       {"output"},
-	"node drain":      {},
+	"node drain":      {"force", "timeout"},
 	"node resume":     {},
 	"node remove":     {"force"},
 	"instance list":   {"output"},

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -30,15 +33,7 @@ func newNodeCmd(a *app) *cobra.Command {
 			Example: "  pontoon node show lb1",
 			Args:    wantArgs("NAME"),
 		}, name, drawNode),
-		a.changes(&cobra.Command{
-			Use:   "drain NAME",
-			Short: "Take all instances off a node",
-			Long: `Take all instances off a node and give it none until it is resumed, for
-maintenance. Its connections go on through the node that takes over.`,
-			Example: "  pontoon node drain lb1",
-			Args:    wantArgs("NAME"),
-		}, http.MethodPost, func(args []string) string { return name(args) + "/drain" },
-			func(args []string) string { return args[0] + " is drained: it owns no instance another node can own" }),
+		newNodeDrainCmd(a, name),
 		a.changes(&cobra.Command{
 			Use:     "resume NAME",
 			Short:   "End the draining of a node",
@@ -55,6 +50,63 @@ maintenance. Its connections go on through the node that takes over.`,
 		}
 	}
 	return cmd
+}
+
+// drainRetry is the pace of asking again while a node cannot be drained.
+const drainRetry = 500 * time.Millisecond
+
+func newNodeDrainCmd(a *app, name func([]string) string) *cobra.Command {
+	var (
+		force   bool
+		timeout time.Duration
+	)
+	cmd := &cobra.Command{
+		Use:   "drain NAME",
+		Short: "Take all instances off a node",
+		Long: `Take all instances off a node and give it none until it is resumed, for
+maintenance. Its connections go on through the node that takes over.
+
+While no other node holds all of its connections it waits for one, says what is in
+the way, and gives up after --timeout with nothing changed. With --force it does
+not wait, and connections may be lost.`,
+		Example: "  pontoon node drain lb1",
+		Args:    wantArgs("NAME"),
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.drain(cmd, name(args), args[0], force, timeout)
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "drain also when connections are lost by it")
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait for a node that holds all connections")
+	return cmd
+}
+
+// drain asks until the node is drained.
+func (a *app) drain(cmd *cobra.Command, path, node string, force bool, timeout time.Duration) error {
+	path += "/drain"
+	if force {
+		path += "?force=true"
+	}
+	deadline := time.NewTimer(timeout)
+	defer deadline.Stop()
+	again := time.NewTicker(drainRetry)
+	defer again.Stop()
+	for told := ""; ; {
+		err := a.write(cmd, http.MethodPost, path, nil, node+" is drained: it owns no instance another node can own")
+		if !errors.Is(err, fsm.ErrNotEligible) {
+			return err
+		}
+		if text := err.Error(); text != told {
+			told = text
+			a.notef("pontoon: waiting: %s\n", text)
+		}
+		select {
+		case <-cmd.Context().Done():
+			return context.Cause(cmd.Context())
+		case <-deadline.C:
+			return fmt.Errorf("not drained within %s, nothing is changed (--force drains all the same): %w", timeout, err)
+		case <-again.C:
+		}
+	}
 }
 
 func newNodeRemoveCmd(a *app, name func([]string) string) *cobra.Command {

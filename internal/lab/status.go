@@ -19,6 +19,7 @@ type Status struct {
 	Cluster struct {
 		ID      string `json:"id"`
 		Leader  string `json:"leader"`
+		Term    uint64 `json:"term"`
 		Applied uint64 `json:"applied"`
 		Quorum  bool   `json:"quorum"`
 	} `json:"cluster"`
