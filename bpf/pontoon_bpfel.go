@@ -139,6 +139,7 @@ const (
 	pontoonCounterCOUNTER_ECHOED         pontoonCounter = 55
 	pontoonCounterCOUNTER_HALF_EVICTED   pontoonCounter = 56
 	pontoonCounterCOUNTER_HALF_UNTOLD    pontoonCounter = 57
+	pontoonCounterCOUNTER_BROUGHT_BACK   pontoonCounter = 58
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
@@ -393,6 +394,14 @@ const (
 	pontoonPacketFlagPACKET_F_MALFORMED   pontoonPacketFlag = 64
 )
 
+type pontoonPredecessor struct {
+	_     structs.HostLayout
+	Until uint64
+	Dmac  [6]uint8
+	Smac  [6]uint8
+	Pad   uint32
+}
+
 type pontoonRange struct {
 	_         structs.HostLayout
 	FirstPort uint16
@@ -507,7 +516,8 @@ const (
 	pontoonTailTAIL_XLAT_ICMP pontoonTail = 6
 	pontoonTailTAIL_NEW       pontoonTail = 7
 	pontoonTailTAIL_GATE      pontoonTail = 8
-	pontoonTailTAIL_MAX       pontoonTail = 9
+	pontoonTailTAIL_BACK      pontoonTail = 9
+	pontoonTailTAIL_MAX       pontoonTail = 10
 )
 
 type pontoonTrace struct {
@@ -678,6 +688,7 @@ const (
 	pontoonMapHalfOpen         = "half_open"
 	pontoonMapLeases           = "leases"
 	pontoonMapNextHops         = "next_hops"
+	pontoonMapPredecessors     = "predecessors"
 	pontoonMapRanges           = "ranges"
 	pontoonMapScratch          = "scratch"
 	pontoonMapSearches         = "searches"
@@ -696,6 +707,7 @@ const (
 	pontoonMapWorkspaces       = "workspaces"
 	pontoonMapXdpTails         = "xdp_tails"
 	pontoonProgPontoonAnswer   = "pontoon_answer"
+	pontoonProgPontoonBack     = "pontoon_back"
 	pontoonProgPontoonClock    = "pontoon_clock"
 	pontoonProgPontoonDoom     = "pontoon_doom"
 	pontoonProgPontoonEnter    = "pontoon_enter"
@@ -774,6 +786,7 @@ type pontoonSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonProgramSpecs struct {
 	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
+	PontoonBack     *ebpf.ProgramSpec `ebpf:"pontoon_back"`
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.ProgramSpec `ebpf:"pontoon_enter"`
@@ -797,40 +810,41 @@ type pontoonProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonMapSpecs struct {
-	Active      *ebpf.MapSpec `ebpf:"active"`
-	Affinities  *ebpf.MapSpec `ebpf:"affinities"`
-	Arrivals    *ebpf.MapSpec `ebpf:"arrivals"`
-	Bindings    *ebpf.MapSpec `ebpf:"bindings"`
-	Chunks      *ebpf.MapSpec `ebpf:"chunks"`
-	Clocks      *ebpf.MapSpec `ebpf:"clocks"`
-	Control     *ebpf.MapSpec `ebpf:"control"`
-	Counters    *ebpf.MapSpec `ebpf:"counters"`
-	Endpoints   *ebpf.MapSpec `ebpf:"endpoints"`
-	Events      *ebpf.MapSpec `ebpf:"events"`
-	Finds       *ebpf.MapSpec `ebpf:"finds"`
-	Flows       *ebpf.MapSpec `ebpf:"flows"`
-	Former      *ebpf.MapSpec `ebpf:"former"`
-	Fragments   *ebpf.MapSpec `ebpf:"fragments"`
-	HalfOpen    *ebpf.MapSpec `ebpf:"half_open"`
-	Leases      *ebpf.MapSpec `ebpf:"leases"`
-	NextHops    *ebpf.MapSpec `ebpf:"next_hops"`
-	Ranges      *ebpf.MapSpec `ebpf:"ranges"`
-	Scratch     *ebpf.MapSpec `ebpf:"scratch"`
-	Searches    *ebpf.MapSpec `ebpf:"searches"`
-	Selection   *ebpf.MapSpec `ebpf:"selection"`
-	Services    *ebpf.MapSpec `ebpf:"services"`
-	Sources     *ebpf.MapSpec `ebpf:"sources"`
-	Stations    *ebpf.MapSpec `ebpf:"stations"`
-	SynMarks    *ebpf.MapSpec `ebpf:"syn_marks"`
-	Tails       *ebpf.MapSpec `ebpf:"tails"`
-	Terms       *ebpf.MapSpec `ebpf:"terms"`
-	TraceBuffer *ebpf.MapSpec `ebpf:"trace_buffer"`
-	Traces      *ebpf.MapSpec `ebpf:"traces"`
-	Traffic     *ebpf.MapSpec `ebpf:"traffic"`
-	Vips        *ebpf.MapSpec `ebpf:"vips"`
-	Work        *ebpf.MapSpec `ebpf:"work"`
-	Workspaces  *ebpf.MapSpec `ebpf:"workspaces"`
-	XdpTails    *ebpf.MapSpec `ebpf:"xdp_tails"`
+	Active       *ebpf.MapSpec `ebpf:"active"`
+	Affinities   *ebpf.MapSpec `ebpf:"affinities"`
+	Arrivals     *ebpf.MapSpec `ebpf:"arrivals"`
+	Bindings     *ebpf.MapSpec `ebpf:"bindings"`
+	Chunks       *ebpf.MapSpec `ebpf:"chunks"`
+	Clocks       *ebpf.MapSpec `ebpf:"clocks"`
+	Control      *ebpf.MapSpec `ebpf:"control"`
+	Counters     *ebpf.MapSpec `ebpf:"counters"`
+	Endpoints    *ebpf.MapSpec `ebpf:"endpoints"`
+	Events       *ebpf.MapSpec `ebpf:"events"`
+	Finds        *ebpf.MapSpec `ebpf:"finds"`
+	Flows        *ebpf.MapSpec `ebpf:"flows"`
+	Former       *ebpf.MapSpec `ebpf:"former"`
+	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
+	HalfOpen     *ebpf.MapSpec `ebpf:"half_open"`
+	Leases       *ebpf.MapSpec `ebpf:"leases"`
+	NextHops     *ebpf.MapSpec `ebpf:"next_hops"`
+	Predecessors *ebpf.MapSpec `ebpf:"predecessors"`
+	Ranges       *ebpf.MapSpec `ebpf:"ranges"`
+	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
+	Searches     *ebpf.MapSpec `ebpf:"searches"`
+	Selection    *ebpf.MapSpec `ebpf:"selection"`
+	Services     *ebpf.MapSpec `ebpf:"services"`
+	Sources      *ebpf.MapSpec `ebpf:"sources"`
+	Stations     *ebpf.MapSpec `ebpf:"stations"`
+	SynMarks     *ebpf.MapSpec `ebpf:"syn_marks"`
+	Tails        *ebpf.MapSpec `ebpf:"tails"`
+	Terms        *ebpf.MapSpec `ebpf:"terms"`
+	TraceBuffer  *ebpf.MapSpec `ebpf:"trace_buffer"`
+	Traces       *ebpf.MapSpec `ebpf:"traces"`
+	Traffic      *ebpf.MapSpec `ebpf:"traffic"`
+	Vips         *ebpf.MapSpec `ebpf:"vips"`
+	Work         *ebpf.MapSpec `ebpf:"work"`
+	Workspaces   *ebpf.MapSpec `ebpf:"workspaces"`
+	XdpTails     *ebpf.MapSpec `ebpf:"xdp_tails"`
 }
 
 // pontoonVariableSpecs contains global variables before they are loaded into the kernel.
@@ -875,40 +889,41 @@ func (o *pontoonObjects) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonMaps struct {
-	Active      *ebpf.Map `ebpf:"active"`
-	Affinities  *ebpf.Map `ebpf:"affinities"`
-	Arrivals    *ebpf.Map `ebpf:"arrivals"`
-	Bindings    *ebpf.Map `ebpf:"bindings"`
-	Chunks      *ebpf.Map `ebpf:"chunks"`
-	Clocks      *ebpf.Map `ebpf:"clocks"`
-	Control     *ebpf.Map `ebpf:"control"`
-	Counters    *ebpf.Map `ebpf:"counters"`
-	Endpoints   *ebpf.Map `ebpf:"endpoints"`
-	Events      *ebpf.Map `ebpf:"events"`
-	Finds       *ebpf.Map `ebpf:"finds"`
-	Flows       *ebpf.Map `ebpf:"flows"`
-	Former      *ebpf.Map `ebpf:"former"`
-	Fragments   *ebpf.Map `ebpf:"fragments"`
-	HalfOpen    *ebpf.Map `ebpf:"half_open"`
-	Leases      *ebpf.Map `ebpf:"leases"`
-	NextHops    *ebpf.Map `ebpf:"next_hops"`
-	Ranges      *ebpf.Map `ebpf:"ranges"`
-	Scratch     *ebpf.Map `ebpf:"scratch"`
-	Searches    *ebpf.Map `ebpf:"searches"`
-	Selection   *ebpf.Map `ebpf:"selection"`
-	Services    *ebpf.Map `ebpf:"services"`
-	Sources     *ebpf.Map `ebpf:"sources"`
-	Stations    *ebpf.Map `ebpf:"stations"`
-	SynMarks    *ebpf.Map `ebpf:"syn_marks"`
-	Tails       *ebpf.Map `ebpf:"tails"`
-	Terms       *ebpf.Map `ebpf:"terms"`
-	TraceBuffer *ebpf.Map `ebpf:"trace_buffer"`
-	Traces      *ebpf.Map `ebpf:"traces"`
-	Traffic     *ebpf.Map `ebpf:"traffic"`
-	Vips        *ebpf.Map `ebpf:"vips"`
-	Work        *ebpf.Map `ebpf:"work"`
-	Workspaces  *ebpf.Map `ebpf:"workspaces"`
-	XdpTails    *ebpf.Map `ebpf:"xdp_tails"`
+	Active       *ebpf.Map `ebpf:"active"`
+	Affinities   *ebpf.Map `ebpf:"affinities"`
+	Arrivals     *ebpf.Map `ebpf:"arrivals"`
+	Bindings     *ebpf.Map `ebpf:"bindings"`
+	Chunks       *ebpf.Map `ebpf:"chunks"`
+	Clocks       *ebpf.Map `ebpf:"clocks"`
+	Control      *ebpf.Map `ebpf:"control"`
+	Counters     *ebpf.Map `ebpf:"counters"`
+	Endpoints    *ebpf.Map `ebpf:"endpoints"`
+	Events       *ebpf.Map `ebpf:"events"`
+	Finds        *ebpf.Map `ebpf:"finds"`
+	Flows        *ebpf.Map `ebpf:"flows"`
+	Former       *ebpf.Map `ebpf:"former"`
+	Fragments    *ebpf.Map `ebpf:"fragments"`
+	HalfOpen     *ebpf.Map `ebpf:"half_open"`
+	Leases       *ebpf.Map `ebpf:"leases"`
+	NextHops     *ebpf.Map `ebpf:"next_hops"`
+	Predecessors *ebpf.Map `ebpf:"predecessors"`
+	Ranges       *ebpf.Map `ebpf:"ranges"`
+	Scratch      *ebpf.Map `ebpf:"scratch"`
+	Searches     *ebpf.Map `ebpf:"searches"`
+	Selection    *ebpf.Map `ebpf:"selection"`
+	Services     *ebpf.Map `ebpf:"services"`
+	Sources      *ebpf.Map `ebpf:"sources"`
+	Stations     *ebpf.Map `ebpf:"stations"`
+	SynMarks     *ebpf.Map `ebpf:"syn_marks"`
+	Tails        *ebpf.Map `ebpf:"tails"`
+	Terms        *ebpf.Map `ebpf:"terms"`
+	TraceBuffer  *ebpf.Map `ebpf:"trace_buffer"`
+	Traces       *ebpf.Map `ebpf:"traces"`
+	Traffic      *ebpf.Map `ebpf:"traffic"`
+	Vips         *ebpf.Map `ebpf:"vips"`
+	Work         *ebpf.Map `ebpf:"work"`
+	Workspaces   *ebpf.Map `ebpf:"workspaces"`
+	XdpTails     *ebpf.Map `ebpf:"xdp_tails"`
 }
 
 func (m *pontoonMaps) Close() error {
@@ -930,6 +945,7 @@ func (m *pontoonMaps) Close() error {
 		m.HalfOpen,
 		m.Leases,
 		m.NextHops,
+		m.Predecessors,
 		m.Ranges,
 		m.Scratch,
 		m.Searches,
@@ -977,6 +993,7 @@ type pontoonVariables struct {
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonPrograms struct {
 	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
+	PontoonBack     *ebpf.Program `ebpf:"pontoon_back"`
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.Program `ebpf:"pontoon_enter"`
@@ -999,6 +1016,7 @@ type pontoonPrograms struct {
 func (p *pontoonPrograms) Close() error {
 	return _PontoonClose(
 		p.PontoonAnswer,
+		p.PontoonBack,
 		p.PontoonClock,
 		p.PontoonDoom,
 		p.PontoonEnter,

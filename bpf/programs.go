@@ -23,6 +23,7 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_TUNNEL:    pontoonProgPontoonTunnel,
 	pontoonTailTAIL_ICMP:      pontoonProgPontoonIcmp,
 	pontoonTailTAIL_GATE:      pontoonProgPontoonGate,
+	pontoonTailTAIL_BACK:      pontoonProgPontoonBack,
 }
 
 // xdpTailPrograms are those of the XDP hook.
@@ -160,6 +161,7 @@ func (m *pontoonMaps) take(by map[string]*ebpf.Map) {
 	m.HalfOpen = by[pontoonMapHalfOpen]
 	m.Leases = by[pontoonMapLeases]
 	m.NextHops = by[pontoonMapNextHops]
+	m.Predecessors = by[pontoonMapPredecessors]
 	m.Ranges = by[pontoonMapRanges]
 	m.Selection = by[pontoonMapSelection]
 	m.Services = by[pontoonMapServices]

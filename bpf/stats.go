@@ -117,6 +117,7 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_INSERT_FAILED:  "insert_failed",
 	pontoonCounterCOUNTER_NEXT_HOP_MISS:  "next_hop_miss",
 	pontoonCounterCOUNTER_NEIGHBOUR_MISS: "neighbour_miss",
+	pontoonCounterCOUNTER_BROUGHT_BACK:   "brought_back",
 	pontoonCounterCOUNTER_ECHO:           "echo",
 }
 

@@ -77,6 +77,7 @@ func TestXDPPassesThePacketTestsOfTC(t *testing.T) {
 		"maglev":                  TestMaglevNamesTheSameEndpointOnEveryNode,
 		"VLAN":                    TestTagInTheFrameIsCarriedThrough,
 		"leases":                  TestHostAnswersForAVIPOnlyByItsLease,
+		"predecessors":            TestPacketsOfUnknownConnectionsAreBroughtToThePredecessor,
 		"options":                 TestOptionsAndExtensionHeadersAreCarriedThrough,
 		"malformed":               TestMalformedPacketsAreDroppedWhenForAVIP,
 		"header checksum":         TestWrongHeaderChecksumIsMalformed,

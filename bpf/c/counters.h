@@ -57,6 +57,7 @@ enum counter {
 	COUNTER_ECHOED = 55,            /* neighbours' probes sent back */
 	COUNTER_HALF_EVICTED = 56,      /* half-open entries that gave way to newer ones */
 	COUNTER_HALF_UNTOLD = 57,       /* half-open connections kept from the ring: it was filling up */
+	COUNTER_BROUGHT_BACK = 58,      /* packets of unknown connections brought to the master before */
 	COUNTER_MAX = 64,
 };
 

@@ -371,6 +371,16 @@ struct lease_term {
 	__u64 until; /* nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps */
 };
 
+/* By interface: the node that was master before this one, and until when packets of connections that
+ * nobody knows here are brought to it. */
+struct predecessor {
+	__u64 until; /* nanoseconds of CLOCK_BOOTTIME */
+	__u8 dmac[6], smac[6];
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct predecessor) == 24, "predecessor");
+
 struct control_block {
 	__u32 generation; /* of the next-hop cache */
 	__u32 half_seed;  /* of the half-open table's hash; for the next who opens the maps */

@@ -30,7 +30,8 @@ enum tail {
 	TAIL_XLAT_ICMP = 6, /* ICMP errors about flows of NAT64 and NAT46 */
 	TAIL_NEW = 7,       /* to a VIP, by an entry neither in flows nor in half_open */
 	TAIL_GATE = 8,      /* who has this address: ARP requests, neighbour solicitations */
-	TAIL_MAX = 9,
+	TAIL_BACK = 9,      /* of a connection that is not known here, after a planned move */
+	TAIL_MAX = 10,
 };
 
 /* What TAIL_ANSWER is to say; in skb->cb[0], with a number in cb[1]. */

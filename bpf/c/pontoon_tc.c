@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
+#include "tc_back.h"
 #include "tc_echo.h"
 #include "tc_gate.h"
 #include "tc_icmp.h"
@@ -171,6 +172,10 @@ static __always_inline int slow(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	f = find_slow(p, &verdict);
+	if (!f && goes_on(p, verdict) && predecessor_on(skb->ifindex)) {
+		skb->cb[0] = verdict;
+		bpf_tail_call(skb, &tails, TAIL_BACK);
+	}
 	return tc_conclude(skb, p, f, verdict);
 }
 
@@ -190,6 +195,25 @@ static __always_inline int new(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	f = find_new(p, &verdict);
 	return tc_conclude(skb, p, f, verdict);
+}
+
+static __always_inline int back(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	int verdict = skb->cb[0], action;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	action = tc_back(skb, p, verdict);
+	if (action >= 0)
+		return action;
+	return verdict == V_PASS ? TC_ACT_UNSPEC : tc_jump(skb, TAIL_NEW);
+}
+
+SEC("tc")
+int pontoon_back(struct __sk_buff *skb)
+{
+	return tc_done(skb, back(skb));
 }
 
 SEC("tc")

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "tc_trace.h"
+#include "back.h"
 #include "xdp_forward.h"
 
 /* Returns XDP_PASS for what is not ours or not plain. */
@@ -68,6 +69,8 @@ int pontoon_xdp_slow(struct xdp_md *ctx)
 	if (get_active(0) >= cfg_max_flows)
 		return xdp_leave_unseen(p);
 	f = find_slow(p, &verdict);
+	if (!f && goes_on(p, verdict) && predecessor_on(ctx->ingress_ifindex))
+		return xdp_leave(); /* TC brings it there */
 	if (verdict == V_NEW) {
 		bpf_tail_call(ctx, &xdp_tails, TAIL_NEW);
 		return XDP_PASS;

@@ -1,0 +1,42 @@
+package bpf
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/cilium/ebpf"
+)
+
+// Predecessor is the node that was master of something before this one, and lives.
+type Predecessor struct {
+	MAC   net.HardwareAddr // where it is on the interface
+	Own   net.HardwareAddr // this node's on it
+	Until time.Duration    // by Boottime, how long it is asked
+}
+
+// SetPredecessor has TCP packets that come in on an interface, and belong to a
+// connection that is not known here, brought to the predecessor until its time is
+// over: after a planned move that is where connections are still being opened. Its
+// zero value takes it back. Packets go on one hop older, and come back from nowhere
+// else than the connection's other end.
+func (d *Dataplane) SetPredecessor(ifindex int, p Predecessor) error {
+	key := uint32(ifindex)
+	if p.Until == 0 {
+		if err := d.maps.Predecessors.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget the predecessor on interface %d: %w", ifindex, err)
+		}
+		return nil
+	}
+	if len(p.MAC) != 6 || len(p.Own) != 6 {
+		return fmt.Errorf("set the predecessor on interface %d: want addresses of Ethernet", ifindex)
+	}
+	v := pontoonPredecessor{Until: uint64(p.Until)}
+	copy(v.Dmac[:], p.MAC)
+	copy(v.Smac[:], p.Own)
+	if err := d.maps.Predecessors.Put(key, v); err != nil {
+		return fmt.Errorf("set the predecessor on interface %d: %w", ifindex, err)
+	}
+	return nil
+}
