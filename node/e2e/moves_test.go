@@ -45,8 +45,8 @@ func (s *slowDials) count() int {
 	return len(s.slow)
 }
 
-// pings is a UDP sender whose every datagram is to be answered.
-type pings struct {
+// movePings is a UDP sender whose every datagram is to be answered.
+type movePings struct {
 	c  *net.UDPConn
 	to netip.AddrPort
 
@@ -55,15 +55,15 @@ type pings struct {
 	answered []bool
 }
 
-// startPings sends one every millisecond from a port of its own.
-func startPings(t testing.TB, l *lab.Lab) *pings {
+// startMovePings sends one every millisecond from a port of its own.
+func startMovePings(t testing.TB, l *lab.Lab) *movePings {
 	t.Helper()
 	client := l.Clients()[0]
 	c, err := client.ListenUDP(netip.AddrPortFrom(client.Addr(), 30000))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pings{c: c, to: netip.AddrPortFrom(lab.ServiceVIP(), udpPort)}
+	p := &movePings{c: c, to: netip.AddrPortFrom(lab.ServiceVIP(), udpPort)}
 	background(t, "pings", p.send)
 	background(t, "answers", func(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { c.Close() })
@@ -74,7 +74,7 @@ func startPings(t testing.TB, l *lab.Lab) *pings {
 	return p
 }
 
-func (p *pings) send(ctx context.Context) error {
+func (p *movePings) send(ctx context.Context) error {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -92,7 +92,7 @@ func (p *pings) send(ctx context.Context) error {
 }
 
 // hear takes the answers of udpEcho: "name payload source".
-func (p *pings) hear() {
+func (p *movePings) hear() {
 	buf := make([]byte, 2048)
 	for {
 		n, _, err := p.c.ReadFromUDPAddrPort(buf)
@@ -116,7 +116,7 @@ func (p *pings) hear() {
 }
 
 // lost counts those sent between two moments that were not answered.
-func (p *pings) lost(from, to time.Time) (lost, sent int) {
+func (p *movePings) lost(from, to time.Time) (lost, sent int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, at := range p.sent {
@@ -174,7 +174,7 @@ type movedTraffic struct {
 	window  *traffic.Window
 	prober  *traffic.Prober
 	dials   *slowDials
-	pings   *pings
+	pings   *movePings
 	began   time.Time
 	segs    int
 }
@@ -203,7 +203,7 @@ func startMoved(t testing.TB, mode string) *movedTraffic {
 		t.Fatal(err)
 	}
 	background(t, "prober", m.prober.Run)
-	m.pings = startPings(t, l)
+	m.pings = startMovePings(t, l)
 	steady(t, m.clients)
 	return m
 }
