@@ -169,12 +169,14 @@ func (m *member) tellLease(left time.Duration, held int) {
 		m.lease.told = over
 	}
 	m.lease.mu.Unlock()
-	switch {
-	case tell && over:
-		m.logger.Warn("the lease has run out: no answers for VIPs that are bound to it", "vips", held)
-	case tell:
-		m.logger.Info("the lease is renewed again")
+	if !tell {
+		return
 	}
+	text := m.cfg.Name + " hears from a quorum and claims its VIPs again"
+	if over {
+		text = fmt.Sprintf("%s hears from no quorum: it claims none of its VIPs (%d) whose on_quorum_loss is release", m.cfg.Name, held)
+	}
+	m.events.add(Event{Kind: web.EventLease, Node: fsm.NodeID(m.cfg.Name), Text: text})
 }
 
 // boundVIPs are the VIPs that are this node's by s and bound to its lease.

@@ -20,6 +20,7 @@ const (
 	EventReplication = "replication" // flow replication to a peer changed its state
 	EventNode        = "node"        // a node became ready, in sync, drained, or ceased to be
 	EventDataPlane   = "data_plane"  // attached, adopted, failed
+	EventLease       = "lease"       // this node's right to claim its VIPs ran out, or is back
 	EventRecovery    = "recovery"    // the cluster is rebuilt from one node
 )
 
