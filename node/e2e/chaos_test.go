@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -86,7 +87,10 @@ func TestChaos(t *testing.T) {
 			if err := h.Save(filepath.Join(keep, "history.json")); err != nil {
 				t.Error(err)
 			}
-			t.Logf("history and logs are in %s; again: CHAOS_SEED=%d make chaos", keep, seed)
+			if err := tellStory(filepath.Join(keep, "story.txt"), h, bad); err != nil {
+				t.Error(err)
+			}
+			t.Logf("story, history and logs are in %s; again: CHAOS_SEED=%d make chaos", keep, seed)
 		})
 	}
 }
@@ -103,4 +107,13 @@ func faultsBinary(t *testing.T) string {
 		t.Fatalf("build pontoon with faults: %v\n%s", err, out)
 	}
 	return file
+}
+
+// tellStory writes the history down for people.
+func tellStory(path string, h *chaostest.History, bad []chaostest.Violation) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(chaostest.Tell(f, h, bad), f.Close())
 }

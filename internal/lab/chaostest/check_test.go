@@ -209,3 +209,21 @@ func TestTheLongestSilenceIsFound(t *testing.T) {
 		t.Error(line)
 	}
 }
+
+func TestAHistoryIsToldInOrder(t *testing.T) {
+	var b strings.Builder
+	if err := Tell(&b, clean(), []Violation{{"some law", 5000 * ms, "is broken"}}); err != nil {
+		t.Fatal(err)
+	}
+	rest := b.String()
+	for _, want := range []string{
+		"0.000 answers  a for 192.0.2.1 until 1.195s", "view     a (process 1): leader a, default: a since 5", "fault    pause, undone at 4.000s",
+		"write    k0=2s by a unknown", "1.300 answers  b for", "healed", "whole", "5.000 WRONG    some law: is broken",
+	} {
+		i := strings.Index(rest, want)
+		if i < 0 {
+			t.Fatalf("%q is missing or out of order in:\n%s", want, b.String())
+		}
+		rest = rest[i:]
+	}
+}
