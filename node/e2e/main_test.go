@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -55,7 +56,7 @@ func within(t testing.TB, d time.Duration) context.Context {
 func newLab(t testing.TB, cfg lab.Config) *lab.Lab {
 	t.Helper()
 	roottest.Need(t)
-	cfg.Binary = binary
+	cfg.Binary = cmp.Or(cfg.Binary, binary)
 	if testing.Verbose() {
 		cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}

@@ -371,3 +371,26 @@ func TestImpossibleRulesAreRefusedTogether(t *testing.T) {
 		}
 	}
 }
+
+func TestCodePointsAreReadFromIPv6Too(t *testing.T) {
+	w := newWire(t)
+	near, far, to := w.ends(t, lab.IPv6)
+	raw, err := near.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_TCLASS, 10<<2)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(burst(t, near, far, to, 1)) != 1 {
+		t.Fatal("the wire does not work unhurt")
+	}
+	for dscp, arrives := range map[uint8]bool{10: false, 48: true, 0: true} {
+		w.set(t, impair.Rules{ToHost: []impair.Rule{onlyProbes(impair.Rule{DSCP: []uint8{dscp}, Drop: 1})}})
+		if got := len(burst(t, near, far, to, 1)) == 1; got != arrives {
+			t.Errorf("with %d lost, what has 10 arrives: %v", dscp, got)
+		}
+	}
+}
