@@ -21,10 +21,10 @@ import (
 const (
 	// diskTick is how long a leader's log rests before it writes something to see
 	// whether its disk still takes it.
-	diskTick = time.Second
-	// diskPatience is how long a write may take. Elections wait for it; a switch to
-	// another leader costs less.
-	diskPatience = time.Second
+	diskTick = 750 * time.Millisecond
+	// diskPatience is how long a write may take: as long as two ticks. Starved machines
+	// and busy disks stay below it, and a hang is noticed soon after a lease is over.
+	diskPatience = 2 * diskTick
 	// diskLook is the pace of looking.
 	diskLook = 100 * time.Millisecond
 )
