@@ -51,48 +51,62 @@ func seeds(t *testing.T) []uint64 {
 // broken. make chaos runs many seeds.
 func TestChaos(t *testing.T) {
 	roottest.Need(t)
-	limits := chaostest.DefaultLimits()
-	limits.Margin, limits.Converge = roottest.Patient(limits.Margin), roottest.Patient(limits.Converge)
 	for _, seed := range seeds(t) {
 		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
-			plan := chaostest.Draw(seed)
-			file := binary
-			if faults, _ := plan.Needs(); faults {
-				file = faultsBinary(t)
-			}
-			keep := filepath.Join(os.TempDir(), fmt.Sprintf("pt-chaos-%d", seed))
-			if err := os.MkdirAll(keep, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), roottest.Patient(2*time.Minute))
-			defer cancel()
-			h, err := chaostest.Run(ctx, chaostest.Config{Binary: file, Seed: seed, Plan: plan, Limits: limits, Keep: keep})
-			if err != nil {
-				t.Errorf("the run itself: %v", err)
-			}
-			if h == nil {
-				return
-			}
-			bad := chaostest.Check(h, limits)
-			t.Log(chaostest.Summary(h, plan, bad))
-			for _, v := range bad {
-				t.Error(v)
-			}
-			if !t.Failed() {
-				if err := os.RemoveAll(keep); err != nil {
-					t.Error(err)
-				}
-				return
-			}
-			if err := h.Save(filepath.Join(keep, "history.json")); err != nil {
-				t.Error(err)
-			}
-			if err := tellStory(filepath.Join(keep, "story.txt"), h, bad); err != nil {
-				t.Error(err)
-			}
-			t.Logf("story, history and logs are in %s; again: CHAOS_SEED=%d make chaos", keep, seed)
+			chaos(t, chaostest.Draw(seed), fmt.Sprintf("CHAOS_SEED=%d make chaos", seed))
 		})
 	}
+}
+
+// Three nodes become two, then one, then three again, while an operator goes on
+// configuring and clients go on talking; the last of them was none of the first two
+// to leave, so every flow has moved.
+func TestAClusterShrinksToOneAndGrowsAgain(t *testing.T) {
+	roottest.Need(t)
+	chaos(t, chaostest.Plan{Seed: 321, Faults: []chaostest.Fault{
+		{Kind: chaostest.KindRejoin, On: chaostest.Master, At: 300 * time.Millisecond, For: 8 * time.Second},
+		{Kind: chaostest.KindRejoin, On: chaostest.Master, At: 4 * time.Second, For: 5 * time.Second},
+	}}, "go test -run TestAClusterShrinks ./node/e2e")
+}
+
+// chaos lets the plan happen and demands that nothing came of it. again is the
+// command that does so once more.
+func chaos(t *testing.T, plan chaostest.Plan, again string) {
+	t.Helper()
+	limits := chaostest.DefaultLimits()
+	limits.Margin, limits.Converge = roottest.Patient(limits.Margin), roottest.Patient(limits.Converge)
+	file := binary
+	if faults, _ := plan.Needs(); faults {
+		file = faultsBinary(t)
+	}
+	keep := filepath.Join(os.TempDir(), fmt.Sprintf("pt-chaos-%d", plan.Seed))
+	if err := os.MkdirAll(keep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), roottest.Patient(2*time.Minute))
+	defer cancel()
+	h, err := chaostest.Run(ctx, chaostest.Config{Binary: file, Plan: plan, Limits: limits, Keep: keep})
+	if err != nil {
+		t.Errorf("the run itself: %v", err)
+	}
+	if h == nil {
+		return
+	}
+	bad := chaostest.Check(h, limits)
+	t.Log(chaostest.Summary(h, plan, bad))
+	for _, v := range bad {
+		t.Error(v)
+	}
+	if !t.Failed() {
+		if err := os.RemoveAll(keep); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	if err := errors.Join(h.Save(filepath.Join(keep, "history.json")), tellStory(filepath.Join(keep, "story.txt"), h, bad)); err != nil {
+		t.Error(err)
+	}
+	t.Logf("story, history and logs are in %s; again: %s", keep, again)
 }
 
 // faultsBinary is the product built so that faults of the disk can be injected.

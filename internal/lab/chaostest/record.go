@@ -110,7 +110,7 @@ const (
 
 // write changes the configuration all the time, by whichever node.
 func (r *run) write(ctx context.Context) error {
-	rnd := rand.New(rand.NewPCG(r.cfg.Seed, 1))
+	rnd := rand.New(rand.NewPCG(r.cfg.Plan.Seed, 1))
 	tick := time.NewTicker(writeEvery)
 	defer tick.Stop()
 	for value := 1; ; value++ {

@@ -26,7 +26,6 @@ type Config struct {
 	Binary string
 	// Plan is what happens; Draw makes one.
 	Plan Plan
-	Seed uint64
 	// Limits decide for how long the run waits for the cluster to be whole.
 	Limits Limits
 	// Keep is the directory that gets the daemons' logs; "" for nowhere.
@@ -88,7 +87,7 @@ func Run(ctx context.Context, cfg Config) (h *History, err error) {
 	}()
 	r := &run{
 		cfg: cfg, lab: l, began: time.Now(), macs: map[string]string{}, busy: map[string]bool{}, forgot: map[string]time.Duration{},
-		h: &History{Seed: cfg.Seed, VIPs: map[string]string{
+		h: &History{Seed: cfg.Plan.Seed, VIPs: map[string]string{
 			lab.ServiceVIP().String(): "default", lab.GatewayVIP().String(): "default",
 		}},
 	}
