@@ -96,7 +96,7 @@ func kinds() []Kind {
 	}
 }
 
-// When faults begin, and when all of them have ended.
+// When faults begin, and when all of them have ended but the longest pauses.
 const (
 	faultsBegin = 6 * time.Second
 	faultsEnd   = 10 * time.Second
@@ -114,7 +114,9 @@ func Draw(seed uint64) Plan {
 		if rnd.IntN(4) == 0 {
 			twin := drawFault(rnd, []Kind{KindKill, KindPause, KindPower, KindLinks})
 			twin.At = f.At + time.Duration(rnd.Int64N(int64(60*time.Millisecond)))
-			twin.For = min(twin.For, faultsEnd-twin.At)
+			if twin.For < faultsEnd {
+				twin.For = min(twin.For, faultsEnd-twin.At)
+			}
 			p.Faults = append(p.Faults, twin)
 		}
 	}
@@ -132,6 +134,10 @@ func drawFault(rnd *rand.Rand, from []Kind) Fault {
 	switch f.Kind {
 	case KindPause: // most are short, and those are the mean ones
 		f.For = between(rnd, 5*time.Millisecond, 6*time.Second)
+		if rnd.IntN(8) == 0 { // longer than a stopped daemon is left alone
+			f.For = between(rnd, 6*time.Second, 30*time.Second)
+			return f
+		}
 	case KindLoss, KindDouble:
 		f.Chance = 0.01 + 0.29*rnd.Float64()
 	case KindLate, KindReorder:
