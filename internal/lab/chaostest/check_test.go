@@ -217,7 +217,7 @@ func TestAHistoryIsToldInOrder(t *testing.T) {
 	}
 	rest := b.String()
 	for _, want := range []string{
-		"0.000 answers  a for 192.0.2.1 until 1.195s", "view     a (process 1): leader a, default: a since 5", "fault    pause, undone at 4.000s",
+		"0.000 answers  a for 192.0.2.1 until 1.195s", "view     a (life 1): leader a, default: a since 5", "fault    pause, undone at 4.000s",
 		"write    k0=2s by a unknown", "1.300 answers  b for", "healed", "whole", "5.000 WRONG    some law: is broken",
 	} {
 		i := strings.Index(rest, want)

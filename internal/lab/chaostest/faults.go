@@ -151,6 +151,7 @@ func (r *run) powerOff(ctx context.Context, n *lab.Node) (done, error) {
 		if err := n.PowerOn(ctx); err != nil {
 			return err
 		}
+		r.back(n, false)
 		return r.cables.reopen(n)
 	}
 	return done{back, []Condition{Stopped}}, n.PowerOff(ctx)
@@ -225,7 +226,10 @@ func (r *run) leave(ctx context.Context, n *lab.Node) (done, error) {
 	if !r.forget(n) {
 		return done{}, fmt.Errorf("%w: no other node knows the flows", errNotNow)
 	}
-	if _, err := n.CLI(ctx, "leave"); err != nil {
+	_, err := n.CLI(ctx, "leave")
+	s, serr := n.Status(ctx)
+	if err != nil && serr == nil && s.Cluster.ID != "" { // it is as it was
+		r.back(n, false)
 		return done{}, err
 	}
 	return done{undo: func(ctx context.Context) error { return r.join(ctx, n) }}, nil
@@ -244,6 +248,7 @@ func (r *run) join(ctx context.Context, n *lab.Node) error {
 		if err != nil {
 			return err
 		}
+		r.back(n, true) // from here on it may know the flows
 		_, err = n.CLI(ctx, "join", via.ClusterAddress().String(), "--token", strings.TrimSpace(token))
 		return err
 	})

@@ -35,9 +35,9 @@ func (r *run) watch(ctx context.Context, n *lab.Node) error {
 		if p == nil || !n.Powered() {
 			continue
 		}
-		life, before := p.PID, r.now()
+		life, before := r.life(n, p), r.now()
 		s, err := n.Status(ctx)
-		if err != nil || n.Process() != p {
+		if err != nil || r.life(n, n.Process()) != life {
 			continue
 		}
 		r.sawReady(ctx, n, before)
@@ -72,6 +72,7 @@ func sameView(a, b View) bool {
 func (r *run) sawReady(ctx context.Context, n *lab.Node, asked time.Duration) {
 	r.mu.Lock()
 	since, forgot := r.forgot[n.Name()]
+	forgot = forgot && !r.away[n.Name()]
 	r.mu.Unlock()
 	if !forgot || asked < since {
 		return

@@ -57,6 +57,8 @@ type run struct {
 	h      *History
 	busy   map[string]bool
 	forgot map[string]time.Duration // nodes that do not know the flows, since when
+	away   map[string]bool          // of these, those that are not back yet
+	joins  map[string]int           // how often each has joined anew
 	master string
 	leader string
 }
@@ -87,6 +89,7 @@ func Run(ctx context.Context, cfg Config) (h *History, err error) {
 	}()
 	r := &run{
 		cfg: cfg, lab: l, began: time.Now(), macs: map[string]string{}, busy: map[string]bool{}, forgot: map[string]time.Duration{},
+		away: map[string]bool{}, joins: map[string]int{},
 		h: &History{Seed: cfg.Plan.Seed, VIPs: map[string]string{
 			lab.ServiceVIP().String(): "default", lab.GatewayVIP().String(): "default",
 		}},
@@ -307,7 +310,7 @@ func (r *run) span(n *lab.Node, what []Condition, from, to time.Duration) {
 }
 
 // forget notes that a node's kernel is about to lose the flows, and declines when
-// nobody else has them.
+// nobody else has them. Not before back may it know them again.
 func (r *run) forget(n *lab.Node) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -321,7 +324,26 @@ func (r *run) forget(n *lab.Node) bool {
 	if _, again := r.forgot[n.Name()]; !again {
 		r.forgot[n.Name()] = r.now()
 	}
+	r.away[n.Name()] = true
 	return true
+}
+
+// back notes that a node that forgot is there again. anew is whether it is another
+// member than before.
+func (r *run) back(n *lab.Node, anew bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.away, n.Name())
+	if anew {
+		r.joins[n.Name()]++
+	}
+}
+
+// life tells the lives of a node's memory of the cluster apart.
+func (r *run) life(n *lab.Node, p *lab.Process) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return 100*p.PID + r.joins[n.Name()]
 }
 
 func (r *run) found(n *lab.Node, line string) {

@@ -30,7 +30,7 @@ func Tell(w io.Writer, h *History, bad []Violation) error {
 		add(s.From, "%s %s until %.3fs", s.Node, s.What, s.To.Seconds())
 	}
 	for _, v := range h.Views {
-		add(v.At, "view     %s (process %d): %s", v.Node, v.Life, v.words())
+		add(v.At, "view     %s (life %d): %s", v.Node, v.Life, v.words())
 	}
 	for _, x := range h.Writes {
 		if x.Outcome != Acknowledged {
