@@ -89,10 +89,12 @@ func (m *member) lead(ctx context.Context) error {
 	p := newPreference(time.Now())
 	tick := time.NewTicker(leaderTick)
 	defer tick.Stop()
+	var o oversight
 	for {
 		changed := m.store.Changed()
 		j = m.dutyRound(ctx, g, answers, j)
 		p = m.preferOther(m.store.State(), p)
+		o = m.handOverIfCut(o)
 		select {
 		case <-ctx.Done():
 			return g.Wait()

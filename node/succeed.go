@@ -150,8 +150,9 @@ func (m *member) askAbout(ctx context.Context, s *fsm.State, leader string) []cl
 	var mu sync.Mutex
 	var claims []claim
 	var asked sync.WaitGroup
+	silent := m.detector.lostNow() // an answer of theirs would only be waited for
 	for _, n := range s.Nodes() {
-		if string(n.Name) == m.cfg.Name || string(n.Name) == leader || !n.Alive {
+		if string(n.Name) == m.cfg.Name || string(n.Name) == leader || !n.Alive || slices.Contains(silent, n.Name) {
 			continue
 		}
 		asked.Go(func() {
