@@ -121,7 +121,9 @@ test-vm: build
 
 # Longer than CI has time for: the demo again and again, and replication in full size.
 SOAK_ROUNDS ?= 10
+SOAK_CALM   ?= 10m
 soak: build test-replication
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_TEST_CALM=$(SOAK_CALM) $(GO) test -timeout 30m -v -run BusyMachine ./node/e2e
 	for i in $$(seq $(SOAK_ROUNDS)); do bin/pontoon demo || exit 1; done
 
 clean:

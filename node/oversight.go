@@ -55,6 +55,15 @@ func cuts(nodes []fsm.Node, reports []agedReport) map[fsm.NodeID]int {
 	return out
 }
 
+// notWorsePlaced picks those of able that are parted from no more nodes than self.
+func notWorsePlaced(self fsm.NodeID, nodes []fsm.Node, reports []agedReport, able map[fsm.NodeID]bool) map[fsm.NodeID]bool {
+	parted, out := cuts(nodes, reports), map[fsm.NodeID]bool{}
+	for n := range able {
+		out[n] = able[n] && parted[n] <= parted[self]
+	}
+	return out
+}
+
 // step says whom self had better hand leadership to, "" for nobody. able are those who could lead
 // at once.
 func (o oversight) step(self fsm.NodeID, nodes []fsm.Node, reports []agedReport, able map[fsm.NodeID]bool, now time.Time) (oversight, fsm.NodeID) {
@@ -88,12 +97,8 @@ func (m *member) handOverIfCut(o oversight) oversight {
 		return o
 	}
 	reports, self := m.reports.all(time.Now(), m.knownNode), fsm.NodeID(m.cfg.Name)
-	able := map[fsm.NodeID]bool{}
-	for _, r := range reports {
-		able[fsm.NodeID(r.Node)] = r.AgeMS < 3*reportEvery.Milliseconds()
-	}
-	o, to := o.step(self, m.store.State().Nodes(), reports, able, time.Now())
-	i := slices.IndexFunc(servers, func(s raft.Server) bool { return string(s.ID) == string(to) && s.Suffrage == raft.Voter })
+	o, to := o.step(self, m.store.State().Nodes(), reports, m.ableToLead(servers), time.Now())
+	i := slices.IndexFunc(servers, func(s raft.Server) bool { return string(s.ID) == string(to) })
 	if to == "" || i < 0 {
 		return o
 	}

@@ -60,3 +60,16 @@ func TestACutThatEndsSoonMovesNoLeadership(t *testing.T) {
 		}
 	}
 }
+
+// Who leads because it reaches all does not hand on to who does not, though that one be master of nothing.
+func TestLeadershipIsNotHandedToWhoReachesLess(t *testing.T) {
+	nodes := []fsm.Node{{Name: "lb1", Alive: true}, {Name: "lb2", Alive: true}, {Name: "lb3", Alive: true}}
+	able := map[fsm.NodeID]bool{"lb2": true, "lb3": true}
+	got := notWorsePlaced("lb1", nodes, []agedReport{lostBy("lb2", 10, "lb3"), lostBy("lb3", 10, "lb2")}, able)
+	if got["lb2"] || got["lb3"] {
+		t.Errorf("fit to lead: %v", got)
+	}
+	if got = notWorsePlaced("lb1", nodes, nil, able); !got["lb2"] || !got["lb3"] {
+		t.Errorf("nobody is parted, and fit to lead are only %v", got)
+	}
+}

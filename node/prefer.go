@@ -133,7 +133,9 @@ func (m *member) preferOther(s *fsm.State, p preference) preference {
 	if err != nil {
 		return p
 	}
-	p, to := p.step(sceneOf(s, fsm.NodeID(m.cfg.Name), m.ableToLead(servers)), time.Now())
+	self := fsm.NodeID(m.cfg.Name)
+	able := notWorsePlaced(self, s.Nodes(), m.reports.all(time.Now(), m.knownNode), m.ableToLead(servers))
+	p, to := p.step(sceneOf(s, self, able), time.Now())
 	if to == "" {
 		return p
 	}

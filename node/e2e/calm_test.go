@@ -14,7 +14,7 @@ import (
 	"pontoon/internal/lab"
 )
 
-// calmFor is how long nothing may be taken for a failure; `make soak` sets ten minutes.
+// calmVariable says for how long nothing may be taken for a failure; `make soak` sets ten minutes.
 const calmVariable = "PONTOON_TEST_CALM"
 
 // hog keeps every processor busy by processes of its own until the test ends.
