@@ -26,6 +26,7 @@ type suite struct {
 	slow    int           // the factor in it
 	product bool          // it starts the product's binary
 	paced   bool          // it wants the paced clock, see machine.processors
+	env     []string      // beside the usual one
 	args    []string      // instead of a test binary: what is run, with the pattern, in the folder of its data
 }
 
@@ -39,6 +40,10 @@ var suites = []suite{
 	{
 		name: "sctp", pkg: "node/e2e", run: "^TestSCTP", must: []string{"TestSCTPAssociationBetweenTwoHosts", "TestSCTPAssociationThroughAService", "TestSCTPAssociationSurvivesTheMastersPowerLoss"},
 		timeout: 4 * time.Minute, product: true, paced: true,
+	},
+	{
+		name: "clock", pkg: "node/e2e", run: "^TestAStepOfTheClock", must: []string{"TestAStepOfTheClockHurtsNobody"},
+		timeout: 3 * time.Minute, product: true, paced: true, env: []string{"PONTOON_MAY_STEP_CLOCK=1"},
 	},
 	{name: "e2e", pkg: "node/e2e", run: "^(" + strings.Join(clusterTests, "|") + ")$", must: clusterTests, timeout: 8 * time.Minute, product: true, paced: true},
 }
@@ -107,6 +112,7 @@ func (s suite) job() job {
 	if s.run != "" {
 		j.Args = append(j.Args, "-test.run="+s.run)
 	}
+	j.Env = append(j.Env, s.env...)
 	if s.product {
 		j.Env = append(j.Env, "PONTOON_BINARY=/"+guestProduct)
 	}
