@@ -82,6 +82,43 @@ func (f *finder) find(keys []pontoonFlowKey, answer func(i int, found *pontoonFl
 	return f.ask(pontoonFindWhatFIND_LOOK, keys, nil, answer)
 }
 
+// findOrPut is find for at most as many keys as there are entries, where the connections that halves
+// are given of are put in unless one of their tuples is taken. halves has one for each key, nil: look only. The forward
+// half comes first, the reply half, if there is one, right after it. put says that the connection is in the table now.
+func (f *finder) findOrPut(keys []pontoonFlowKey, halves []*pontoonFlow, answer func(i int, found *pontoonFlow, put bool)) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range keys {
+		e := &f.entries[i]
+		e.Key, e.Found = keys[i], 0
+		switch h := halves[i]; {
+		case h == nil:
+			e.Wanted = uint32(pontoonFindWhatFIND_LOOK)
+		case h.reply():
+			e.Wanted, e.Value = uint32(pontoonFindWhatFIND_PUT_REPLY), *h
+		default:
+			e.Wanted, e.Value = uint32(pontoonFindWhatFIND_PUT), *h
+		}
+	}
+	if len(keys) < len(f.entries) {
+		f.entries[len(keys)].Wanted = uint32(pontoonFindWhatFIND_END)
+	}
+	if _, err := f.program.Run(&ebpf.RunOptions{}); err != nil {
+		return fmt.Errorf("look up flows: %w", err)
+	}
+	for i := range keys {
+		switch e := &f.entries[i]; pontoonFoundWhat(e.Found) {
+		case pontoonFoundWhatFOUND_ROOM:
+			answer(i, nil, true)
+		case pontoonFoundWhatFOUND_FLOW:
+			answer(i, &e.Value, false)
+		default:
+			answer(i, nil, false)
+		}
+	}
+	return nil
+}
+
 // louden is find for halves of which the other nodes have not been told; from now on they are.
 func (f *finder) louden(keys []pontoonFlowKey, answer func(i int, found *pontoonFlow)) error {
 	return f.ask(pontoonFindWhatFIND_LOUDEN, keys, nil, answer)

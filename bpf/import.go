@@ -68,6 +68,7 @@ type importer struct {
 	// The window: no two of its items are about the same tuple, so their order does not matter.
 	items   []importItem
 	keys    []pontoonFlowKey // what the table is asked about them
+	halves  []*pontoonFlow   // for each of keys: what to put in at once if its tuple is free, or nil
 	claimed hashSet          // of keys
 	writes  importBatch
 	seen    []pontoonFlowKey // forward halves that stay, and were seen elsewhere
@@ -78,6 +79,8 @@ type importer struct {
 	arrivals []connection // half-open ones
 
 	words []byte // what the other nodes are to be told
+
+	unknown bool // most of what the last snapshot's records were about was new here
 }
 
 // importItem is one record about a connection, and what the table says about its tuples.
@@ -89,6 +92,7 @@ type importItem struct {
 	was, held pontoonFlow // under the client's tuple, and under that of the reply half
 	existed   bool        // was
 	occupied  bool        // held
+	put       bool        // the tuples were free, and both halves are there now
 }
 
 // importBatch is what one system call writes.
@@ -108,6 +112,7 @@ func (in *importer) begin(d *Dataplane, now instant) {
 
 // clear begins a new window.
 func (in *importer) clear() {
+	in.halves = in.halves[:0]
 	in.items, in.keys, in.hard, in.arrivals = in.items[:0], in.keys[:0], in.hard[:0], in.arrivals[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
 	in.seen, in.stamps, in.words = in.seen[:0], in.stamps[:0], nil
@@ -145,15 +150,26 @@ func (in *importer) record(b []byte) error {
 	}
 	in.claimed.add(first)
 	in.keys = append(in.keys, c.key)
+	in.items = append(in.items, importItem{c: c, op: r.Op, reason: r.Reason, epoch: r.Epoch})
+	forward, reply := in.fresh(&in.items[len(in.items)-1])
+	in.halves = append(in.halves, forward)
 	if !c.forward.oneHalf() {
 		in.claimed.add(second)
-		in.keys = append(in.keys, other)
+		in.keys, in.halves = append(in.keys, other), append(in.halves, reply)
 	}
-	in.items = append(in.items, importItem{c: c, op: r.Op, reason: r.Reason, epoch: r.Epoch})
 	if r.Op != opUpdate || r.Reason != reasonNew { // a snapshot says by itself who stays with whom
 		return nil
 	}
 	return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.AgeMs)*time.Millisecond, in.now)
+}
+
+// fresh returns the halves of an item that is probably unknown here and may be written if it is.
+func (in *importer) fresh(it *importItem) (forward, reply *pontoonFlow) {
+	if it.op != opUpdate || it.bequeathed() || it.reason != reasonNew && (it.reason != reasonSnapshot || !in.unknown) {
+		return nil, nil
+	}
+	in.stamp(&it.c, it.reason)
+	return &it.c.forward, &it.c.reply
 }
 
 // settle decides about the window by what the table says and carries it out.
@@ -172,8 +188,19 @@ func (in *importer) connections() error {
 	if err := in.ask(); err != nil {
 		return err
 	}
+	named, known := 0, 0
 	for i := range in.items {
-		in.decide(&in.items[i])
+		it := &in.items[i]
+		if it.reason == reasonSnapshot {
+			named++
+		}
+		if it.reason == reasonSnapshot && it.existed {
+			known++
+		}
+		in.decide(it)
+	}
+	if named > 0 {
+		in.unknown = known < named/2
 	}
 	err := errors.Join(in.write(), in.d.finder.stamp(in.seen, in.stamps), in.d.remove(in.d.flowTable(), in.gone))
 	for _, it := range in.hard {
@@ -189,9 +216,11 @@ func (in *importer) connections() error {
 // ask fills in what stands under the tuples of the window.
 func (in *importer) ask() error {
 	at, second := 0, false
-	return in.d.finder.find(in.keys, func(_ int, found *pontoonFlow) {
+	return in.d.finder.findOrPut(in.keys, in.halves, func(_ int, found *pontoonFlow, put bool) {
 		it := &in.items[at]
 		switch {
+		case put:
+			it.put = true
 		case found == nil:
 		case second:
 			it.held, it.occupied = *found, true
@@ -207,6 +236,11 @@ func (in *importer) ask() error {
 
 // decide says what becomes of one item.
 func (in *importer) decide(it *importItem) {
+	if it.put {
+		in.written(it)
+		in.result.Written++
+		return
+	}
 	if it.op == opDelete {
 		in.delete(it)
 		return

@@ -193,10 +193,12 @@ type pontoonFind struct {
 type pontoonFindWhat uint32
 
 const (
-	pontoonFindWhatFIND_END    pontoonFindWhat = 0
-	pontoonFindWhatFIND_LOOK   pontoonFindWhat = 1
-	pontoonFindWhatFIND_LOUDEN pontoonFindWhat = 2
-	pontoonFindWhatFIND_STAMP  pontoonFindWhat = 3
+	pontoonFindWhatFIND_END       pontoonFindWhat = 0
+	pontoonFindWhatFIND_LOOK      pontoonFindWhat = 1
+	pontoonFindWhatFIND_LOUDEN    pontoonFindWhat = 2
+	pontoonFindWhatFIND_STAMP     pontoonFindWhat = 3
+	pontoonFindWhatFIND_PUT       pontoonFindWhat = 4
+	pontoonFindWhatFIND_PUT_REPLY pontoonFindWhat = 5
 )
 
 type pontoonFlow struct {
@@ -281,6 +283,14 @@ const (
 	pontoonFlowStateFLOW_ESTABLISHED pontoonFlowState = 4
 	pontoonFlowStateFLOW_FIN         pontoonFlowState = 5
 	pontoonFlowStateFLOW_CLOSED      pontoonFlowState = 6
+)
+
+type pontoonFoundWhat uint32
+
+const (
+	pontoonFoundWhatFOUND_NOTHING pontoonFoundWhat = 0
+	pontoonFoundWhatFOUND_FLOW    pontoonFoundWhat = 1
+	pontoonFoundWhatFOUND_ROOM    pontoonFoundWhat = 2
 )
 
 type pontoonFragment struct {
@@ -591,10 +601,10 @@ type pontoonVocabulary struct {
 	LeaseFlag    uint32
 	Tail         uint32
 	FindWhat     uint32
+	FoundWhat    uint32
 	TraceKind    uint32
 	PacketFlag   uint32
 	Answer       uint32
-	_            [4]byte
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {

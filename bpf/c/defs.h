@@ -412,12 +412,21 @@ enum find_what {
 	FIND_LOOK = 1,
 	FIND_LOUDEN = 2, /* the flow is FLOW_F_QUIET no more */
 	FIND_STAMP = 3,  /* it was last seen as value says, if that is later */
+	FIND_PUT = 4,       /* put value in if the tuple is free, else as FIND_LOOK */
+	FIND_PUT_REPLY = 5, /* the same for the other half of the entry before, or neither is put in */
+};
+
+/* What find.found says. */
+enum found_what {
+	FOUND_NOTHING = 0,
+	FOUND_FLOW = 1, /* value is what is there */
+	FOUND_ROOM = 2, /* value is there now */
 };
 
 struct find {
 	struct flow_key key;
 	__u32 wanted; /* enum find_what */
-	__u32 found;
+	__u32 found;  /* enum found_what */
 	struct flow value;
 };
 

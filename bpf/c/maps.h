@@ -34,6 +34,7 @@ const volatile struct vocabulary {
 	enum lease_flag lease_flag;
 	enum tail tail;
 	enum find_what find_what;
+	enum found_what found_what;
 	enum trace_kind trace_kind;
 	enum packet_flag packet_flag;
 	enum answer answer;
