@@ -79,6 +79,7 @@ type driver struct {
 	synced     bpf.Desired
 	syncedAt   time.Time
 	announced  []plan.Advert
+	masters    map[string]fsm.NodeID // when somebody was last taken up from
 	aliveNodes map[fsm.NodeID]bool
 	up         map[string]bool
 	saved      uint64 // the last verdict of death that member.json knows
@@ -204,6 +205,11 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	m.tellLease(left, boundAddresses(p))
 	if -left > m.cfg.Failover.Lease {
 		dropBound(&p)
+	}
+	if fresh {
+		if err := d.askPredecessors(s, links); err != nil {
+			m.logger.Warn("new connections may be late: the node that was master before is not asked", "err", err)
+		}
 	}
 	// What is lost is given up here before it is on the host.
 	serr := m.dp.SyncLeases(leasesOf(p))
