@@ -405,11 +405,11 @@ const (
 )
 
 type pontoonPredecessor struct {
-	_     structs.HostLayout
-	Until uint64
-	Dmac  [6]uint8
-	Smac  [6]uint8
-	Pad   uint32
+	_       structs.HostLayout
+	Until   uint64
+	Dmac    [6]uint8
+	Smac    [6]uint8
+	Ifindex uint32
 }
 
 type pontoonRange struct {

@@ -1,12 +1,9 @@
 package bpf
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"time"
-
-	"github.com/cilium/ebpf"
 )
 
 // Predecessor is the node that was master of something before this one, and lives.
@@ -22,19 +19,16 @@ type Predecessor struct {
 // zero value takes it back. Packets go on one hop older, and come back from nowhere
 // else than the connection's other end.
 func (d *Dataplane) SetPredecessor(ifindex int, p Predecessor) error {
-	key := uint32(ifindex)
-	if p.Until == 0 {
-		if err := d.maps.Predecessors.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget the predecessor on interface %d: %w", ifindex, err)
+	key := uint32(ifindex) % d.maps.Predecessors.MaxEntries()
+	v := pontoonPredecessor{}
+	if p.Until > 0 {
+		if len(p.MAC) != 6 || len(p.Own) != 6 {
+			return fmt.Errorf("set the predecessor on interface %d: want addresses of Ethernet", ifindex)
 		}
-		return nil
+		v.Until, v.Ifindex = uint64(p.Until), uint32(ifindex)
+		copy(v.Dmac[:], p.MAC)
+		copy(v.Smac[:], p.Own)
 	}
-	if len(p.MAC) != 6 || len(p.Own) != 6 {
-		return fmt.Errorf("set the predecessor on interface %d: want addresses of Ethernet", ifindex)
-	}
-	v := pontoonPredecessor{Until: uint64(p.Until)}
-	copy(v.Dmac[:], p.MAC)
-	copy(v.Smac[:], p.Own)
 	if err := d.maps.Predecessors.Put(key, v); err != nil {
 		return fmt.Errorf("set the predecessor on interface %d: %w", ifindex, err)
 	}

@@ -287,7 +287,7 @@ func (g *goods) clear() error {
 			if n, _ := counter(g.maps[pontoonMapCounters], pontoonCounterDROP_FLOOD); n > 0 {
 				err = zero(m, allOf(m))
 			}
-		case pontoonMapCounters, pontoonMapControl, pontoonMapStations, pontoonMapTerms:
+		case pontoonMapCounters, pontoonMapControl, pontoonMapStations, pontoonMapTerms, pontoonMapPredecessors:
 			err = zero(m, allOf(m))
 		case pontoonMapEvents:
 			err = drain(m)

@@ -7,20 +7,23 @@
 #include "maps.h"
 
 /* goes_on tells whether the packet belongs to a TCP connection that has begun elsewhere, as far as it
- * says itself: to a VIP, or the answer to a SYN, which in MODE_DNAT goes to the client. */
+ * says itself: to a VIP, or past this node to whom an endpoint answers in MODE_DNAT. */
 static __always_inline int goes_on(const struct packet *p, int verdict)
 {
 	if (p->key.proto != IPPROTO_TCP || p->kind != KIND_FLOW || p->flags & (PACKET_F_LATER | PACKET_F_BODY))
 		return 0;
-	return p->tcp_flags & TCP_ACK && (verdict == V_NEW || (verdict == V_PASS && p->tcp_flags & TCP_SYN));
+	return p->tcp_flags & TCP_ACK && (verdict == V_NEW || verdict == V_PASS);
 }
 
 /* predecessor_on returns who was master before, while packets are to be brought there. */
 static __always_inline struct predecessor *predecessor_on(__u32 ifindex)
 {
-	struct predecessor *before = bpf_map_lookup_elem(&predecessors, &ifindex);
+	__u32 slot = ifindex % PREDECESSORS;
+	struct predecessor *before = bpf_map_lookup_elem(&predecessors, &slot);
+	__u64 until;
 
-	if (before && bpf_ktime_get_boot_ns() < *(volatile __u64 *)&before->until)
-		return before;
-	return NULL;
+	if (!before || before->ifindex != ifindex)
+		return NULL;
+	until = *(volatile __u64 *)&before->until;
+	return until && bpf_ktime_get_boot_ns() < until ? before : NULL;
 }

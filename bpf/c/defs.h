@@ -371,12 +371,14 @@ struct lease_term {
 	__u64 until; /* nanoseconds of CLOCK_BOOTTIME, which goes on while the machine sleeps */
 };
 
-/* By interface: the node that was master before this one, and until when packets of connections that
- * nobody knows here are brought to it. */
+/* The node that was master before this one, and until when packets of connections that nobody knows here
+ * are brought to it; in a table by the low bits of the interface's index. */
+#define PREDECESSORS 256
+
 struct predecessor {
-	__u64 until; /* nanoseconds of CLOCK_BOOTTIME */
+	__u64 until; /* nanoseconds of CLOCK_BOOTTIME; 0: nobody */
 	__u8 dmac[6], smac[6];
-	__u32 pad;
+	__u32 ifindex;
 };
 
 _Static_assert(sizeof(struct predecessor) == 24, "predecessor");

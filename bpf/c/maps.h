@@ -177,8 +177,8 @@ struct {
 } terms SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PREDECESSORS);
 	__type(key, __u32);
 	__type(value, struct predecessor);
 } predecessors SEC(".maps");
