@@ -48,6 +48,37 @@ func TestReportOfAnEarlierLifeIsNotCommitted(t *testing.T) {
 	}
 }
 
+// Whom most nodes on a link find cut off has a link down, whatever it says, and also if it says nothing.
+func TestACutOffNodeCountsAsOneWithALinkDown(t *testing.T) {
+	member := func(n int, linksUp bool) fsm.Node {
+		return fsm.Node{Name: fsm.NodeID(fmt.Sprintf("lb%d", n)), Alive: true, Ready: true, LinksUp: linksUp, InSync: true}
+	}
+	healthy := func(n int, lost ...string) agedReport {
+		r := reportOf(n, lost...)
+		r.Ready, r.InSync = true, true
+		return r
+	}
+	cut := []agedReport{healthy(1, "2/2", "3/2"), healthy(2, "1/2"), healthy(3, "1/2")}
+	silent := []agedReport{aged(healthy(1)), healthy(2, "1/2"), healthy(3, "1/2")}
+	whole := []agedReport{healthy(1), healthy(2), healthy(3)}
+	for name, tc := range map[string]struct {
+		linksUp bool // of lb1, in the state
+		reports []agedReport
+		want    []fsm.NodeReport
+	}{
+		"found cut off":            {true, cut, []fsm.NodeReport{{Node: "lb1", Ready: true, InSync: true}}},
+		"it says nothing itself":   {true, silent, []fsm.NodeReport{{Node: "lb1", Ready: true, InSync: true}}},
+		"known":                    {false, cut, nil},
+		"reached again":            {false, whole, []fsm.NodeReport{{Node: "lb1", Ready: true, LinksUp: true, InSync: true}}},
+		"reached, and still mute":  {false, []agedReport{aged(healthy(1)), healthy(2), healthy(3)}, nil},
+		"all is well and was well": {true, whole, nil},
+	} {
+		if got := due([]fsm.Node{member(1, tc.linksUp), member(2, true), member(3, true)}, tc.reports); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		}
+	}
+}
+
 func TestDriverCompilesServicesOnlyWhenSomethingOfThemChanged(t *testing.T) {
 	s := bigState(t, 10)
 	d := &driver{m: &member{cfg: Config{Name: "lb1"}}}

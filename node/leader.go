@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -196,23 +197,28 @@ func (m *member) commitReports() {
 // an earlier life: it may have been in sync then. A node that others find cut off counts as
 // one whose link is down, whatever it says, and also when it says nothing.
 func dueReports(s *fsm.State, reports []agedReport) []fsm.NodeReport {
-	var due []fsm.NodeReport
+	return due(s.Nodes(), reports)
+}
+
+func due(nodes []fsm.Node, reports []agedReport) []fsm.NodeReport {
+	var out []fsm.NodeReport
 	cut := cutOff(reports)
 	for _, r := range reports {
-		n, ok := s.Node(fsm.NodeID(r.Node))
-		if !ok || !n.Alive {
+		i := slices.IndexFunc(nodes, func(n fsm.Node) bool { return string(n.Name) == r.Node })
+		if i < 0 || !nodes[i].Alive {
 			continue
 		}
+		n := nodes[i]
 		now := fsm.NodeReport{Node: n.Name, Ready: n.Ready, LinksUp: n.LinksUp, InSync: n.InSync}
 		if !r.Unsure && r.AgeMS <= 5*reportEvery.Milliseconds() && r.State >= max(n.Died, n.Joined) {
 			now.Ready, now.LinksUp, now.InSync = r.Ready, r.LinksUp, r.InSync
 		}
 		now.LinksUp = now.LinksUp && len(cut[n.Name]) == 0
 		if n.Ready != now.Ready || n.LinksUp != now.LinksUp || n.InSync != now.InSync {
-			due = append(due, now)
+			out = append(out, now)
 		}
 	}
-	return due
+	return out
 }
 
 // adjustGroup makes one change to the Raft group if one is due.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -145,6 +146,24 @@ func TestAWitnessWatchesAndIsWatched(t *testing.T) {
 		"lb3 async eth1 down", "lb3 async eth2 down") {
 		if w.Peer == "lb3" && w.Why != "stopped" {
 			t.Errorf("%+v: want it to be known as stopped", w)
+		}
+	}
+
+	// Another program on BFD's port costs the sessions and nothing else.
+	holder, err := witness.ListenUDP(netip.MustParseAddrPort("0.0.0.0:3784"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	if err := witness.Start(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	waitHealthy(t, l)
+	expectWarning(t, witness, "BFD sessions cannot be: ")
+	for _, w := range waitWays(t, witness, "lb1 echo eth1 up", "lb1 echo eth2 up", "lb1 async eth1 down", "lb1 async eth2 down",
+		"lb2 echo eth1 up", "lb2 echo eth2 up", "lb2 async eth1 down", "lb2 async eth2 down") {
+		if w.Kind == "async" && !strings.Contains(w.Error, "in use") {
+			t.Errorf("%+v: want it to say that the port is in use", w)
 		}
 	}
 }
