@@ -202,11 +202,11 @@ func (m *member) verifyLeader() error {
 	}
 }
 
-// leaderToTell is whom to send this node's report, "" while nobody is known. A leader
-// whose disk hangs cannot even learn that it was replaced; it asks each of the others.
+// leaderToTell is whom to send this node's report, "" while nobody is known. A node
+// whose disk hangs cannot even learn that another leads now; it asks each of the others.
 func (m *member) leaderToTell() string {
 	_, id := m.raft.LeaderWithID()
-	if string(id) != m.cfg.Name {
+	if id != "" && string(id) != m.cfg.Name {
 		return string(id)
 	}
 	if m.raft.disk.trouble(time.Now()) == "" {

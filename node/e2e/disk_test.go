@@ -38,6 +38,7 @@ func TestANodeWhoseDiskFailsIsReplaced(t *testing.T) {
 		{"it takes nothing", `{"error":"no space left on device"}`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			waitHealthy(t, l)
 			leader := l.Node(status(t, l.Nodes()[0]).Cluster.Leader)
 			cli(t, l.Nodes()[0], "instance", "move", "default", "--to", leader.Name())
 			waitHealthy(t, l)
