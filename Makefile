@@ -66,6 +66,7 @@ lint:
 	@fmt=$$($(GO) run $(GOFUMPT) -l $$(git ls-files '*.go' | grep -v '_bpfel\.go$$')); \
 	if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags pontoon_faults ./node
 	$(GO) run $(STATICCHECK) ./...
 	@if command -v vagrant >/dev/null; then vagrant validate --ignore-provider; else echo "vagrant is not installed: Vagrantfile not validated"; fi
 	@for f in packaging/vagrant/*.sh; do sh -n $$f || exit 1; done
