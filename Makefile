@@ -110,6 +110,7 @@ bench-commit: build
 # BENCH_FAILOVERS, BENCH_FAILURES, BENCH_CONNECTIONS and BENCH_ANCHORS are described at BenchmarkFailover(Anchors).
 bench-failover: bench-lab-deps build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Failover -benchtime 1x -timeout 180m ./node/e2e
+	$(GO) test -run '^$$' -bench TakeUp -benchtime 100x ./node
 
 # The tests on another kernel, in a virtual machine; docs/testing-vm.md. SUITES
 # picks some (programs: does the verifier take the data plane?), RUN some tests.
