@@ -17,7 +17,7 @@ func (d *driver) carrierChanged(links []host.Link) bool {
 }
 
 // unsettle drops the confirmation until a question asked from now on is
-// answered: something happened that may have kept this node from hearing of a
+// answered: something happened that may keep this node, or have kept it, from hearing of a
 // decision. The lease ends with it.
 func (c *contact) unsettle(now time.Time) {
 	c.mu.Lock()

@@ -109,6 +109,7 @@ func (d *detector) lookOnce() {
 	d.m.wakeReport()
 	if !slices.Equal(now.lost, before.lost) {
 		wake(d.lostSomebody)
+		d.m.doubt(now.lost, before.lost)
 	}
 }
 

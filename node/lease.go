@@ -95,6 +95,25 @@ func (m *member) openLease() error {
 	return nil
 }
 
+// doubt ends the lease when the ways to most of the members have gone: most likely it is this node that is
+// cut off, and the others are about to replace it. If not, the leader's next answer, milliseconds later,
+// brings it back. It is the lease that makes sure; this makes the time shorter in which two nodes answer.
+func (m *member) doubt(lost, before []fsm.NodeID) {
+	members := len(m.store.State().Nodes())
+	if m.dp == nil || !outnumbered(len(lost), members) || outnumbered(len(before), members) {
+		return
+	}
+	m.contact.unsettle(time.Now())
+	if err := m.renewLease(); err != nil {
+		m.logger.Warn("lease not ended", "err", err)
+	}
+	m.wakeReport()
+	m.wakeDriver()
+}
+
+// outnumbered says whether a node that has lost so many of all members sees no majority, itself included.
+func outnumbered(lost, members int) bool { return members-lost < majority(members) }
+
 // leaveLease is the last renewal of a daemon that stops in order. One whose lease is over, or that has been
 // removed, leaves none.
 func (m *member) leaveLease() error {

@@ -140,3 +140,16 @@ func TestLogThatDoesNotGetOnIsNoticed(t *testing.T) {
 		t.Fatal("who hears nobody is cut off, not stuck")
 	}
 }
+
+func TestNodeThatSeesNoMajorityIsOutnumbered(t *testing.T) {
+	for _, r := range []struct {
+		lost, members int
+		want          bool
+	}{
+		{0, 1, false}, {0, 2, false}, {1, 2, true}, {1, 3, false}, {2, 3, true}, {1, 4, false}, {2, 4, true}, {2, 5, false}, {3, 5, true},
+	} {
+		if got := outnumbered(r.lost, r.members); got != r.want {
+			t.Errorf("%d of %d lost: %t", r.lost, r.members, got)
+		}
+	}
+}
