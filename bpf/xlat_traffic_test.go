@@ -264,6 +264,7 @@ func newDirectLab(t *testing.T, tunnel Tunnel, hook string, mtu int) (*bpftest.N
 		server.Sysctl("net/ipv4/conf/all/rp_filter", "0")
 		server.Sysctl("net/ipv6/conf/eth1/mtu", "1500") // the room above is for tunnels
 	})
+	end.Route("10.9.0.5/32", "", 1500) // likewise
 	lo := server.Lookup("lo")
 	lo.Address(vip.String() + "/32")
 	lo.AddressSix(vipSix.String() + "/128")
@@ -327,7 +328,12 @@ func TestRealTrafficArrivesWholeByDirectReturn(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, "datagram", func() error { return ask(u, bytes.Repeat([]byte("pontoon"), 500)) })
+				eventually(t, "datagram", func() error {
+					if err := ask(u, bytes.Repeat([]byte("pontoon"), 500)); err != nil {
+						return fmt.Errorf("%w\n%+v", err, d.Stats())
+					}
+					return nil
+				})
 			}
 			for reason, n := range d.Stats().Drops {
 				if n > 0 {
