@@ -28,19 +28,25 @@ func (d *detector) status(s *fsm.State) []web.BFDSession {
 			out = append(out, d.sessionStatus(name, p))
 		}
 	}
-	for _, n := range s.Nodes() {
-		watched := slices.ContainsFunc(out, func(b web.BFDSession) bool { return b.Peer == n.Name })
-		if n.Name != fsm.NodeID(d.m.cfg.Name) && !watched {
-			out = append(out, web.BFDSession{
-				Peer: n.Name, Kind: web.BFDNone, State: web.BFDNone,
-				Why: "no common subnet", Error: "gossip and its kernel alone tell whether it lives, in about a second",
-			})
+	return withUnwatched(out, s.Nodes(), fsm.NodeID(d.m.cfg.Name))
+}
+
+// withUnwatched adds the nodes that are not among the watched, and puts all in order.
+func withUnwatched(watched []web.BFDSession, nodes []fsm.Node, self fsm.NodeID) []web.BFDSession {
+	for _, n := range nodes {
+		is := slices.ContainsFunc(watched, func(b web.BFDSession) bool { return b.Peer == n.Name })
+		if n.Name == self || is {
+			continue
 		}
+		watched = append(watched, web.BFDSession{
+			Peer: n.Name, Kind: web.BFDNone, State: web.BFDNone,
+			Why: "no common subnet", Error: "gossip and its kernel alone tell whether it lives, in about half a second",
+		})
 	}
-	slices.SortStableFunc(out, func(a, b web.BFDSession) int {
+	slices.SortStableFunc(watched, func(a, b web.BFDSession) int {
 		return cmp.Or(cmp.Compare(a.Peer, b.Peer), -cmp.Compare(a.Kind, b.Kind))
 	})
-	return out
+	return watched
 }
 
 func (d *detector) echoStatus(peer fsm.NodeID, p detect.EchoStatus) web.BFDSession {

@@ -4,8 +4,19 @@ import (
 	"testing"
 	"time"
 
+	"pontoon/fsm"
 	"pontoon/node/detect"
+	"pontoon/web"
 )
+
+// A witness elsewhere is not passed over in silence.
+func TestANodeThatCannotBeWatchedIsListedWithTheReason(t *testing.T) {
+	got := withUnwatched([]web.BFDSession{{Peer: "lb2", Kind: web.BFDAsync}, {Peer: "lb2", Kind: web.BFDEcho}},
+		[]fsm.Node{{Name: "lb1"}, {Name: "lb2"}, {Name: "a9"}}, "lb1")
+	if len(got) != 3 || got[0].Peer != "a9" || got[0].Kind != web.BFDNone || got[0].Why != "no common subnet" || got[1].Kind != web.BFDEcho {
+		t.Errorf("%+v", got)
+	}
+}
 
 func TestASessionThatIsDownSaysWhy(t *testing.T) {
 	d := &detector{cfg: defaultFailover()}
