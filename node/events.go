@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"pontoon/fsm"
 	"pontoon/web"
 )
@@ -112,6 +114,10 @@ func (m *member) eventLoop(ctx context.Context) error {
 func (m *member) watchLeader(ctx context.Context) error {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	changed := make(chan raft.Observation, 1)
+	o := raft.NewObserver(changed, false, func(o *raft.Observation) bool { _, ok := o.Data.(raft.LeaderObservation); return ok })
+	m.raft.RegisterObserver(o)
+	defer m.raft.DeregisterObserver(o)
 	last := ""
 	for {
 		if _, id := m.raft.LeaderWithID(); string(id) != last {
@@ -130,7 +136,8 @@ func (m *member) watchLeader(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-changed:
+		case <-tick.C: // an observation may be lost
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"time"
 
 	"pontoon/fsm"
@@ -117,4 +118,23 @@ func (t *reportTable) decisionOf(cmd fsm.NodeReport, now time.Time) decision {
 		return decision{cause: fsm.CauseCut, began: cut.lastGood, detected: cut.noticed, confirmed: now}
 	}
 	return decision{cause: fsm.CauseReport, began: r.at.Add(-asDuration(r.ChangedMS)), confirmed: r.at}
+}
+
+// believe takes what others said when they were asked about a lost leader into
+// their reports, as if they had reported it, until they report themselves. So who is
+// elected then need not wait for that.
+func (t *reportTable) believe(claims []claim, now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range claims {
+		r, ok := t.rows[c.Node]
+		if !ok || !c.Lost || c.Loss == nil || slices.Contains(r.Lost, c.Loss.Node) {
+			continue
+		}
+		// The report is older than the loss: its durations count from its own time.
+		since := float64(now.Sub(r.at)) / float64(time.Millisecond)
+		r.Lost = append(slices.Clone(r.Lost), c.Loss.Node)
+		r.Losses = append(slices.Clone(r.Losses), loss{c.Loss.Node, c.Loss.SilentMS - since, c.Loss.LostMS - since})
+		t.rows[c.Node] = r
+	}
 }

@@ -150,15 +150,16 @@ func (m *member) serveReport(w http.ResponseWriter, r *http.Request) {
 }
 
 func (m *member) takeReport(rep report) (reportReply, error) {
+	// What it says is acted upon by commits, which prove the leadership themselves, so it does not
+	// wait for the proof that the answer needs: it may tell of a death.
+	if m.leadTerm.Load() != 0 && m.reports.put(rep, time.Now()) {
+		m.wakeLeader()
+	}
 	commit, err := m.provenCommit()
 	if err != nil {
 		return reportReply{}, errNotLeader
 	}
-	now := time.Now()
-	if m.reports.put(rep, now) {
-		m.wakeLeader()
-	}
-	return reportReply{Commit: commit, Reports: m.reports.all(now, m.knownNode)}, nil
+	return reportReply{Commit: commit, Reports: m.reports.all(time.Now(), m.knownNode)}, nil
 }
 
 // provenCommit returns the commit index of the cluster at some moment of the
@@ -215,18 +216,15 @@ func (m *member) reportLoop(ctx context.Context) error {
 func (m *member) reportOnce(ctx context.Context) error {
 	rep, asked := m.selfReport(), time.Now()
 	if m.leads() {
+		if m.reports.put(rep, time.Now()) {
+			m.wakeLeader()
+		}
 		commit, err := m.provenCommit()
 		if err != nil {
 			return err
 		}
 		m.contact.answer(asked, commit)
-		if err := m.renewLease(); err != nil {
-			return err
-		}
-		if m.reports.put(rep, time.Now()) {
-			m.wakeLeader()
-		}
-		return nil
+		return m.renewLease()
 	}
 	leader := m.leaderToTell()
 	if leader == "" {

@@ -35,6 +35,8 @@ type claim struct {
 	Lost bool   `json:"lost"` // it reaches it by no path either
 	Last uint64 `json:"last"` // index of its last log entry
 	Owns int    `json:"owns"` // instances it is master of: a leader had better have none
+	// Loss is since when, as it is said; the next leader need not be told again.
+	Loss *loss `json:"loss,omitempty"`
 }
 
 // standing tells whether enough of the members have lost the leader for somebody to stand, and how
@@ -100,11 +102,13 @@ func (m *member) succeed(ctx context.Context, leader string, term uint64) bool {
 	}
 	start := time.Now()
 	s := m.store.State()
-	rank, enough := standing(m.claim(leader), m.askAbout(ctx, s, leader), len(s.Nodes()))
+	others := m.askAbout(ctx, s, leader)
+	rank, enough := standing(m.claim(leader), others, len(s.Nodes()))
 	if !enough {
 		return false
 	}
 	m.decisions.agree(fsm.NodeID(leader), time.Now())
+	m.reports.believe(others, time.Now())
 	if rank > 0 {
 		timer := time.NewTimer(time.Duration(rank) * succeedStagger)
 		defer timer.Stop()
@@ -138,6 +142,11 @@ func (m *member) claim(leader string) claim {
 	for _, in := range m.store.State().Instances() {
 		if in.Master == fsm.NodeID(m.cfg.Name) {
 			c.Owns++
+		}
+	}
+	for _, l := range m.detector.losses(time.Now()) {
+		if c.Lost && string(l.Node) == leader {
+			c.Loss = &l
 		}
 	}
 	return c

@@ -147,3 +147,26 @@ func TestNobodyWritesWhatAnotherCannotRead(t *testing.T) {
 		t.Error("an age is no news")
 	}
 }
+
+func TestWhatWasSaidOfALostLeaderCountsAsReported(t *testing.T) {
+	table := newReportTable()
+	table.put(report{Node: "lb2"}, after(0))
+	table.put(report{Node: "lb3"}, after(100))
+	table.put(report{Node: "lb4", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{"lb1", 60, 2}}}, after(180))
+	table.believe([]claim{
+		{Node: "lb2", Lost: true, Loss: &loss{"lb1", 90, 10}},
+		{Node: "lb3", Lost: false},
+		{Node: "lb4", Lost: true, Loss: &loss{"lb1", 80, 22}}, // has said so itself
+		{Node: "lb9", Lost: true, Loss: &loss{"lb1", 80, 22}}, // nobody knows it
+	}, after(200))
+	if n := losses(table.all(after(200), func(string) bool { return true }))["lb1"]; n != 2 {
+		t.Errorf("%d have lost it", n)
+	}
+	if got := table.lossOf("lb1", after(200)); got.lastGood != after(120) || got.noticed != after(178) || got.by != 2 {
+		t.Errorf("%+v", got)
+	}
+	table.put(report{Node: "lb2"}, after(250)) // it is back, says who reports
+	if got := table.lossOf("lb1", after(260)); got.by != 1 {
+		t.Errorf("%+v", got)
+	}
+}
