@@ -123,18 +123,20 @@ func (t *reportTable) decisionOf(cmd fsm.NodeReport, now time.Time) decision {
 // believe takes what others said when they were asked about a lost leader into
 // their reports, as if they had reported it, until they report themselves. So who is
 // elected then need not wait for that.
-func (t *reportTable) believe(claims []claim, now time.Time) {
+func (t *reportTable) believe(leader fsm.NodeID, claims []claim, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, c := range claims {
 		r, ok := t.rows[c.Node]
-		if !ok || !c.Lost || c.Loss == nil || slices.Contains(r.Lost, c.Loss.Node) {
+		if !ok || !c.Lost || slices.Contains(r.Lost, leader) {
 			continue
 		}
-		// The report is older than the loss: its durations count from its own time.
-		since := float64(now.Sub(r.at)) / float64(time.Millisecond)
-		r.Lost = append(slices.Clone(r.Lost), c.Loss.Node)
-		r.Losses = append(slices.Clone(r.Losses), loss{c.Loss.Node, c.Loss.SilentMS - since, c.Loss.LostMS - since})
+		r.Lost = append(slices.Clone(r.Lost), leader)
+		if c.Loss != nil {
+			// The report is older than the loss: its durations count from its own time.
+			since := float64(now.Sub(r.at)) / float64(time.Millisecond)
+			r.Losses = append(slices.Clone(r.Losses), loss{Node: leader, SilentMS: c.Loss.SilentMS - since, LostMS: c.Loss.LostMS - since})
+		}
 		t.rows[c.Node] = r
 	}
 }

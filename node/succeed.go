@@ -108,7 +108,7 @@ func (m *member) succeed(ctx context.Context, leader string, term uint64) bool {
 		return false
 	}
 	m.decisions.agree(fsm.NodeID(leader), time.Now())
-	m.reports.believe(others, time.Now())
+	m.reports.believe(fsm.NodeID(leader), others, time.Now())
 	if rank > 0 {
 		timer := time.NewTimer(time.Duration(rank) * succeedStagger)
 		defer timer.Stop()
@@ -145,7 +145,7 @@ func (m *member) claim(leader string) claim {
 		}
 	}
 	for _, l := range m.detector.losses(time.Now()) {
-		if c.Lost && string(l.Node) == leader {
+		if c.Lost && string(l.Node) == leader && !l.Cut {
 			c.Loss = &l
 		}
 	}

@@ -10,8 +10,12 @@ import (
 	"github.com/hashicorp/raft"
 )
 
+// lost is the claim of a node that has lost the leader.
+func lost(n string, last uint64, owns int) claim {
+	return claim{Node: n, Lost: true, Last: last, Owns: owns}
+}
+
 func TestTheBestPlacedOfAMajorityStandsFirst(t *testing.T) {
-	lost := func(n string, last uint64, owns int) claim { return claim{Node: n, Lost: true, Last: last, Owns: owns} }
 	for _, tc := range []struct {
 		name    string
 		self    claim
@@ -37,7 +41,7 @@ func TestTheBestPlacedOfAMajorityStandsFirst(t *testing.T) {
 }
 
 func TestRanksOfAllFollowersDiffer(t *testing.T) {
-	all := []claim{{"lb2", true, 7, 0}, {"lb3", true, 9, 1}, {"lb4", true, 9, 0}, {"lb5", true, 7, 0}}
+	all := []claim{lost("lb2", 7, 0), lost("lb3", 9, 1), lost("lb4", 9, 0), lost("lb5", 7, 0)}
 	seen := map[int]string{}
 	for i, self := range all {
 		others := append(append([]claim{}, all[:i]...), all[i+1:]...)

@@ -152,12 +152,12 @@ func TestWhatWasSaidOfALostLeaderCountsAsReported(t *testing.T) {
 	table := newReportTable()
 	table.put(report{Node: "lb2"}, after(0))
 	table.put(report{Node: "lb3"}, after(100))
-	table.put(report{Node: "lb4", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{"lb1", 60, 2}}}, after(180))
-	table.believe([]claim{
-		{Node: "lb2", Lost: true, Loss: &loss{"lb1", 90, 10}},
+	table.put(report{Node: "lb4", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{Node: "lb1", SilentMS: 60, LostMS: 2}}}, after(180))
+	table.believe("lb1", []claim{
+		{Node: "lb2", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 90, LostMS: 10}},
 		{Node: "lb3", Lost: false},
-		{Node: "lb4", Lost: true, Loss: &loss{"lb1", 80, 22}}, // has said so itself
-		{Node: "lb9", Lost: true, Loss: &loss{"lb1", 80, 22}}, // nobody knows it
+		{Node: "lb4", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 80, LostMS: 22}}, // has said so itself
+		{Node: "lb9", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 80, LostMS: 22}}, // nobody knows it
 	}, after(200))
 	if n := losses(table.all(after(200), func(string) bool { return true }))["lb1"]; n != 2 {
 		t.Errorf("%d have lost it", n)
