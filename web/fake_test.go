@@ -292,6 +292,13 @@ func world(t *testing.T) (*fakeBackend, *fakeOps) {
 			{Peer: "lb2", State: ReplicationStreaming, Sent: 240, Acked: 238, LagMS: 1.5},
 			{Peer: "lb3", State: ReplicationSnapshot, Sent: 20, Acked: 12, LagMS: 8, Resyncs: 1},
 		}
+		st.Failovers = []fsm.Failover{
+			{
+				Instance: "default", From: "lb2", To: "lb1", Epoch: 9, At: time.Now(), Cause: fsm.CauseLost,
+				Parts: fsm.FailoverParts{Detected: 58.2, Confirmed: 63, Committed: 75, Announced: 79, FirstPacket: 83},
+			},
+			{Instance: "default", From: "lb3", To: "lb2", Epoch: 7, At: time.Now(), Cause: fsm.CauseMove, Parts: fsm.FailoverParts{Committed: 3.1, Announced: 5}},
+		}
 		st.Interfaces = []InterfaceStatus{{Name: "eth1", Up: true, Hook: "tcx"}, {Name: "eth2", Up: true, Hook: "tcx"}}
 		st.Drops = map[string]uint64{"no_service": 7, "bad_checksum": 1}
 		if len(st.Services) > 0 && len(st.Services[0].Endpoints) > 1 {

@@ -222,6 +222,7 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 				/storefront-production-eu-west-checkout\s+active 181[.\d]*K\s+new [\d.,]+\/s\s+in [\d.]+ [kM]bit\/s\s+out 0 bit\/s/,
 				innerWidth > 900 && /192\.168\.200\.202:65432\s+180,000\s+[\d.,]+\/s\s+[\d.,]+K? in all\s+[\d.]+ Mbit\/s · [\d,]+ packets\/s\s+[\d.]+ MB · [\d.,]+K? packets/,
 			].filter(Boolean).every((s) => s.test(document.querySelector("#traffic").innerText))`)
+			b.until("a timeline", `/default\s+lb2 → lb1\s*its data plane was silent\s+58 ms\s+63 ms\s+–\s+75 ms\s+79 ms\s+83 ms/.test(document.querySelector("#failovers").innerText)`)
 			b.until("events", `document.querySelector("#events").innerText.includes("lb1 is master of default")`)
 			b.fits()
 

@@ -61,7 +61,7 @@ export function instances(st) {
 // The steps of a failover in their order, as the API calls them.
 const STEPS = [["detected", "Detected"], ["confirmed", "Confirmed"], ["elected", "Elected"], ["committed", "Committed"],
   ["announced", "Announced"], ["first_packet", "First packet"]];
-const CAUSES = { lost: "its data plane was silent", silent: "it was silent", report: "it could not serve", move: "asked for", drain: "drained", remove: "removed" };
+const CAUSES = { lost: "its data plane was silent", silent: "it was silent", cut_off: "a link of it was cut off", report: "it could not serve", move: "asked for", drain: "drained", remove: "removed" };
 
 export function failovers(st) {
   if (!st.failovers.length) return empty("No instance has moved yet.");
