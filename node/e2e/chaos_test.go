@@ -19,7 +19,8 @@ import (
 var fixedSeeds = []uint64{103, 107}
 
 // seeds are those to run: CHAOS_SEED is one, CHAOS_SEEDS how many from CHAOS_FIRST
-// on, and without either it is the fixed ones.
+// on, and without either it is the fixed ones. With CHAOS_KEEP set, the story of a
+// clean run is kept too.
 func seeds(t *testing.T) []uint64 {
 	t.Helper()
 	number := func(name string, def uint64) uint64 {
@@ -97,7 +98,7 @@ func chaos(t *testing.T, plan chaostest.Plan, again string) {
 	for _, v := range bad {
 		t.Error(v)
 	}
-	if !t.Failed() {
+	if !t.Failed() && os.Getenv("CHAOS_KEEP") == "" {
 		if err := os.RemoveAll(keep); err != nil {
 			t.Error(err)
 		}
