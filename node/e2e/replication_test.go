@@ -58,40 +58,13 @@ func (f *flowMaker) client(i int) netip.AddrPort {
 // open makes count more connections on n. Those that the data plane refuses are
 // an error.
 func (f *flowMaker) open(ctx context.Context, n *lab.Node, count int) error {
-	const syn, ack = 2, 16
-	vip := netip.AddrPortFrom(lab.ServiceVIP(), bulkPort)
-	return n.Do(func() error {
-		front, err := bpftest.NewInjector(n.PinDir(), "eth1")
-		if err != nil {
-			return err
-		}
-		defer front.Close()
-		back, err := bpftest.NewInjector(n.PinDir(), "eth2")
-		if err != nil {
-			return err
-		}
-		defer back.Close()
+	return f.walk(n, func(yield func(int) bool) {
 		for range count {
-			if ctx.Err() != nil {
-				return nil
-			}
-			client := f.client(int(f.made.Add(1)) - 1)
-			for _, p := range []struct {
-				way      *bpftest.Injector
-				src, dst netip.AddrPort
-				flags    byte
-			}{{front, client, vip, syn}, {back, f.endpoint, client, syn | ack}, {front, client, vip, ack}} {
-				verdict, err := p.way.TCP(p.src, p.dst, p.flags)
-				if err != nil {
-					return err
-				}
-				if verdict == tcDrop {
-					return fmt.Errorf("%s dropped a packet from %s to %s", n.Name(), p.src, p.dst)
-				}
+			if ctx.Err() != nil || !yield(int(f.made.Add(1))-1) {
+				return
 			}
 		}
-		return nil
-	})
+	}, step{false, tcpSYN}, step{true, tcpSYN | tcpACK}, step{false, tcpACK})
 }
 
 const tcDrop = 2 // TC_ACT_SHOT
