@@ -472,3 +472,35 @@ func BenchmarkImportHalfOpen(b *testing.B) {
 	b.ReportMetric(float64(first)/float64(rounds*flows), "ns/new")
 	b.ReportMetric(float64(again)/float64(rounds*flows), "ns/known")
 }
+
+// The word that the endpoint has accepted was lost with its node, and the client says its COOKIE ECHO
+// once only: the endpoint's answer to that makes the association established.
+func TestAssociationWhoseAcceptanceNobodyToldOfIsFinishedHere(t *testing.T) {
+	s := service(ModeFullNAT, endpoint1)
+	s.Protocol = protoSCTP
+	a, b := eager(t, s)
+	first := &pair{bench: a, vip: vipPort, client: clientPort, endpoint: endpoint1, own: lbAddress}
+	_, action, out := first.say(true, 0, sctpInit)
+	if action != actRedirect {
+		t.Fatalf("INIT: action %d, drops %v", action, a.Stats().Drops)
+	}
+	first.snat, _ = ends(t, out)
+	carry(t, a, b)
+	first.say(false, 1, sctpInitAck)
+	second := *first
+	second.bench = b
+	if _, action, _ := second.say(true, 2, sctpCookieEcho); action != actRedirect {
+		t.Fatalf("COOKIE ECHO: action %d, drops %v", action, b.Stats().Drops)
+	}
+	if n := b.Stats().Established; n != 0 {
+		t.Errorf("%d established before the endpoint knows its cookie", n)
+	}
+	if _, action, _ := second.say(false, 1, sctpCookieAck); action != actRedirect {
+		t.Fatalf("COOKIE ACK: action %d, drops %v", action, b.Stats().Drops)
+	}
+	if f := b.only(); !f.Owner || f.State != StateEstablished || f.SNAT != first.snat || f.Client != clientPort {
+		t.Errorf("%+v", f)
+	}
+	b.exact("established by the COOKIE ACK")
+	b.whole()
+}

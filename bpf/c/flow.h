@@ -380,11 +380,12 @@ static __noinline int use_half(const struct packet *p)
 }
 
 /* ensure_other puts the other half back when it gave way: who keeps sending must
- * not wait for answers that no longer match anything. */
+ * not wait for answers that no longer match anything. V_CONTINUE: another CPU has promoted the
+ * connection since h was copied. */
 static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 {
 	struct flow_key okey;
-	struct flow *other;
+	struct flow *other, *f;
 	struct flow v = *h;
 	long err = -EEXIST;
 
@@ -392,8 +393,11 @@ static __noinline int ensure_other(const struct packet *p, const struct flow *h)
 	other = half_lookup(&okey);
 	if (other && mirrors(&p->key, other))
 		return V_FORWARD;
+	f = bpf_map_lookup_elem(&flows, &okey);
+	if (f && mirrors(&p->key, f))
+		return V_CONTINUE;
 	turn(&v, &p->key);
-	if (!other && !bpf_map_lookup_elem(&flows, &okey))
+	if (!other && !f)
 		err = half_insert(&okey, &v, 1);
 	if (!err || err == -EBUSY) /* the bucket is held: the next packet will put it back */
 		return V_FORWARD;
@@ -451,6 +455,10 @@ static __always_inline int half_open_step(const struct packet *p, struct flow *h
 	/* After a reset, too: the endpoint did not believe it, or it was of an earlier connection. */
 	if (reply && flags == (TCP_SYN | TCP_ACK) && h->state != FLOW_SYNACK)
 		return mark_half_open(p, h, FLOW_SYNACK);
+	/* The endpoint knows its cookie again (RFC 9260, 5.1.5). Its INIT ACK has passed another node, or
+	 * the word of it was lost: the client has no reason to repeat its COOKIE ECHO. */
+	if (reply && flags == TCP_ACK && h->state == FLOW_SYN && p->key.proto == IPPROTO_SCTP)
+		return promote(p, h);
 	/* It has passed another node, or was lost with it: nobody says this who has not accepted. */
 	if (reply && flags == TCP_ACK && h->state == FLOW_SYN)
 		return mark_half_open(p, h, FLOW_SYNACK);

@@ -26,6 +26,7 @@ enum sctp_type {
 	SCTP_SHUTDOWN = 7,
 	SCTP_SHUTDOWN_ACK = 8,
 	SCTP_COOKIE_ECHO = 10,
+	SCTP_COOKIE_ACK = 11,
 	SCTP_SHUTDOWN_COMPLETE = 14,
 	SCTP_I_DATA = 64, /* RFC 8260 */
 };
@@ -40,7 +41,7 @@ static __always_inline __u32 port_pair(__be16 sport, __be16 dport)
 }
 
 /* sctp_terms says what a chunk means to the state machine. COOKIE ECHO ends the handshake like
- * the last ACK; each side says once that it sends no more data, by SHUTDOWN or SHUTDOWN ACK;
+ * the last ACK, and COOKIE ACK answers it; each side says once that it sends no more data, by SHUTDOWN or SHUTDOWN ACK;
  * nobody says anything after SHUTDOWN COMPLETE or ABORT. The others change nothing. */
 static __always_inline __u8 sctp_terms(__u8 type)
 {
@@ -50,6 +51,7 @@ static __always_inline __u8 sctp_terms(__u8 type)
 	case SCTP_INIT_ACK:
 		return TCP_SYN | TCP_ACK;
 	case SCTP_COOKIE_ECHO:
+	case SCTP_COOKIE_ACK:
 		return TCP_ACK;
 	case SCTP_SHUTDOWN:
 	case SCTP_SHUTDOWN_ACK:

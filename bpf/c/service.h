@@ -302,7 +302,16 @@ static __always_inline struct flow *find_whole(struct packet *p, int *verdict)
 	}
 missed:
 	*verdict = miss(p);
-	return NULL;
+	if (*verdict != V_NEW || (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+		return NULL;
+	/* Another CPU may have promoted the connection after we looked into flows and before we looked
+	 * into half_open: then it is in flows now. A SYN, which most new connections begin with, is not
+	 * worth the third look. */
+	f = bpf_map_lookup_elem(&flows, &p->key);
+	if (!f || needs_care(p, f))
+		return NULL;
+	*verdict = V_FORWARD;
+	return f;
 }
 
 /* find_slow and find_new are the core of the packet path, the same for every hook: they return
