@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -204,6 +205,11 @@ vrrp_instance pt {
 
 func (r *router) start(b *testing.B) {
 	b.Helper()
+	for _, name := range []string{"pid", "vrrp.pid"} { // of one that was killed, whose child nobody has waited for yet
+		if err := os.Remove(r.file(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			b.Fatal(err)
+		}
+	}
 	logf, err := os.OpenFile(r.file("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		b.Fatal(err)

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -229,5 +231,55 @@ func TestAWitnessRebuildsTheCluster(t *testing.T) {
 		t.Errorf("%s is master", m.Name())
 	}
 	waitOnlyHolder(t, releaseTime, l, nodes[0].Name(), lab.ServiceVIP())
+	steady(t, connect(t, l, 10))
+}
+
+// A machine that fails in the middle of a recovery has the old group or the new
+// one when it comes back, and the operator's way on is the same.
+func TestARecoveryThatIsCutShortCanBeFinished(t *testing.T) {
+	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 2, Clients: 1, Endpoints: 2})
+	serve(t, l)
+	declare(t, l, "fullnat", false)
+	lost := master(t, l, "")
+	last := others(l, lost)[0]
+	powerOff(t, lost)
+	waitAlone(t, last)
+
+	said := make(chan error, 1)
+	go func() {
+		_, err := last.CLI(context.WithoutCancel(t.Context()), "recover", "--i-have-fenced", lost.Name())
+		said <- err
+	}()
+	eventually(t, 15*time.Second, "the recovery to begin", func(context.Context) error {
+		_, err := os.Stat(filepath.Join(last.DataDir(), "recovery.json"))
+		return err
+	})
+	if err := last.Kill(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-said; err == nil {
+		t.Error("the command says that it is done")
+	}
+	if err := errors.Join(last.Start(within(t, 5*time.Second)), last.WaitUp(within(t, 10*time.Second))); err != nil {
+		t.Fatal(err)
+	}
+	// The old group is found by a command that works; the new one says that it leads.
+	_, err := last.CLI(within(t, 30*time.Second), "recover", "--i-have-fenced", lost.Name())
+	t.Log("again:", err)
+	if err != nil && !strings.Contains(err.Error(), "has a leader") && !strings.Contains(err.Error(), "is no member") {
+		t.Error(err)
+	}
+	if m := master(t, l, lost.Name()); m != last {
+		t.Errorf("%s is master", m.Name())
+	}
+	if s := status(t, last); len(s.Nodes) != 1 || !s.Cluster.Quorum {
+		t.Errorf("%+v", s)
+	}
+	if without, _ := withoutNote(t, last); !slices.Equal(without, []string{lost.Name()}) {
+		t.Errorf("the status names %v", without)
+	}
+	if _, err := os.Stat(filepath.Join(last.DataDir(), "recovery.json")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the note of the recovery is still there: %v", err)
+	}
 	steady(t, connect(t, l, 10))
 }
