@@ -56,7 +56,7 @@ func (m *member) leaseLoop(ctx context.Context) error {
 // node knows is from: not after now, for it may have been asleep, or its knowledge may be under way for
 // long. So it may be called at any time, and says the same until something was heard.
 func (m *member) renewLease() error {
-	if m.dp == nil || !m.contact.everFresh() {
+	if m.dp == nil || !m.contact.everFresh() || !m.asked.Load() {
 		return nil // what an earlier life has left runs out by itself
 	}
 	m.fresh() // takes in an answer that was applied meanwhile

@@ -67,7 +67,7 @@ func Summarise(s Status) Summary {
 	case !s.Cluster.Quorum:
 		sum.Level = LevelBad
 		sum.Text = "No quorum; when last heard, " + sum.Text
-		sum.Notes = append([]string{"This node does not hear a majority: it keeps what it owns, acquires nothing and takes no changes."}, sum.Notes...)
+		sum.Notes = append([]string{"This node does not hear a majority: it keeps or releases its VIPs as the on_quorum_loss of each says, acquires nothing and takes no changes."}, sum.Notes...)
 	case s.Cluster.Leader == "":
 		sum.Level = LevelBad
 		sum.Text += ", no leader"

@@ -141,6 +141,13 @@ func TestTheLastNodeRebuildsTheCluster(t *testing.T) {
 	if _, err := put(within(t, 15*time.Second), last, "/v1/services/lost", service("lost", 4000)); err == nil {
 		t.Error("a change was taken without a quorum")
 	}
+	if err := last.LinksDown(); err != nil {
+		t.Fatal(err)
+	}
+	refused(t, last, "no data plane interface of this node has a carrier", "recover", "--i-have-fenced", both)
+	if err := last.LinksUp(); err != nil {
+		t.Fatal(err)
+	}
 	before := cli(t, last, "service", "list", "-o", "json")
 
 	r := recoverOn(t, last, first.Name(), second.Name())
