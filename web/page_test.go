@@ -214,6 +214,8 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 			b.until("lb1 is master", master+` === "lb1"`)
 			b.until("live", `document.querySelector("#live").dataset.state === "live"`)
 			b.until("the headline", `document.querySelector("h1").innerText === "3 of 3 nodes healthy, lb1 leads"`)
+			b.until("what becomes of a VIP without a quorum",
+				`document.querySelector("#instances").innerText.includes("2001:db8:8000:4000:2000:1000:800:400 held without quorum")`)
 			b.until("a service in full", `[
 				"[2001:db8:8000:4000:2000:1000:800:400]:50000-50100/sctp",
 				"dsr by ipip · lc · client affinity 3h · idle 1h · drain 10m · instance default", "draining until ",
@@ -257,7 +259,7 @@ func busy(t *testing.T, b *fakeBackend) {
 				{Address: netip.MustParseAddrPort("192.168.200.202:65432"), Weight: 100, Admin: fsm.AdminUp},
 			},
 		}},
-		fsm.PutVIP{VIP: fsm.VIP{Address: vip6}},
+		fsm.PutVIP{VIP: fsm.VIP{Address: vip6, OnQuorumLoss: fsm.QuorumHold}},
 		fsm.PutService{Service: fsm.Service{
 			Name: "zz-media", VIP: vip6, Port: 50000, PortEnd: 50100, Protocol: fsm.SCTP, Mode: fsm.ModeDSR, Tunnel: fsm.TunnelIPIP,
 			Algorithm: fsm.LeastConnections, Affinity: fsm.AffinityClientIP, DrainTimeout: fsm.Duration(10 * time.Minute),

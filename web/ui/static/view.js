@@ -48,12 +48,14 @@ export function nodes(st) {
 }
 
 export function instances(st) {
+  const kept = new Set(st.vips.filter((v) => v.on_quorum_loss === "hold").map((v) => v.address));
+  const address = (a) => h("span", {}, h("span", { class: "mono" }, a), kept.has(a) && h("span", { class: "muted" }, " held without quorum"));
   if (!st.instances.length) return empty("No instances.");
   return panel(table("Instances", [
     { name: "Instance", show: (i) => i.name },
     { name: "Master", show: (i) => i.master ? chip(i.master, "key") : chip("none", "bad") },
     { name: "Succession", show: (i) => i.succession.length ? h("ol", { class: "chain" }, i.succession.map((n) => h("li", {}, n))) : h("span", { class: "muted" }, "nobody is eligible") },
-    { name: "Addresses", show: (i) => i.vips.length ? h("span", { class: "mono" }, i.vips.join(", ")) : h("span", { class: "muted" }, "none") },
+    { name: "Addresses", show: (i) => i.vips.length ? chips(...i.vips.map(address)) : h("span", { class: "muted" }, "none") },
     { name: "Epoch", num: true, show: (i) => num(i.epoch) },
   ], st.instances));
 }
