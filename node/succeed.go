@@ -185,5 +185,10 @@ func (m *member) serveLost(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, err)
 		return
 	}
-	answer(w, 0, m.claim(leader), nil)
+	c := m.claim(leader)
+	if c.Lost {
+		// Who asks has lost it, too: that may make the majority, so this node need not ask in vain first.
+		wake(m.detector.lostSomebody)
+	}
+	answer(w, 0, c, nil)
 }
