@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/binary"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"pontoon/bpf/bpftest"
 
+	"github.com/cilium/ebpf/ringbuf"
 	"github.com/gopacket/gopacket/layers"
 )
 
@@ -503,4 +505,51 @@ func TestAssociationWhoseAcceptanceNobodyToldOfIsFinishedHere(t *testing.T) {
 	}
 	b.exact("established by the COOKIE ACK")
 	b.whole()
+}
+
+// BenchmarkTellingSYN is what it costs a SYN that the other nodes are told of it: the same SYNs, of a service
+// that replicates all and of one that replicates what is established, in turns. The cost is the median of the pairs'
+// differences.
+func BenchmarkTellingSYN(b *testing.B) {
+	const flows, pairs = 8192, 40
+	bench := benchDataplane(b, 1<<17)
+	reader, err := ringbuf.NewReader(bench.maps.Events)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = reader.Close() }()
+	syns := make([][]byte, flows)
+	for i := range syns {
+		syns[i] = loopFrame(benchClient(i), vipPort, bpftest.SYN)
+	}
+	syn := newReplayer(b, syns)
+	var told, untold, more []time.Duration
+	for b.Loop() {
+		for pair := range pairs {
+			took := map[Replicate]time.Duration{}
+			order := []Replicate{ReplicateAll, ReplicateEstablished}
+			if pair%2 == 1 { // nobody always runs behind the other
+				slices.Reverse(order)
+			}
+			for _, how := range order {
+				s := service(ModeFullNAT, endpoint1, endpoint2)
+				s.Replicate = how
+				bench.sync(s)
+				took[how] = syn.measure(b, bench, bench.programs.entry, flows, actRedirect)
+				drainRing(b, reader)
+				if err := bench.half.drop(bench.halfKeys()); err != nil {
+					b.Fatal(err)
+				}
+			}
+			told, untold = append(told, took[ReplicateAll]), append(untold, took[ReplicateEstablished])
+			more = append(more, took[ReplicateAll]-took[ReplicateEstablished])
+		}
+	}
+	if n := bench.Stats().Counters["half_open_untold"]; n != 0 {
+		b.Fatalf("%d SYNs were not told of", n)
+	}
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(median(told), "told-ns")
+	b.ReportMetric(median(untold), "untold-ns")
+	b.ReportMetric(median(more), "telling-ns")
 }
