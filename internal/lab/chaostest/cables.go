@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -115,16 +114,12 @@ func (c *cables) apply(name string) error {
 				}
 			}
 		}
-		errs = append(errs, p.Set(all))
+		// Without power there is no cable: reopen puts the rules on the next one.
+		if err := p.Set(all); !errors.Is(err, unix.ENOLINK) {
+			errs = append(errs, err)
+		}
 	}
-	if err := errors.Join(errs...); err != nil && c.node(name).Powered() {
-		return err
-	}
-	return nil // there is no cable now: reopen does it
-}
-
-func (c *cables) node(name string) *lab.Node {
-	return c.nodes[slices.IndexFunc(c.nodes, func(n *lab.Node) bool { return n.Name() == name })]
+	return errors.Join(errs...)
 }
 
 // hurt does harm until undo is called.
