@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -85,12 +87,13 @@ func (w *fakeWire) port(link string, proto protocol) *fakePort {
 	return w.ports[lane{link: link, proto: proto}]
 }
 
-// take returns what was sent since the last take.
+// take returns what was sent since the last take, by link: links are spoken on at the same time.
 func (w *fakeWire) take() []sentFrame {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	out := w.log
 	w.log = nil
+	slices.SortStableFunc(out, func(a, b sentFrame) int { return strings.Compare(a.link, b.link) })
 	return out
 }
 
