@@ -75,7 +75,7 @@ func see(echoes []detect.EchoStatus, sessions []detect.Status, w watch) sighting
 // view is what is known of one node.
 type view struct {
 	witness  bool
-	known    bool // it answered before
+	known    bool // it answered before, and not for the first time just now
 	answers  bool // to an echo, be it with a refusal, or an echo could not be sent
 	doubted  time.Time
 	answered time.Time // last answer to an echo
@@ -95,7 +95,8 @@ type linkView struct {
 }
 
 func (v *view) echo(e detect.EchoStatus) {
-	known := !e.LastGood.IsZero()
+	// A way to a daemon that has just been started gets its first answers before it counts as up.
+	known := !e.LastGood.IsZero() && !e.Rising
 	v.known = v.known || known
 	v.answers = v.answers || e.State == detect.Up || e.Why != detect.Unanswered
 	v.refuses = v.refuses || e.State != detect.Up && e.Why == detect.Refused

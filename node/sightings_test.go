@@ -40,6 +40,11 @@ func down(k detect.Key, why detect.Silence) detect.EchoStatus {
 	return detect.EchoStatus{Key: k, State: detect.Down, Why: why, LastGood: moment(0), Doubted: moment(40)}
 }
 
+// rising has had its first answer a moment ago.
+func rising(k detect.Key) detect.EchoStatus {
+	return detect.EchoStatus{Key: k, State: detect.Down, Why: detect.Unanswered, LastGood: moment(80), Rising: true}
+}
+
 func neverAnswered(k detect.Key) detect.EchoStatus {
 	return detect.EchoStatus{Key: k, State: detect.Down, Why: detect.Unanswered, Doubted: moment(40)}
 }
@@ -76,6 +81,8 @@ func TestWhatEchoesAndSessionsTellOfANode(t *testing.T) {
 		{"our own link on one path, silence on the other", []detect.EchoStatus{down(front, detect.Unsent), down(back, u)}, nil, "", ""},
 		{"power loss, the echo on the other path is not due yet", []detect.EchoStatus{{Key: front, State: detect.Up, LastGood: moment(10), Doubted: moment(50)}, down(back, u)}, []detect.Status{up(front, 12)}, "", ""},
 		{"one link of two, and the daemon is all that tells of its life", []detect.EchoStatus{{Key: front, State: detect.Up, LastGood: moment(10)}, down(back, u)}, []detect.Status{up(front, 45)}, "", "10.2.0.2"},
+		{"just started: the first answers to its echoes", []detect.EchoStatus{rising(front), rising(back)}, []detect.Status{up(front, 70)}, "", ""},
+		{"just started, no session yet", []detect.EchoStatus{rising(front), rising(back)}, nil, "", ""},
 		{"never heard", []detect.EchoStatus{neverAnswered(front), neverAnswered(back)}, nil, "", ""},
 		{"one path silent, the other never answered", []detect.EchoStatus{down(front, u), neverAnswered(back)}, nil, "lb2", ""},
 		{"a load balancer without echoes is judged by nobody here", nil, []detect.Status{gone(manage)}, "", ""},

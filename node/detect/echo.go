@@ -58,6 +58,7 @@ type EchoStatus struct {
 	Since    time.Time
 	LastGood time.Time
 	Doubted  time.Time // when the first probe since then was found missing; zero: none was
+	Rising   bool      // answers came, and never yet enough for Up; see Prober.Rising
 	RTT      time.Duration
 	Sent     uint64
 	Answered uint64
@@ -372,6 +373,7 @@ func (r *echoRun) note(changed bool, now time.Time, more func(*EchoStatus)) {
 	r.p.mu.Lock()
 	s := &r.p.status
 	s.State, s.LastGood, s.Doubted, s.RTT = r.prober.State(), r.prober.LastGood(), r.prober.Doubted(), r.prober.RTT()
+	s.Rising = r.prober.Rising()
 	if changed {
 		s.Since = now
 	}

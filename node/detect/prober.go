@@ -63,6 +63,7 @@ type Prober struct {
 	returned int
 	next     time.Time
 	lastGood time.Time
+	wasUp    bool
 	rtt      time.Duration
 	sent     time.Time // when the last probe was
 }
@@ -81,6 +82,10 @@ func (p *Prober) LastGood() time.Time { return p.lastGood }
 
 // Doubted is when the first of the probes was found missing since the last answer; zero: none is.
 func (p *Prober) Doubted() time.Time { return p.doubted }
+
+// Rising says that answers came, and never yet enough in a row for Up: the path is
+// new, and its being Down is no failure.
+func (p *Prober) Rising() bool { return !p.wasUp && !p.lastGood.IsZero() }
 
 // RTT is how long the last answered probe took, in the state Up at most about an interval.
 func (p *Prober) RTT() time.Duration { return p.rtt }
@@ -123,7 +128,7 @@ func (p *Prober) Answer(sequence uint64, now time.Time) (changed bool) {
 		p.rtt = now.Sub(p.sent)
 	}
 	if p.state == Down && p.returned >= p.cfg.Rise {
-		p.state = Up
+		p.state, p.wasUp = Up, true
 		return true
 	}
 	return false

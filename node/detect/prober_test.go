@@ -33,6 +33,23 @@ func upProber(t *testing.T) (Prober, time.Time) {
 	return p, now
 }
 
+func TestAPathRisesOnceUntilItIsUp(t *testing.T) {
+	p, now := NewProber(EchoConfig{}, start), start
+	for i, want := range []bool{true, true, false, false, false, false, false, false} {
+		if i == 0 && p.Rising() {
+			t.Error("rising before the first answer")
+		}
+		probe(t, &p, now, i < 4) // up at the third, down after three missed
+		now = now.Add(20 * time.Millisecond)
+		if p.Rising() != want {
+			t.Errorf("probe %d: rising %v, state %v", i+1, p.Rising(), p.State())
+		}
+	}
+	if p.State() != Down {
+		t.Errorf("%v", p.State())
+	}
+}
+
 func TestThreeMissedEchoesAreAVerdictAndTwoAreNot(t *testing.T) {
 	p, now := upProber(t)
 	for i := range 4 {
