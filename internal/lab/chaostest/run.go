@@ -229,33 +229,53 @@ func (r *run) settle(ctx context.Context) error {
 	return r.finals(ctx)
 }
 
-// waitWhole waits until every node says that all are healthy and agrees on what
-// is committed and who is master, and nobody but that one answers for the VIPs.
+// waitWhole waits until the cluster is whole and has stayed so, under one master,
+// for a moment: the end of a fault may be felt a little later.
 func (r *run) waitWhole(ctx context.Context, d time.Duration) error {
+	const stays = 500 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
+	var since time.Time
+	var was string
 	return lab.WaitFor(ctx, "the cluster to be whole", func(ctx context.Context) error {
-		master, applied := "", uint64(0)
-		for i, n := range r.lab.Nodes() {
-			s, err := n.Status(ctx)
-			if err != nil {
-				return err
-			}
-			if err := s.CheckHealthy(r.h.Nodes...); err != nil {
-				return fmt.Errorf("seen from %s: %w", n.Name(), err)
-			}
-			m := s.Master("default")
-			if m == "" || (i > 0 && m != master) {
-				return fmt.Errorf("%s names %q as master and another one %q", n.Name(), m, master)
-			}
-			// The writer goes on: what counts is that nobody is left behind.
-			if i > 0 && s.Cluster.Applied+20 < applied {
-				return fmt.Errorf("%s has applied %d and another one %d", n.Name(), s.Cluster.Applied, applied)
-			}
-			master, applied = m, max(applied, s.Cluster.Applied)
+		master, err := r.whole(ctx)
+		if err != nil {
+			was = ""
+			return err
 		}
-		return r.onlyAnswers(master)
+		if master != was {
+			since, was = time.Now(), master
+		}
+		if time.Since(since) < stays {
+			return fmt.Errorf("it is, under %s, but not for long yet", master)
+		}
+		return nil
 	})
+}
+
+// whole is an error unless every node says that all are healthy and agrees on what
+// is committed and who is master, and nobody but that one answers for the VIPs.
+func (r *run) whole(ctx context.Context) (master string, err error) {
+	applied := uint64(0)
+	for i, n := range r.lab.Nodes() {
+		s, err := n.Status(ctx)
+		if err != nil {
+			return "", err
+		}
+		if err := s.CheckHealthy(r.h.Nodes...); err != nil {
+			return "", fmt.Errorf("seen from %s: %w", n.Name(), err)
+		}
+		m := s.Master("default")
+		if m == "" || (i > 0 && m != master) {
+			return "", fmt.Errorf("%s names %q as master and another one %q", n.Name(), m, master)
+		}
+		// The writer goes on: what counts is that nobody is left behind.
+		if i > 0 && s.Cluster.Applied+20 < applied {
+			return "", fmt.Errorf("%s has applied %d and another one %d", n.Name(), s.Cluster.Applied, applied)
+		}
+		master, applied = m, max(applied, s.Cluster.Applied)
+	}
+	return master, r.onlyAnswers(master)
 }
 
 // onlyAnswers is an error unless of late the node alone has answered.
