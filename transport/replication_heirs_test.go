@@ -48,10 +48,26 @@ func (m *replTable) bury(owner string) {
 	defer m.mu.Unlock()
 	h := m.heirs
 	h.dead[owner] = true
-	for key, version := range m.replicas[owner] {
-		h.orphans[replHeirKey(h.numbers[owner], key)] = version
-	}
+	last := m.replicas[owner]
 	delete(m.replicas, owner)
+	for key, version := range last {
+		if key = replHeirKey(h.numbers[owner], key); !h.taken(m, key) {
+			h.orphans[key] = version
+		}
+	}
+}
+
+// taken says whether somebody has taken over what key names, perhaps before its owner's death was known here.
+func (h *replHeirs) taken(m *replTable, key uint64) bool {
+	if _, ours := m.own[key]; ours {
+		return true
+	}
+	for _, replica := range m.replicas {
+		if _, theirs := replica[key]; theirs {
+			return true
+		}
+	}
+	return false
 }
 
 // adopt takes an orphan over, if there is one, and returns what is to be published.
@@ -120,13 +136,8 @@ func (h *replHeirs) inherit(m *replTable, key, version uint64, gone bool) {
 		}
 		return
 	}
-	if _, ours := m.own[key]; ours {
+	if h.taken(m, key) {
 		return
-	}
-	for _, replica := range m.replicas {
-		if _, adopted := replica[key]; adopted {
-			return
-		}
 	}
 	h.orphans[key] = max(h.orphans[key], version)
 }
