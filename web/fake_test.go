@@ -286,6 +286,7 @@ func world(t *testing.T) (*fakeBackend, *fakeOps) {
 			t.Fatalf("%s: %v", fsm.Kind(c), err)
 		}
 	}
+	at := time.Now()
 	b.runtime = func(st *Status) {
 		st.Flows = FlowCounts{Established: 12, HalfOpen: 1, Owned: 12, Max: 1 << 20}
 		st.Replication = []PeerReplication{
@@ -294,10 +295,10 @@ func world(t *testing.T) (*fakeBackend, *fakeOps) {
 		}
 		st.Failovers = []fsm.Failover{
 			{
-				Instance: "default", From: "lb2", To: "lb1", Epoch: 9, At: time.Now(), Cause: fsm.CauseLost,
+				Instance: "default", From: "lb2", To: "lb1", Epoch: 9, At: at, Cause: fsm.CauseLost,
 				Parts: fsm.FailoverParts{Detected: 58.2, Confirmed: 63, Committed: 75, Announced: 79, FirstPacket: 83},
 			},
-			{Instance: "default", From: "lb3", To: "lb2", Epoch: 7, At: time.Now(), Cause: fsm.CauseMove, Parts: fsm.FailoverParts{Committed: 3.1, Announced: 5}},
+			{Instance: "default", From: "lb3", To: "lb2", Epoch: 7, At: at, Cause: fsm.CauseMove, Parts: fsm.FailoverParts{Committed: 3.1, Announced: 5}},
 		}
 		st.Interfaces = []InterfaceStatus{{Name: "eth1", Up: true, Hook: "tcx"}, {Name: "eth2", Up: true, Hook: "tcx"}}
 		st.Drops = map[string]uint64{"no_service": 7, "bad_checksum": 1}
