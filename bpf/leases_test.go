@@ -347,14 +347,21 @@ func TestDataplaneOfBeforeLeasesIsTakenOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	before, err := Boottime()
+	if err != nil {
+		t.Fatal(err)
+	}
 	b.Dataplane = openTest(t, b.ns, b.opts)
 	now, err := Boottime()
 	if err != nil {
 		t.Fatal(err)
 	}
 	until, err := b.LeaseUntil()
-	if err != nil || until <= now || until > now+firstLease {
-		t.Errorf("now is %s, until %s, %v", now, until, err)
+	if err != nil || until <= before+firstLease || until > now+firstLease {
+		t.Errorf("it was opened from %s to %s, the lease is until %s, %v", before, now, until, err)
+	}
+	if err := b.RenewLease(now + firstLease); err != nil { // to open it may have taken longer than that
+		t.Fatal(err)
 	}
 	asked := question{"request", arpFrame(everybody, b.far.MAC, arpRequest, client, vip)}
 	b.ask(asked, "")
