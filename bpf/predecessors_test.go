@@ -109,3 +109,21 @@ func TestPacketsOfUnknownConnectionsAreBroughtToThePredecessor(t *testing.T) {
 		t.Error("a packet of a connection that is known was brought back")
 	}
 }
+
+// Two nodes that take each other for the predecessor do not throw a packet to and fro: what the other
+// does not know either is unknown.
+func TestWhatThePredecessorSendsIsNotBroughtBackToIt(t *testing.T) {
+	b := newBench(t, nil)
+	b.sync(service(ModeFullNAT, endpoint1))
+	b.setPredecessor(b.in, b.far.MAC, time.Minute)
+	b.setPredecessor(b.out, b.end.MAC, time.Minute)
+	if action, _ := b.fromClient(bpftest.Packet{Src: clientPort, Dst: vipPort, Flags: bpftest.ACK}); action != actDrop {
+		t.Errorf("to a service: action %d", action)
+	}
+	if action, _ := b.fromEndpoint(bpftest.Packet{Src: endpoint1, Dst: clientPort, Flags: bpftest.ACK}); action != actPass {
+		t.Errorf("to a client: action %d", action)
+	}
+	if n := b.Stats().Counters["brought_back"]; n != 0 {
+		t.Errorf("%d were brought back", n)
+	}
+}
