@@ -159,8 +159,8 @@ func losses(reports []agedReport) map[fsm.NodeID]int {
 // cutOff lists for each node the links by which most nodes on that link do not reach its data plane,
 // although the node as such is not lost: a wire without a signal of its own, one direction that is dead, a
 // program that is gone. Nobody's word about others counts who has such trouble with its own carrier. If
-// every load balancer on a link is cut off, the link between them is broken, or probing is, and
-// none of them is worse than another: then none is.
+// every load balancer that speaks is cut off on a link, the link between them is broken, or probing is,
+// and none of them is worse than another: then none is.
 func cutOff(reports []agedReport) map[fsm.NodeID][]linkAddr {
 	out := map[fsm.NodeID][]linkAddr{}
 	judged := map[netip.Prefix]bool{}
@@ -171,8 +171,8 @@ func cutOff(reports []agedReport) map[fsm.NodeID][]linkAddr {
 				continue
 			}
 			judged[subnet] = true
-			broken, balancers := cutOffIn(subnet, reports)
-			if len(broken) == balancers {
+			broken, better := cutOffIn(subnet, reports)
+			if !better {
 				continue
 			}
 			for name, link := range broken {
@@ -183,9 +183,10 @@ func cutOff(reports []agedReport) map[fsm.NodeID][]linkAddr {
 	return out
 }
 
-// cutOffIn judges one subnet: who is cut off there, and how many load balancers are on it.
-func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]linkAddr, balancers int) {
+// cutOffIn judges one subnet: who is cut off there, and whether a load balancer is better off.
+func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]linkAddr, better bool) {
 	members, votes := 0, map[linkRef]int{}
+	var speak []fsm.NodeID // load balancers
 	for _, r := range reports {
 		in := func(l linkAddr) bool { return l.Prefix.Masked() == subnet }
 		balancer := slices.ContainsFunc(r.Links, in)
@@ -195,7 +196,7 @@ func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]
 		members++
 		fresh := r.AgeMS <= lossAge.Milliseconds()
 		if balancer && fresh {
-			balancers++
+			speak = append(speak, fsm.NodeID(r.Node))
 		}
 		if !fresh || !r.LinksUp {
 			continue
@@ -215,5 +216,6 @@ func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]
 			}
 		}
 	}
-	return broken, balancers
+	better = slices.ContainsFunc(speak, func(n fsm.NodeID) bool { _, cut := broken[n]; return !cut })
+	return broken, better
 }

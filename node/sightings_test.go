@@ -180,6 +180,10 @@ func TestWhoIsCutOffIsFoundByTheMajorityOnTheLink(t *testing.T) {
 		{"two alone on a link cannot tell who is at fault", []agedReport{reportOf(1, "2/2"), reportOf(2, "1/2"), aWitness()}, ""},
 		{"a witness on the link tells", []agedReport{reportOf(1, "2/1"), reportOf(2, "1/1"), aWitness("1/1")}, "lb1:eth1"},
 		{"its programs and its daemon are gone: it says nothing", []agedReport{aged(reportOf(1)), reportOf(2, "1/1", "1/2"), reportOf(3, "1/1", "1/2")}, "lb1:eth1 lb1:eth2"},
+		{"the same in two nodes and a witness", []agedReport{aged(reportOf(1)), reportOf(2, "1/1", "1/2"), aWitness("1/1")}, "lb1:eth1"},
+		{"the switch of a link, and one says nothing", []agedReport{
+			reportOf(1, "2/2", "3/2", "4/2"), reportOf(2, "1/2", "3/2", "4/2"), reportOf(3, "1/2", "2/2", "4/2"), aged(reportOf(4)),
+		}, ""},
 		{"old words do not count", []agedReport{reportOf(1), aged(reportOf(2, "1/2")), reportOf(3, "1/2")}, ""},
 		{"a node without carrier accuses nobody", []agedReport{linkless(reportOf(1, "2/2", "3/2")), reportOf(2, "1/2"), reportOf(3, "1/2", "2/2")}, "lb1:eth2"},
 		{"two of five", []agedReport{
