@@ -11,6 +11,7 @@ import (
 
 	"pontoon/fsm"
 	"pontoon/node/stable"
+	"pontoon/web"
 )
 
 // A node's part in the agreement is as good as its disk. Raft's heartbeats never touch
@@ -128,21 +129,21 @@ func (v patientVotes) Set(key, val []byte) error {
 
 // SetUint64 implements raft.StableStore.
 func (v patientVotes) SetUint64(key []byte, val uint64) error {
-	end := v.watch.begin(time.Now())
 	var tick *time.Ticker
 	for {
+		end := v.watch.begin(time.Now())
 		err := v.StableStore.SetUint64(key, val)
 		if err == nil || errors.Is(err, stable.ErrClosed) {
 			end(time.Now(), nil)
 			return nil
 		}
+		end(time.Now(), err)
 		if tick == nil {
 			tick = time.NewTicker(voteRetry)
 			defer tick.Stop()
 		}
 		select {
 		case <-v.over:
-			end(time.Now(), err)
 			return nil
 		case <-tick.C:
 		}
@@ -177,11 +178,11 @@ func (m *member) watchDisk(ctx context.Context) error {
 func (m *member) tellDisk(trouble string) {
 	if trouble == "" {
 		m.logger.Info("the disk of the data directory takes writes again")
-		m.events.add(Event{Kind: "disk", Node: fsm.NodeID(m.cfg.Name), Text: "the disk of the data directory takes writes again"})
+		m.events.add(Event{Kind: web.EventDisk, Node: fsm.NodeID(m.cfg.Name), Text: "the disk of the data directory takes writes again"})
 		return
 	}
 	m.logger.Warn("disk in trouble", "err", trouble)
-	m.events.add(Event{Kind: "disk", Node: fsm.NodeID(m.cfg.Name), Text: trouble})
+	m.events.add(Event{Kind: web.EventDisk, Node: fsm.NodeID(m.cfg.Name), Text: trouble})
 }
 
 // verifyLeader asks a quorum whether this node leads, for as long as it may take.

@@ -107,12 +107,15 @@ func TestATermIsWrittenHoweverLongItTakes(t *testing.T) {
 		if err := votes.Set(nil, nil); err == nil {
 			t.Error("a vote that could not be written was given")
 		}
+		if err := votes.Set(nil, nil); err != nil || votes.watch.trouble(time.Now()) != "" {
+			t.Errorf("a vote: %v, %q", err, votes.watch.trouble(time.Now()))
+		}
 		stub.refuse = 1 << 30
 		done := make(chan error, 1)
 		go func() { done <- votes.SetUint64(nil, 8) }()
-		<-time.After(diskPatience)
-		if votes.watch.trouble(time.Now()) == "" {
-			t.Error("nobody is told of it")
+		<-time.After(2 * voteRetry) // nobody waits for what is known
+		if got := votes.watch.trouble(time.Now()); !strings.Contains(got, "no space") {
+			t.Errorf("told is %q", got)
 		}
 		close(over)
 		if err := <-done; err != nil || stub.term != 7 {

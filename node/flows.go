@@ -11,6 +11,7 @@ import (
 	"pontoon/bpf"
 	"pontoon/fsm"
 	"pontoon/transport"
+	"pontoon/web"
 )
 
 // flowSink writes what peers send into this node's data plane, and flowSource
@@ -164,7 +165,7 @@ func (m *member) pumpFlows(ctx context.Context) error {
 		case batch := <-m.dp.Events():
 			m.repl.Publish(batch)
 		case <-m.dp.Lost():
-			m.events.add(Event{Kind: "replication", Text: "flow events were lost between data plane and daemon: all peers get a new snapshot"})
+			m.events.add(Event{Kind: web.EventReplication, Text: "flow events were lost between data plane and daemon: all peers get a new snapshot"})
 			// What came before the loss goes out before the snapshot that heals
 			// it, or it would undo what the snapshot says.
 			m.publishWaiting()

@@ -60,9 +60,10 @@ func (m *member) renewLease() error {
 		return nil // what an earlier life has left runs out by itself
 	}
 	m.fresh() // takes in an answer that was applied meanwhile
-	until := m.contact.vouchedFor(m.cfg.Failover.Lease)
 	m.lease.mu.Lock()
 	defer m.lease.mu.Unlock()
+	// Not before the lock: who waits for it would bring back a lease that was ended meanwhile.
+	until := m.contact.vouchedFor(m.cfg.Failover.Lease)
 	if until == 0 {
 		now, err := bpf.Boottime()
 		if err != nil {

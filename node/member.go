@@ -17,6 +17,7 @@ import (
 	"pontoon/node/announce"
 	"pontoon/node/host"
 	"pontoon/transport"
+	"pontoon/web"
 )
 
 // member is this node as part of a cluster: from the moment it has an identity
@@ -176,7 +177,7 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	// its instances. A fresh data plane is certainly not ready.
 	m.local.set(localView{unsure: m.dp.Adopted()})
 	if m.dp.Adopted() {
-		m.events.add(Event{Kind: "data_plane", Node: fsm.NodeID(m.cfg.Name), Text: "adopted the pinned data plane with its flows"})
+		m.events.add(Event{Kind: web.EventDataPlane, Node: fsm.NodeID(m.cfg.Name), Text: "adopted the pinned data plane with its flows"})
 	}
 	// A process that was stopped must not repeat on waking a claim it has lost.
 	// Nor does a node argue about a VIP that lacks a link, since it is to lose it.

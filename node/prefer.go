@@ -115,12 +115,18 @@ func (p preference) step(sc scene, now time.Time) (preference, fsm.NodeID) {
 // before it hands over.
 const levelWith = 64
 
-// ableToLead lists who votes and was level with the log when it last reported.
+// ableToLead is ableOf as this leader has it now.
 func (m *member) ableToLead(servers []raft.Server) map[fsm.NodeID]bool {
-	out, commit := map[fsm.NodeID]bool{}, m.raft.CommitIndex()
-	for _, r := range m.reports.all(time.Now(), m.knownNode) {
+	return ableOf(m.reports.all(time.Now(), m.knownNode), servers, m.raft.CommitIndex())
+}
+
+// ableOf lists who votes, was level with the log when it last reported, and was ready then: one that is
+// not may have trouble with its disk, and who hands over to that one leads nobody while it waits for it.
+func ableOf(reports []agedReport, servers []raft.Server, commit uint64) map[fsm.NodeID]bool {
+	out := map[fsm.NodeID]bool{}
+	for _, r := range reports {
 		votes := slices.ContainsFunc(servers, func(s raft.Server) bool { return string(s.ID) == r.Node && s.Suffrage == raft.Voter })
-		if votes && r.AgeMS < 3*reportEvery.Milliseconds() && r.Applied+levelWith >= commit {
+		if votes && r.Ready && r.AgeMS < 3*reportEvery.Milliseconds() && r.Applied+levelWith >= commit {
 			out[fsm.NodeID(r.Node)] = true
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"pontoon/fsm"
 )
 
@@ -96,5 +98,28 @@ func TestSceneOfAStateCountsInstancesWithVIPs(t *testing.T) {
 		fsm.PutVIP{VIP: fsm.VIP{Address: benchSelf.Links[0].Prefixes[0].Addr().Next()}})...)
 	if sc := sceneOf(s, "lb1", nil); !sc.masters["lb1"] || sc.places["lb1"] != 1 || sc.epoch == 0 {
 		t.Errorf("%+v", sc)
+	}
+}
+
+func TestWhoIsAbleToLead(t *testing.T) {
+	const commit = 1000
+	for _, tc := range []struct {
+		name   string
+		change func(*agedReport, *raft.Server)
+		want   bool
+	}{
+		{"a voter that is level", func(*agedReport, *raft.Server) {}, true},
+		{"a little behind", func(r *agedReport, _ *raft.Server) { r.Applied = commit - levelWith }, true},
+		{"behind", func(r *agedReport, _ *raft.Server) { r.Applied = commit - levelWith - 1 }, false},
+		{"silent for long", func(r *agedReport, _ *raft.Server) { r.AgeMS = 3 * reportEvery.Milliseconds() }, false},
+		{"without a vote", func(_ *agedReport, s *raft.Server) { s.Suffrage = raft.Nonvoter }, false},
+		{"not ready, perhaps for its disk", func(r *agedReport, _ *raft.Server) { r.Ready = false }, false},
+	} {
+		r := agedReport{report{Node: "lb1", Applied: commit, Ready: true}, 10}
+		s := raft.Server{ID: "lb1", Suffrage: raft.Voter}
+		tc.change(&r, &s)
+		if got := ableOf([]agedReport{r}, []raft.Server{s}, commit)["lb1"]; got != tc.want {
+			t.Errorf("%s: %v", tc.name, got)
+		}
 	}
 }

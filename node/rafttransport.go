@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -62,7 +63,8 @@ func (t *raftTransport) Close() error {
 // over to it: it asks for votes without asking first whether it would get them, and
 // voters answer although they have not missed their leader yet. Raft's safety does
 // not depend on when somebody stands; whether it is wise is the caller's business.
-func (t *raftTransport) standNow(id, address string) error {
+// Raft may be waiting for its disk: then this waits, until ctx ends.
+func (t *raftTransport) standNow(ctx context.Context, id, address string) error {
 	answer := make(chan raft.RPCResponse, 1)
 	rpc := raft.RPC{
 		Command: &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{
@@ -70,12 +72,18 @@ func (t *raftTransport) standNow(id, address string) error {
 		}},
 		RespChan: answer,
 	}
-	if !t.pass(rpc) {
+	select {
+	case t.rpcs <- rpc:
+	case <-ctx.Done():
+		return fmt.Errorf("stand for election: %w", ctx.Err())
+	case <-t.done:
 		return fmt.Errorf("stand for election: %w", raft.ErrTransportShutdown)
 	}
 	select {
 	case a := <-answer:
 		return a.Error
+	case <-ctx.Done():
+		return fmt.Errorf("stand for election: %w", ctx.Err())
 	case <-t.done:
 		return fmt.Errorf("stand for election: %w", raft.ErrTransportShutdown)
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
@@ -52,4 +53,38 @@ func TestAMuteLeaderIsHeardByNobody(t *testing.T) {
 	if inner.sent != 1 {
 		t.Errorf("%d sent", inner.sent)
 	}
+}
+
+// Raft takes nothing while it waits for its disk, and a member that is to stop waits for all it does.
+func TestStandingEndsWithItsContextWhileRaftStandsStill(t *testing.T) {
+	layer, err := raft.NewTCPTransport("127.0.0.1:0", nil, 1, time.Second, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := newRaftTransport(layer)
+	t.Cleanup(func() {
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	stand := func() { done <- tr.standNow(ctx, "lb1", "127.0.0.1:1") }
+	ended := func(when string) {
+		t.Helper()
+		select {
+		case err := <-done:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: %v", when, err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("it still stands, " + when)
+		}
+	}
+	go stand()
+	<-tr.Consumer()
+	cancel()
+	ended("taken and not answered")
+	go stand()
+	ended("not taken")
 }

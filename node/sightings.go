@@ -183,10 +183,11 @@ func cutOff(reports []agedReport) map[fsm.NodeID][]linkAddr {
 	return out
 }
 
-// cutOffIn judges one subnet: who is cut off there, and whether a load balancer is better off.
+// cutOffIn judges one subnet: who is cut off there, and whether a load balancer that speaks is better
+// off, so that somebody who can judge does reach it.
 func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]linkAddr, better bool) {
 	members, votes := 0, map[linkRef]int{}
-	var speak []fsm.NodeID // load balancers
+	var speak, judges []string
 	for _, r := range reports {
 		in := func(l linkAddr) bool { return l.Prefix.Masked() == subnet }
 		balancer := slices.ContainsFunc(r.Links, in)
@@ -194,13 +195,16 @@ func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]
 			continue
 		}
 		members++
-		fresh := r.AgeMS <= lossAge.Milliseconds()
-		if balancer && fresh {
-			speak = append(speak, fsm.NodeID(r.Node))
-		}
-		if !fresh || !r.LinksUp {
+		if r.AgeMS > lossAge.Milliseconds() {
 			continue
 		}
+		if balancer {
+			speak = append(speak, r.Node)
+		}
+		if !r.LinksUp {
+			continue
+		}
+		judges = append(judges, r.Node)
 		for _, lost := range r.LostLinks {
 			if string(lost.Node) != r.Node {
 				votes[lost]++
@@ -210,12 +214,20 @@ func cutOffIn(subnet netip.Prefix, reports []agedReport) (broken map[fsm.NodeID]
 	broken = map[fsm.NodeID]linkAddr{}
 	for _, r := range reports {
 		for _, l := range r.Links {
-			name := fsm.NodeID(r.Node)
-			if l.Prefix.Masked() == subnet && votes[linkRef{name, l.Prefix.Addr()}] >= majority(members) {
-				broken[name] = l
+			if l.Prefix.Masked() != subnet {
+				continue
+			}
+			against := votes[linkRef{fsm.NodeID(r.Node), l.Prefix.Addr()}]
+			others := len(judges)
+			if slices.Contains(judges, r.Node) {
+				others--
+			}
+			if against >= majority(members) {
+				broken[fsm.NodeID(r.Node)] = l
+			} else if against < others && slices.Contains(speak, r.Node) {
+				better = true
 			}
 		}
 	}
-	better = slices.ContainsFunc(speak, func(n fsm.NodeID) bool { _, cut := broken[n]; return !cut })
 	return broken, better
 }

@@ -121,7 +121,7 @@ func (m *member) succeed(ctx context.Context, leader string, term uint64) bool {
 	if l, t, lost := m.leaderLost(); !lost || l != leader || t != term {
 		return false
 	}
-	if err := m.raft.transport.standNow(m.cfg.Name, m.cfg.Cluster.Address); err != nil {
+	if err := m.raft.transport.standNow(ctx, m.cfg.Name, m.cfg.Cluster.Address); err != nil {
 		m.logger.Warn("not stood for election", "err", err)
 		return false
 	}

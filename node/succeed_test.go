@@ -92,20 +92,20 @@ func TestStandingNowElectsALeaderWithoutWaitingForTimers(t *testing.T) {
 	}
 	leads := func(s server) func() bool { return func() bool { return s.State() == raft.Leader } }
 	start := time.Now()
-	if err := servers[0].t.standNow("lb1", string(servers[0].t.LocalAddr())); err != nil {
+	if err := servers[0].t.standNow(t.Context(), "lb1", string(servers[0].t.LocalAddr())); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "lb1 leads", leads(servers[0]))
 	_ = servers[0].Shutdown().Error()
 	_ = servers[0].t.Close()
-	if err := servers[1].t.standNow("lb2", string(servers[1].t.LocalAddr())); err != nil {
+	if err := servers[1].t.standNow(t.Context(), "lb2", string(servers[1].t.LocalAddr())); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "lb2 leads", leads(servers[1]))
 	if took := time.Since(start); took > 8*time.Second {
 		t.Fatalf("took %v: that was the timers' doing", took)
 	}
-	if err := servers[0].t.standNow("lb1", ""); err == nil {
+	if err := servers[0].t.standNow(t.Context(), "lb1", ""); err == nil {
 		t.Fatal("a closed transport lets its node stand")
 	}
 }

@@ -21,6 +21,7 @@ const (
 	EventNode        = "node"        // a node became ready, in sync, drained, or ceased to be
 	EventDataPlane   = "data_plane"  // attached, adopted, failed
 	EventLease       = "lease"       // this node's right to claim its VIPs ran out, or is back
+	EventDisk        = "disk"        // this node's data directory takes no writes, or takes them again
 	EventRecovery    = "recovery"    // the cluster is rebuilt from one node
 )
 

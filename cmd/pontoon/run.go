@@ -47,6 +47,7 @@ Every key of the node file is also a flag, and flags win:
     echo_misses: 3                 # --echo-misses
     bfd_interval: 100ms            # --bfd-interval
     bfd_multiplier: 3              # --bfd-multiplier
+    lease: 1s                      # --lease
   log_level: info                  # --log-level`,
 		Example: `  pontoon run --config /etc/pontoon/node.yaml
   pontoon run --address 192.168.80.11:7400 --interface eth1 --interface eth2`,

@@ -94,9 +94,13 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 		"api-listen": "none", "interface": "e", "hook": "tc", "pin-dir": "/p", "max-flows": "3", "agent-grace": "4s", "log-level": "warn",
 		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10", "lease": "2s",
 	}
+	help := newRunCmd(&app{}).Long
 	for name, value := range given {
 		if err := fs.Set(name, value); err != nil {
 			t.Errorf("--%s: %v", name, err)
+		}
+		if !strings.Contains(help, "--"+name) {
+			t.Errorf("the help of run does not name --%s", name)
 		}
 	}
 	want := node.Config{
