@@ -154,6 +154,34 @@ func Established(dir string) (map[Half]uint8, error) {
 	}
 }
 
+// Forget takes both halves of the connections of some clients out of the flow table pinned below dir,
+// behind everybody's back, and returns how many halves that were.
+func Forget(dir string, whose func(client netip.AddrPort) bool) (int, error) {
+	all, err := Established(dir)
+	if err != nil {
+		return 0, err
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "maps", "flows"), nil)
+	if err != nil {
+		return 0, fmt.Errorf("open flow table: %w", err)
+	}
+	defer m.Close()
+	forgotten := 0
+	for half := range all {
+		k := half.Key
+		source := netip.AddrPortFrom(netip.AddrFrom16([16]byte(k[:16])).Unmap(), binary.BigEndian.Uint16(k[32:]))
+		target := netip.AddrPortFrom(netip.AddrFrom16([16]byte(k[16:32])).Unmap(), binary.BigEndian.Uint16(k[34:]))
+		if !whose(source) && !whose(target) {
+			continue
+		}
+		if err := m.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return forgotten, fmt.Errorf("forget a flow: %w", err)
+		}
+		forgotten++
+	}
+	return forgotten, nil
+}
+
 // BatchLimit is how many entries a second the kernel takes in batches of 4096, into an empty table of
 // the flow table's form.
 func BatchLimit(entries int) (perSecond float64, err error) {

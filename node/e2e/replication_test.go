@@ -67,6 +67,19 @@ func (f *flowMaker) open(ctx context.Context, n *lab.Node, count int) error {
 	}, step{false, tcpSYN}, step{true, tcpSYN | tcpACK}, step{false, tcpACK})
 }
 
+// forget has n lose the connections first to last-1.
+func (f *flowMaker) forget(t testing.TB, n *lab.Node, first, last int) {
+	t.Helper()
+	clients := map[netip.AddrPort]bool{}
+	for i := range between(first, last) {
+		clients[f.client(i)] = true
+	}
+	halves, err := bpftest.Forget(n.PinDir(), func(a netip.AddrPort) bool { return clients[a] })
+	if err != nil || halves != 2*(last-first) {
+		t.Fatalf("%s forgot %d halves of %d connections: %v", n.Name(), halves, last-first, err)
+	}
+}
+
 const tcDrop = 2 // TC_ACT_SHOT
 
 // keepOpening opens connections at a rate a second until stop is called.
@@ -411,7 +424,9 @@ func (b *bigTest) killAndStart(t *testing.T, n, m *lab.Node) {
 }
 
 // masterDies takes the master away right after a burst of new connections. What
-// is lost of the burst is what the peers had not been told yet.
+// is lost of the burst is what the peers had not been told yet. Each survivor also
+// lacks some older connections that the other knows, as if the master's last words
+// had reached the other only.
 func (b *bigTest) masterDies(t *testing.T, m *lab.Node) {
 	t.Helper()
 	const burst = 2000
@@ -420,6 +435,11 @@ func (b *bigTest) masterDies(t *testing.T, m *lab.Node) {
 	tellFigures(t, m)
 	if err := b.flows.open(t.Context(), m, burst); err != nil {
 		t.Fatal(err)
+	}
+	const apart = 300
+	heirs := slices.DeleteFunc(b.running(), func(n *lab.Node) bool { return n == m })
+	for i, n := range heirs {
+		b.flows.forget(t, n, i*apart, (i+1)*apart)
 	}
 	if err := m.PowerOff(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -435,7 +455,11 @@ func (b *bigTest) masterDies(t *testing.T, m *lab.Node) {
 	kept := len(all)/2 - before - manyConns
 	t.Logf("of %d connections made in the moment before the master's death %d are known to %s, %d are lost", burst, kept, next.Name(), burst-kept)
 	for _, n := range survivors {
-		t.Logf("%s learned of %d from the other survivors", n.Name(), replicatedBy(t, n).Orphans)
+		learned := replicatedBy(t, n).Orphans
+		t.Logf("%s learned of %d from the other survivors", n.Name(), learned)
+		if learned < apart {
+			t.Errorf("%s had lost %d", n.Name(), apart)
+		}
 	}
 	var r replicated
 	eventually(t, 10*time.Second, "the adopted connections to be counted", func(ctx context.Context) error {
