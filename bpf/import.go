@@ -69,6 +69,7 @@ type importer struct {
 	items   []importItem
 	keys    []pontoonFlowKey // what the table is asked about them
 	halves  []*pontoonFlow   // for each of keys: what to put in at once if its tuple is free, or nil
+	drafts  []connection     // the halves' own
 	claimed hashSet          // of keys
 	writes  importBatch
 	seen    []pontoonFlowKey // forward halves that stay, and were seen elsewhere
@@ -105,14 +106,14 @@ type importBatch struct {
 func (in *importer) begin(d *Dataplane, now instant) {
 	in.d, in.now, in.result = d, now, ImportResult{}
 	if in.items == nil {
-		in.items = make([]importItem, 0, importWindow)
+		in.items, in.drafts = make([]importItem, 0, importWindow), make([]connection, 0, importWindow)
 	}
 	in.clear()
 }
 
 // clear begins a new window.
 func (in *importer) clear() {
-	in.halves = in.halves[:0]
+	in.halves, in.drafts = in.halves[:0], in.drafts[:0]
 	in.items, in.keys, in.hard, in.arrivals = in.items[:0], in.keys[:0], in.hard[:0], in.arrivals[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
 	in.seen, in.stamps, in.words = in.seen[:0], in.stamps[:0], nil
@@ -163,13 +164,16 @@ func (in *importer) record(b []byte) error {
 	return in.d.remember(r.Client, r.Service, r.EndpointId, time.Duration(r.AgeMs)*time.Millisecond, in.now)
 }
 
-// fresh returns the halves of an item that is probably unknown here and may be written if it is.
+// fresh returns the halves, stamped, of an item that is probably unknown here and may be written if it is.
+// The item itself stays as it was told: if it is known after all, its stamp counts in the decision.
 func (in *importer) fresh(it *importItem) (forward, reply *pontoonFlow) {
 	if it.op != opUpdate || it.bequeathed() || it.reason != reasonNew && (it.reason != reasonSnapshot || !in.unknown) {
 		return nil, nil
 	}
-	in.stamp(&it.c, it.reason)
-	return &it.c.forward, &it.c.reply
+	in.drafts = append(in.drafts, it.c)
+	draft := &in.drafts[len(in.drafts)-1]
+	in.stamp(draft, it.reason)
+	return &draft.forward, &draft.reply
 }
 
 // settle decides about the window by what the table says and carries it out.

@@ -96,3 +96,33 @@ func tellNew(record []byte) []byte {
 	record[recordReason] = reasonNew
 	return record
 }
+
+// Whether a record is probably new is a guess that says nothing about whose word counts: a node that was
+// dead, and lives, does not take a connection from who has forwarded it since.
+func TestGuessThatAConnectionIsNewDecidesNothing(t *testing.T) {
+	a, b := newBench(t, nil), newBench(t, func(o *Options) { o.Slot = 5 })
+	for _, n := range []*bench{a, b} {
+		n.sync(service(ModeFullNAT, endpoint1))
+	}
+	a.talk(clientPort, vipPort)
+	r, err := parseRecord(records(t, a.Dataplane))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.OwnerSlot, r.IdleMs, r.AgeMs = 6, 60_000, 3_600_000
+	importAll(t, b.Dataplane, r.append(nil))
+	for _, lives := range []bool{true, false, true} {
+		b.SetOwnersAlive(map[uint8]bool{3: lives, 6: true})
+	}
+	b.longAgo(30 * time.Second)
+	r.OwnerSlot, r.IdleMs = 3, 600_000
+	for _, reason := range []uint8{reasonState, reasonNew} {
+		r.Reason = reason
+		if got := importAll(t, b.Dataplane, r.append(nil)); got.Kept != 1 {
+			t.Errorf("reason %d: %+v", reason, got)
+		}
+		if f := b.flows(); len(f) != 1 || f[0].OwnerSlot != 6 {
+			t.Errorf("reason %d: %+v", reason, f)
+		}
+	}
+}
