@@ -137,7 +137,8 @@ func (c *cables) hurt(hs ...harm) (undo func() error, err error) {
 		return errors.Join(errs...)
 	}
 	if err := change(); err != nil {
-		return nil, fmt.Errorf("hurt cables: %w", err)
+		delete(c.harm, id)
+		return nil, fmt.Errorf("hurt cables: %w", errors.Join(err, change()))
 	}
 	return func() error {
 		c.mu.Lock()
