@@ -4,18 +4,16 @@ import (
 	"context"
 	bigendian "encoding/binary"
 	"errors"
-	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/mdlayher/packet"
 	"golang.org/x/sync/errgroup"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/lab/arping"
 )
 
 // What hosts in the clients' segment feel of a failure: one that pings a UDP
@@ -137,143 +135,61 @@ func (p *pings) felt() outage {
 	return outageOf(p.answered[:max(0, len(p.answered)-100)])
 }
 
-// arpAnswer is one answer to a question for an address.
-type arpAnswer struct {
-	at   time.Duration
-	from [6]byte
-}
-
 // arpFelt is what asking for an address felt: for how long nobody answered, and
 // for how long more than one machine did.
 type arpFelt struct{ Silence, Overlap time.Duration }
 
-func arpFeltOf(answers []arpAnswer) arpFelt {
+// arpFeltOf judges the answers among what an arping.Prober heard.
+func arpFeltOf(claims []arping.Claim) arpFelt {
 	var f arpFelt
-	spans := map[[6]byte][2]time.Duration{}
-	for i, a := range answers {
-		if i > 0 {
-			f.Silence = max(f.Silence, a.at-answers[i-1].at)
+	var last time.Time
+	spans := map[string][2]time.Time{}
+	for _, c := range claims {
+		if !c.Asked {
+			continue
 		}
-		span, known := spans[a.from]
+		if !last.IsZero() {
+			f.Silence = max(f.Silence, c.At.Sub(last))
+		}
+		last = c.At
+		span, known := spans[c.MAC]
 		if !known {
-			span[0] = a.at
+			span[0] = c.At
 		}
-		span[1] = a.at
-		spans[a.from] = span
+		span[1] = c.At
+		spans[c.MAC] = span
 	}
 	for m, a := range spans {
 		for n, b := range spans {
 			if m != n {
-				f.Overlap = max(f.Overlap, min(a[1], b[1])-max(a[0], b[0]))
+				f.Overlap = max(f.Overlap, min(a[1].Sub(b[0]), b[1].Sub(a[0]), a[1].Sub(a[0]), b[1].Sub(b[0])))
 			}
 		}
 	}
 	return f
 }
 
-// asker asks for an IPv4 address by ARP, from a packet socket: the kernel's
-// neighbour table has no part in it.
+// asker asks for an IPv4 address by ARP; the kernel's neighbour table has no part
+// in it.
 type asker struct {
-	began time.Time
-
-	mu      sync.Mutex
-	answers []arpAnswer
+	prober *arping.Prober
+	began  time.Time // the window
 }
 
 // startAsker asks from a host's first leg until the test ends.
 func startAsker(t testing.TB, h *lab.Host, about netip.Addr) *asker {
 	t.Helper()
-	a := &asker{began: time.Now()}
-	var c *packet.Conn
-	var own net.HardwareAddr
-	err := h.Do(func() error {
-		ifi, err := net.InterfaceByName(h.Interfaces()[0])
-		if err != nil {
-			return err
-		}
-		own = ifi.HardwareAddr
-		c, err = packet.Listen(ifi, packet.Raw, etherARP, nil)
-		return err
-	})
+	p, err := arping.New(arping.Config{Do: h.Do, Interface: h.Interfaces()[0], Targets: []netip.Addr{about}, Interval: arpEvery})
 	if err != nil {
 		t.Fatal(err)
 	}
-	question := arpRequest(own, h.Addr(), about)
-	background(t, "arp asker", func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { c.Close() })
-		defer stop()
-		var g errgroup.Group
-		g.Go(func() error { return a.send(ctx, c, question) })
-		g.Go(func() error { return a.receive(ctx, c, own, about) })
-		return g.Wait()
-	})
-	return a
+	background(t, "arp asker", p.Run)
+	return &asker{prober: p, began: time.Now()}
 }
 
-const etherARP = 0x0806
+func (a *asker) window() { a.began = time.Now() }
 
-// arpRequest is a question (RFC 826) to everybody, in an Ethernet frame.
-func arpRequest(own net.HardwareAddr, from, about netip.Addr) []byte {
-	f := slices.Concat(net.HardwareAddr{255, 255, 255, 255, 255, 255}, own, []byte{etherARP >> 8, etherARP & 255})
-	f = append(f, 0, 1, 8, 0, 6, 4, 0, 1) // Ethernet, IPv4, request
-	f = append(append(f, own...), from.AsSlice()...)
-	return append(append(f, make([]byte, 6)...), about.AsSlice()...)
-}
-
-// arpReplyTo returns who says to own that it has the address.
-func arpReplyTo(f []byte, own net.HardwareAddr, about netip.Addr) (from [6]byte, ok bool) {
-	const arp, reply = 14, 2
-	if len(f) < arp+28 || !slices.Equal(f[:6], []byte(own)) || f[arp+7] != reply || !slices.Equal(f[arp+14:arp+18], about.AsSlice()) {
-		return from, false
-	}
-	return [6]byte(f[arp+8 : arp+14]), true
-}
-
-func (a *asker) send(ctx context.Context, c *packet.Conn, question []byte) error {
-	tick := time.NewTicker(arpEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		if _, err := c.WriteTo(question, &packet.Addr{HardwareAddr: net.HardwareAddr(question[:6])}); err != nil && ctx.Err() == nil {
-			return fmt.Errorf("ask by arp: %w", err)
-		}
-	}
-}
-
-func (a *asker) receive(ctx context.Context, c *packet.Conn, own net.HardwareAddr, about netip.Addr) error {
-	b := make([]byte, 2048)
-	for ctx.Err() == nil {
-		n, _, err := c.ReadFrom(b)
-		if err != nil {
-			if ctx.Err() == nil {
-				return fmt.Errorf("read arp: %w", err)
-			}
-			return nil
-		}
-		if from, ok := arpReplyTo(b[:n], own, about); ok {
-			a.mu.Lock()
-			a.answers = append(a.answers, arpAnswer{time.Since(a.began), from})
-			a.mu.Unlock()
-		}
-	}
-	return nil
-}
-
-func (a *asker) window() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.answers = nil
-}
-
-func (a *asker) felt() arpFelt {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return arpFeltOf(a.answers)
-}
+func (a *asker) felt() arpFelt { return arpFeltOf(a.prober.Since(time.Since(a.began))) }
 
 func TestABlackoutIsBetweenTheAnswersAroundWhatWasLost(t *testing.T) {
 	const ms = time.Millisecond
@@ -297,37 +213,28 @@ func TestABlackoutIsBetweenTheAnswersAroundWhatWasLost(t *testing.T) {
 }
 
 func TestArpAnswersAreSilenceAndOverlap(t *testing.T) {
-	const ms = time.Millisecond
-	a, b := [6]byte{1}, [6]byte{2}
+	type answer struct {
+		ms   int
+		from string
+	}
 	for _, tc := range []struct {
 		name    string
-		answers []arpAnswer
+		answers []answer
 		want    arpFelt
 	}{
 		{"nobody", nil, arpFelt{}},
-		{"one machine", []arpAnswer{{0, a}, {5 * ms, a}, {10 * ms, a}}, arpFelt{Silence: 5 * ms}},
-		{"one after the other", []arpAnswer{{0, a}, {5 * ms, a}, {90 * ms, b}}, arpFelt{Silence: 85 * ms}},
-		{"both for a while", []arpAnswer{{0, a}, {5 * ms, b}, {5 * ms, a}, {10 * ms, a}, {10 * ms, b}, {15 * ms, b}}, arpFelt{Silence: 5 * ms, Overlap: 5 * ms}},
+		{"one machine", []answer{{0, "a"}, {5, "a"}, {10, "a"}}, arpFelt{Silence: 5 * time.Millisecond}},
+		{"one after the other", []answer{{0, "a"}, {5, "a"}, {90, "b"}}, arpFelt{Silence: 85 * time.Millisecond}},
+		{"both for a while", []answer{{0, "a"}, {5, "b"}, {5, "a"}, {10, "a"}, {10, "b"}, {15, "b"}}, arpFelt{Silence: 5 * time.Millisecond, Overlap: 5 * time.Millisecond}},
+		{"one within the other's time", []answer{{0, "a"}, {5, "b"}, {10, "b"}, {15, "a"}}, arpFelt{Silence: 5 * time.Millisecond, Overlap: 5 * time.Millisecond}},
 	} {
-		if got := arpFeltOf(tc.answers); got != tc.want {
+		var claims []arping.Claim
+		for _, a := range tc.answers {
+			at := time.Unix(0, 0).Add(time.Duration(a.ms) * time.Millisecond)
+			claims = append(claims, arping.Claim{At: at, MAC: a.from, Asked: true}, arping.Claim{At: at.Add(time.Millisecond), MAC: "unasked"})
+		}
+		if got := arpFeltOf(claims); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
 		}
-	}
-}
-
-func TestArpFramesAreAskedAndReadAlike(t *testing.T) {
-	own, other := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
-	me, vip := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.200")
-	f := arpRequest(other, vip, me) // as an answer, but for the kind and the destination
-	if _, ok := arpReplyTo(f, own, vip); ok {
-		t.Error("a question was taken for an answer")
-	}
-	copy(f, own)
-	f[21] = 2
-	if from, ok := arpReplyTo(f, own, vip); !ok || from != [6]byte(other) {
-		t.Errorf("%x %v", from, ok)
-	}
-	if _, ok := arpReplyTo(f, own, me); ok {
-		t.Error("an answer about another address was taken")
 	}
 }

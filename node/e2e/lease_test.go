@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -83,12 +82,7 @@ func TestAMasterThatIsCutOffFallsSilent(t *testing.T) {
 	l, a := leaseCluster(t)
 	clients := connect(t, l, 50)
 	m := master(t, l, "")
-	var others []*lab.Node
-	for _, n := range l.Nodes() {
-		if n != m {
-			others = append(others, n)
-		}
-	}
+	others := others(l, m)
 	waitSameFlows(t, l.Nodes(), 50)
 	late := stalls(t)
 	w := clients.Window()
@@ -120,7 +114,7 @@ func TestAMasterThatIsCutOffFallsSilent(t *testing.T) {
 	eventually(t, 5*time.Second, m.Name()+" to hold what it is to hold only", func(context.Context) error {
 		return errors.Join(onlyHolder(l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP()), heldBy(l, m, heldVIP))
 	})
-	warned(t, m, "lease has run out")
+	expectWarning(t, m, "lease has run out")
 	from := time.Now()
 	heal()
 	waitOnlyHolder(t, releaseTime, l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP(), heldVIP)
@@ -145,10 +139,7 @@ func TestTheLastNodeOfThreeReleasesAndTakesUpAgain(t *testing.T) {
 	late := stalls(t)
 	w := clients.Window()
 	began := time.Now()
-	for _, n := range l.Nodes() {
-		if n == m {
-			continue
-		}
+	for _, n := range others(l, m) {
 		if err := n.PowerOff(within(t, 10*time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -166,10 +157,7 @@ func TestTheLastNodeOfThreeReleasesAndTakesUpAgain(t *testing.T) {
 		return heldBy(l, m, heldVIP)
 	})
 	progressed(t, w, restartGap, late) // who knows where it is goes on
-	for _, n := range l.Nodes() {
-		if n == m {
-			continue
-		}
+	for _, n := range others(l, m) {
 		if err := n.PowerOn(within(t, 10*time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -260,19 +248,4 @@ func heldBy(l *lab.Lab, n *lab.Node, addr netip.Addr) error {
 		return fmt.Errorf("%s does not hold %s, %v do", n.Name(), addr, all)
 	}
 	return err
-}
-
-// warned waits until a node warns with these words.
-func warned(t *testing.T, n *lab.Node, words string) {
-	t.Helper()
-	eventually(t, 5*time.Second, n.Name()+" to warn of it", func(ctx context.Context) error {
-		var s struct{ Warnings []string }
-		if err := get(ctx, n, "/v1/status", &s); err != nil {
-			return err
-		}
-		if !strings.Contains(strings.Join(s.Warnings, "\n"), words) {
-			return fmt.Errorf("it warns of %q", s.Warnings)
-		}
-		return nil
-	})
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,21 +56,6 @@ func (c cables) heal(t testing.TB) {
 // everything that goes one way is lost.
 func everything() []impair.Rule { return []impair.Rule{{Drop: 1}} }
 
-// restOf are the nodes but not.
-func restOf(l *lab.Lab, not ...*lab.Node) []*lab.Node {
-	var out []*lab.Node
-	for _, n := range l.Nodes() {
-		keep := true
-		for _, x := range not {
-			keep = keep && n != x
-		}
-		if keep {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
 // A wire may fail without a signal, and in one direction only. The others find it by their echoes.
 func TestAMasterWhoseWireFailsSilentlyIsReplaced(t *testing.T) {
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
@@ -102,9 +88,9 @@ func TestAMasterWhoseWireFailsSilentlyIsReplaced(t *testing.T) {
 			for _, i := range tc.ifaces {
 				wires[old].set(t, i, tc.rules)
 			}
-			next := masterBy(t, restOf(l, old), old)
+			next := masterBy(t, others(l, old), old)
 			progressed(t, w, oneLinkGap, late)
-			f := timelineOn(t, next, restOf(l, old))
+			f := timelineOn(t, next, others(l, old))
 			inOrder(t, f, 5000, "detected", "confirmed", "committed", "announced")
 			if !slices.Contains(tc.causes, f.Cause) {
 				t.Errorf("%s moved by %q, want one of %q", old.Name(), f.Cause, tc.causes)
@@ -170,19 +156,18 @@ func timelineOn(t testing.TB, of *lab.Node, ask []*lab.Node) lab.Failover {
 	return out
 }
 
-func expectWarning(t testing.TB, n *lab.Node, text string) {
+// expectWarning waits until a node warns with these words.
+func expectWarning(t testing.TB, n *lab.Node, words string) {
 	t.Helper()
-	eventually(t, 10*time.Second, n.Name()+" to warn: "+text, func(ctx context.Context) error {
+	eventually(t, 10*time.Second, n.Name()+" to warn: "+words, func(ctx context.Context) error {
 		var s struct{ Warnings []string }
-		if err := n.Get(ctx, "/v1/status", &s); err != nil {
+		if err := get(ctx, n, "/v1/status", &s); err != nil {
 			return err
 		}
-		for _, w := range s.Warnings {
-			if len(w) >= len(text) && w[:len(text)] == text {
-				return nil
-			}
+		if !strings.Contains(strings.Join(s.Warnings, "\n"), words) {
+			return fmt.Errorf("it warns of %q", s.Warnings)
 		}
-		return fmt.Errorf("it warns of %q", s.Warnings)
+		return nil
 	})
 }
 
@@ -196,9 +181,9 @@ func TestACutBetweenTwoNodesMovesNothing(t *testing.T) {
 	m := master(t, l, "")
 	wires := cablesOf(t, m.Host)
 	before := epoch(t, m)
-	for _, other := range restOf(l, m) {
+	for _, other := range others(l, m) {
 		t.Run(m.Name()+" and "+other.Name(), func(t *testing.T) {
-			third := restOf(l, m, other)[0]
+			third := others(l, m, other)[0]
 			t.Logf("%s leads, %s is master", leader(t, l).Name(), m.Name())
 			late := stalls(t)
 			w := clients.Window()
@@ -263,12 +248,12 @@ func TestAMasterWithoutItsProgramsIsReplaced(t *testing.T) {
 			}
 			began := time.Now()
 			detach(t, old)
-			next := masterBy(t, restOf(l, old), old)
+			next := masterBy(t, others(l, old), old)
 			t.Logf("%s took over after at most %s", next.Name(), time.Since(began))
 			if err := prober.Succeeding(within(t, 10*time.Second), 5); err != nil {
 				t.Error(err)
 			}
-			if f := timelineOn(t, next, restOf(l, old)); f.Cause != "cut_off" && f.Cause != "report" {
+			if f := timelineOn(t, next, others(l, old)); f.Cause != "cut_off" && f.Cause != "report" {
 				t.Errorf("moved by %q", f.Cause)
 			}
 			if killed {
@@ -324,7 +309,7 @@ func TestTwoDeathsAtOnceAreFoundTogether(t *testing.T) {
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	alive := restOf(l, old, heir)
+	alive := others(l, old, heir)
 	var last string
 	eventually(t, 20*time.Second, "the third to be master", func(ctx context.Context) error {
 		s, err := alive[0].Status(ctx)

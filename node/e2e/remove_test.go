@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -41,13 +42,9 @@ func lettingGo(t testing.TB, d time.Duration, n *lab.Node) {
 	}
 }
 
-func others(l *lab.Lab, not *lab.Node) (out []*lab.Node) {
-	for _, n := range l.Nodes() {
-		if n != not {
-			out = append(out, n)
-		}
-	}
-	return out
+// others are the nodes but not these.
+func others(l *lab.Lab, not ...*lab.Node) []*lab.Node {
+	return slices.DeleteFunc(slices.Clone(l.Nodes()), func(n *lab.Node) bool { return slices.Contains(not, n) })
 }
 
 func TestARemovedMasterLetsGoAndMayJoinAgain(t *testing.T) {
