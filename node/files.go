@@ -94,6 +94,15 @@ func forget(dataDir string) error {
 	return errors.Join(err, dropRecovery(dataDir), transport.RemoveCAKey(dataDir), transport.RemoveIdentity(dataDir), os.RemoveAll(raftDir(dataDir)))
 }
 
+// syncDir returns when the names in the directory are on the disk.
+func syncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
+
 // lockDataDir keeps a second daemon away from the same files.
 func lockDataDir(dataDir string) (*os.File, error) {
 	if err := os.MkdirAll(dataDir, 0o700); err != nil {

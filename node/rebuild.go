@@ -60,6 +60,10 @@ func (r recovery) save(dataDir string) error {
 	if err := renameio.WriteFile(filepath.Join(dataDir, recoveryFile), b, 0o600); err != nil {
 		return fmt.Errorf("save recovery: %w", err)
 	}
+	// What follows is in another directory, and must not be on the disk before this is.
+	if err := syncDir(dataDir); err != nil {
+		return fmt.Errorf("save recovery: %w", err)
+	}
 	return nil
 }
 

@@ -231,3 +231,19 @@ func (e *end) now(what string, ok func(Status) bool) Status {
 	asked := time.Now()
 	return e.await(what, func(r report) bool { return !r.Changed && r.At.After(asked) && ok(r.Status) }).Status
 }
+
+// While another program holds the port nobody takes what is posted, perhaps for ever.
+func TestNothingIsKeptForASessionThatIsNotUp(t *testing.T) {
+	d := NewDriver(Options{})
+	key := Key{Local: netip.MustParseAddr("10.99.0.1"), Remote: netip.MustParseAddr("10.99.0.2"), Interface: "eth0"}
+	if err := d.SetSessions([]Session{{Key: key, Config: fast}}); err != nil {
+		t.Fatal(err)
+	}
+	d.Ask(key)
+	d.PathFailed(key, DiagEchoFailed)
+	for _, l := range d.loops {
+		if len(l.waiting) > 0 {
+			t.Errorf("%d events wait", len(l.waiting))
+		}
+	}
+}

@@ -271,10 +271,12 @@ func (l *loop) receiveError() error {
 	return l.sockErr
 }
 
+// post hands an event to a session that is up: those posted mean nothing to another, and
+// while there is no socket nobody takes them.
 func (l *loop) post(key Key, ev Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.sessions[key] == nil {
+	if s := l.sessions[key]; s == nil || s.machine.SessionState != Up {
 		return
 	}
 	l.waiting = append(l.waiting, posted{key, ev})
