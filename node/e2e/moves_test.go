@@ -244,12 +244,12 @@ func (m *movedTraffic) count(t testing.TB, what string) (lost, slow, segs, faile
 // The old master goes on forwarding what still reaches it, and the new one holds
 // all connections before it is told of: nobody notices.
 func TestNobodyNoticesAPlannedMove(t *testing.T) {
-	const moves = 10
+	const moves, calmTime = 10, 3 * time.Second
 	for _, mode := range []string{"fullnat", "dnat"} {
 		t.Run(mode, func(t *testing.T) {
 			m := startMoved(t, mode)
 			m.mark(t)
-			pass(t, 3*time.Second)
+			pass(t, calmTime)
 			_, _, calm, _, _ := m.count(t, "in calm")
 			m.mark(t)
 			at := master(t, m.l, "")
@@ -263,8 +263,10 @@ func TestNobodyNoticesAPlannedMove(t *testing.T) {
 				pass(t, 300*time.Millisecond)
 			}
 			pass(t, time.Second)
+			took := time.Since(m.began)
 			lost, slow, segs, failed, reset := m.count(t, fmt.Sprintf("%d moves", moves))
-			if lost > 0 || slow > 0 || failed > 0 || reset > 0 || segs > calm+moves {
+			// A busy machine repeats segments also in calm, the more the longer it takes.
+			if lost > 0 || slow > 0 || failed > 0 || reset > 0 || segs > calm*int(took/calmTime+1)+moves {
 				t.Error("the moves were noticed")
 			}
 		})
