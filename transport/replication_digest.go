@@ -284,20 +284,25 @@ func (s *replStream) haveSent(ctx context.Context, r replRepair) (records int64,
 }
 
 // repair sends some buckets anew while changes go on. It is given up when the
-// peer falls behind: everything is sent anew then.
+// peer falls behind: everything is sent anew then. Nothing is dropped because of
+// orphans, so they need an end, for the count, and no begin.
 func (s *replStream) repair(ctx context.Context, r replRepair) error {
 	number := s.p.nextRepair()
+	flag, last := uint8(replFlagOrphans), replFrameOrphansEnd
+	var source iter.Seq2[[]byte, error]
 	if r.orphans {
-		return s.bequeath(ctx, r, number)
+		source = s.p.r.cfg.Orphans.OrphansOf(ctx, r.buckets)
+	} else {
+		source, flag, last = s.p.r.cfg.Digests.SnapshotOf(ctx, r.buckets), replFlagSnapshot, replFrameRepairEnd
+		begin := binary.BigEndian.AppendUint64(nil, number)
+		for _, b := range r.buckets {
+			begin = binary.BigEndian.AppendUint32(begin, b)
+		}
+		if err := s.control(ctx, replFrameRepairBegin, begin, replMarkNone); err != nil {
+			return err
+		}
 	}
-	begin := binary.BigEndian.AppendUint64(nil, number)
-	for _, b := range r.buckets {
-		begin = binary.BigEndian.AppendUint32(begin, b)
-	}
-	if err := s.control(ctx, replFrameRepairBegin, begin, replMarkNone); err != nil {
-		return err
-	}
-	records, behind, err := s.chunks(ctx, s.p.r.cfg.Digests.SnapshotOf(ctx, r.buckets), replFlagSnapshot, true)
+	records, behind, err := s.chunks(ctx, source, flag, true)
 	if err != nil {
 		return err
 	}
@@ -306,7 +311,7 @@ func (s *replStream) repair(ctx context.Context, r replRepair) error {
 		return nil
 	}
 	end := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, number), records)
-	if err := s.control(ctx, replFrameRepairEnd, end, replMarkRepair); err != nil {
+	if err := s.control(ctx, last, end, replMarkRepair); err != nil {
 		return err
 	}
 	r.done <- int64(records)

@@ -209,25 +209,6 @@ func (s *replStream) give(ctx context.Context, v replVerdict, snapshots uint64) 
 	return err
 }
 
-// bequeath sends the orphans of some buckets while changes go on. Nothing is
-// dropped because of it, so it needs an end, for the count, and no begin.
-func (s *replStream) bequeath(ctx context.Context, r replRepair, number uint64) error {
-	records, behind, err := s.chunks(ctx, s.p.r.cfg.Orphans.OrphansOf(ctx, r.buckets), replFlagOrphans, true)
-	if err != nil {
-		return err
-	}
-	if behind {
-		r.done <- -1
-		return nil
-	}
-	end := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, number), records)
-	if err := s.control(ctx, replFrameOrphansEnd, end, replMarkRepair); err != nil {
-		return err
-	}
-	r.done <- int64(records)
-	return nil
-}
-
 // applyOrphansEnd checks that all of a gift has come.
 func (in *replInbound) applyOrphansEnd(payload []byte) error {
 	number, records := binary.BigEndian.Uint64(payload), binary.BigEndian.Uint64(payload[8:])
