@@ -87,10 +87,12 @@ func (w *wire) ends(t *testing.T, f lab.Family) (near, far *net.UDPConn, to neti
 }
 
 // burst sends numbered datagrams, a few in each millisecond, and lists those that
-// arrive until nothing has come for a while.
+// arrive until all are sent and then nothing has come for a while.
 func burst(t *testing.T, from, at *net.UDPConn, to netip.AddrPort, count int) (got []uint32) {
 	t.Helper()
+	sent := make(chan struct{})
 	go func() {
+		defer close(sent)
 		tick := time.NewTicker(time.Millisecond)
 		defer tick.Stop()
 		for i := range count {
@@ -102,12 +104,22 @@ func burst(t *testing.T, from, at *net.UDPConn, to netip.AddrPort, count int) (g
 	}()
 	b := make([]byte, 64)
 	for {
+		over := false
+		select {
+		case <-sent:
+			over = true
+		default:
+		}
 		if err := at.SetReadDeadline(time.Now().Add(roottest.Patient(150 * time.Millisecond))); err != nil {
 			t.Fatal(err)
 		}
 		n, _, err := at.ReadFromUDPAddrPort(b)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return got
+			if over {
+				return got
+			}
+			<-sent
+			continue
 		}
 		if err != nil {
 			t.Fatal(err)

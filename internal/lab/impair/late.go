@@ -44,7 +44,7 @@ const maxWaiting = 1 << 16
 // Run carries late frames until ctx ends; those that still wait then are lost.
 // Without it late frames are lost altogether. Call it once.
 func (p *Port) Run(ctx context.Context) error {
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(ctx)
 	in := make(chan lateFrame, 256)
 	g.Go(func() error {
 		defer close(in)
