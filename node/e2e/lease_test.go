@@ -20,7 +20,7 @@ var (
 
 const (
 	leaseLength = time.Second            // the default
-	leaseMargin = 150 * time.Millisecond // for the inquirer; the lease itself is the kernel's
+	leaseMargin = 500 * time.Millisecond // for the inquirer; the lease itself is the kernel's
 )
 
 // heldVIP is one that is claimed also without a quorum.
@@ -190,7 +190,7 @@ func TestARestartIsNotHeard(t *testing.T) {
 	for _, vip := range a.targets {
 		most := a.longest(began, vip)
 		t.Logf("%s: away for %s, %s between two answers at most", vip, took, most)
-		if took < 4*time.Second && most > 300*time.Millisecond+late() {
+		if took < 4*time.Second && most > time.Second+late() {
 			t.Errorf("%s: nobody answered for %s", vip, most)
 		}
 		if other := len(a.since(began, vip, m)); other == 0 {
