@@ -67,6 +67,7 @@ lint:
 	if [ -n "$$fmt" ]; then echo "gofumpt would change:"; echo "$$fmt"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags pontoon_faults ./node
+	$(GO) vet -tags pontoon_vm ./node/e2e
 	$(GO) run $(STATICCHECK) ./...
 	@if command -v vagrant >/dev/null; then vagrant validate --ignore-provider; else echo "vagrant is not installed: Vagrantfile not validated"; fi
 	@for f in packaging/vagrant/*.sh; do sh -n $$f || exit 1; done

@@ -26,7 +26,6 @@ type suite struct {
 	slow    int           // the factor in it
 	product bool          // it starts the product's binary
 	paced   bool          // it wants the paced clock, see machine.processors
-	env     []string      // beside the usual one
 	args    []string      // instead of a test binary: what is run, with the pattern, in the folder of its data
 }
 
@@ -43,7 +42,7 @@ var suites = []suite{
 	},
 	{
 		name: "clock", pkg: "node/e2e", run: "^TestAStepOfTheClock", must: []string{"TestAStepOfTheClockHurtsNobody"},
-		timeout: 3 * time.Minute, product: true, paced: true, env: []string{"PONTOON_MAY_STEP_CLOCK=1"},
+		timeout: 3 * time.Minute, product: true, paced: true,
 	},
 	{name: "e2e", pkg: "node/e2e", run: "^(" + strings.Join(clusterTests, "|") + ")$", must: clusterTests, timeout: 8 * time.Minute, product: true, paced: true},
 }
@@ -112,7 +111,6 @@ func (s suite) job() job {
 	if s.run != "" {
 		j.Args = append(j.Args, "-test.run="+s.run)
 	}
-	j.Env = append(j.Env, s.env...)
 	if s.product {
 		j.Env = append(j.Env, "PONTOON_BINARY=/"+guestProduct)
 	}
@@ -195,7 +193,7 @@ func (s suite) addBinary(ctx context.Context, c *cpioWriter, work string) error 
 		return nil
 	}
 	bin := filepath.Join(work, filepath.Base(name))
-	if _, err := output(ctx, "", "go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", bin, "pontoon/"+s.pkg); err != nil {
+	if _, err := output(ctx, "", "go", "test", "-c", "-tags", "pontoon_vm", "-trimpath", "-ldflags", "-s -w", "-o", bin, "pontoon/"+s.pkg); err != nil {
 		return err
 	}
 	return addFile(c, name, bin)
