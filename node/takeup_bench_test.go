@@ -90,7 +90,7 @@ func newTakeUp(tb testing.TB) *takeUp {
 	}
 	m := &member{
 		cfg:    Config{Name: "lb1", DataDir: tb.TempDir(), DataPlane: DataPlaneConfig{Interfaces: []string{"eth1", "eth2"}}, Failover: defaultFailover()},
-		logger: slog.New(slog.DiscardHandler),
+		logger: slog.New(slog.DiscardHandler), reports: newReportTable(),
 	}
 	var err error
 	ns.Do(func() {
