@@ -20,6 +20,12 @@ type Config struct {
 	// MaxNodes, MaxClients and MaxEndpoints. Nodes are called lb1, lb2, …,
 	// clients client1, …, endpoints ep1, ….
 	Nodes, Clients, Endpoints int
+	// Routers is how many routers [Routed] has, 1 when 0; see MaxRouters. They are
+	// called r1 and r2. They forward; what finds routes is started by the caller.
+	Routers int
+	// LearnRoutes leaves the nodes of [Routed] without default routes: they have
+	// to learn the way to the clients.
+	LearnRoutes bool
 	// Witnesses is how many of the nodes, the last ones, are started with the
 	// role of a witness: they are given no interface to balance on.
 	Witnesses int
@@ -50,6 +56,9 @@ func (c Config) withDefaults() Config {
 	if c.Topology == "" {
 		c.Topology = TwoLeg
 	}
+	if c.Topology == Routed && c.Routers == 0 {
+		c.Routers = 1
+	}
 	if c.Dir == "" {
 		c.Dir = os.TempDir()
 	}
@@ -66,13 +75,16 @@ func (c Config) withDefaults() Config {
 func (c Config) Validate() error {
 	c = c.withDefaults()
 	var errs []error
-	if c.Topology != TwoLeg && c.Topology != OneLeg {
-		errs = append(errs, fmt.Errorf("topology %q: want %q or %q", c.Topology, TwoLeg, OneLeg))
+	if c.Topology != TwoLeg && c.Topology != OneLeg && c.Topology != Routed {
+		errs = append(errs, fmt.Errorf("topology %q: want %q, %q or %q", c.Topology, TwoLeg, OneLeg, Routed))
+	}
+	if c.Topology != Routed && (c.Routers != 0 || c.LearnRoutes) {
+		errs = append(errs, fmt.Errorf("topology %q has no routers: want %q", c.Topology, Routed))
 	}
 	for _, n := range []struct {
 		what     string
 		have, at int
-	}{{"nodes", c.Nodes, MaxNodes}, {"clients", c.Clients, MaxClients}, {"endpoints", c.Endpoints, MaxEndpoints}} {
+	}{{"nodes", c.Nodes, MaxNodes}, {"clients", c.Clients, MaxClients}, {"endpoints", c.Endpoints, MaxEndpoints}, {"routers", c.Routers, MaxRouters}} {
 		if n.have < 0 || n.have > n.at {
 			errs = append(errs, fmt.Errorf("%d %s: want 0 to %d", n.have, n.what, n.at))
 		}

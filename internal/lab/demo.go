@@ -27,7 +27,6 @@ func Failures() []string { return []string{FailKill, FailLink, FailPause} }
 
 // What the demo builds: the service and where it goes.
 const (
-	demoService   = "web"
 	demoPort      = 80
 	demoEndpoints = 2
 	endpointPort  = 8080
@@ -44,6 +43,9 @@ type DemoConfig struct {
 	Connections int
 	// Failures are made in this order; all kinds when nil, none when empty.
 	Failures []string
+	// BGP puts a router between clients and nodes, which learns the service's address by
+	// BGP, and does all failures twice: with a master, and with all nodes active.
+	BGP bool
 	// Keep leaves everything running at the end and prints how to look
 	// around and how to clean up.
 	Keep bool
@@ -106,7 +108,7 @@ func (c DemoConfig) Validate() error {
 // the product did not hold its promise; the report says how.
 var ErrVerdict = errors.New("the demo's verdict is bad")
 
-// RunDemo builds a two-leg network, starts a cluster of real daemons in it,
+// RunDemo builds a two-leg network, or one with a router when BGP is asked for, starts a cluster of real daemons in it,
 // balances long-lived connections through it and hurts the master in every
 // way that is asked for, each time waiting for the cluster to be whole again.
 // It tells what happens while it goes and sums it up at the end.
@@ -128,9 +130,13 @@ func RunDemo(ctx context.Context, cfg DemoConfig) (Report, error) {
 	if old, err := Leftovers(cfg.Dir); err == nil && len(old) > 0 {
 		tell.step("still there from earlier: %s; `pontoon demo --clean PREFIX` removes one", strings.Join(old, ", "))
 	}
-	tell.step("building %d load balancers, %d client and %d endpoints in network namespaces", cfg.Nodes, 1, demoEndpoints)
+	topology, router := TwoLeg, ""
+	if cfg.BGP {
+		topology, router = Routed, "a router, "
+	}
+	tell.step("building %d load balancers, %s%d client and %d endpoints in network namespaces", cfg.Nodes, router, 1, demoEndpoints)
 	l, err := New(Config{
-		Binary: cfg.Binary, Topology: TwoLeg, Nodes: cfg.Nodes, Clients: 1, Endpoints: demoEndpoints,
+		Binary: cfg.Binary, Topology: topology, Nodes: cfg.Nodes, Clients: 1, Endpoints: demoEndpoints,
 		Dir: cfg.Dir, Detach: cfg.Keep, Logger: cfg.Logger,
 	})
 	if err != nil {
@@ -149,6 +155,9 @@ type demo struct {
 	cfg     DemoConfig
 	lab     *Lab
 	tell    *narrator
+	form    demoForm    // the one that is being shown
+	routes  *RouteTable // of the router, nil without one
+	peers   int         // how many BGP neighbours each node is to have
 	clients *traffic.Clients
 	prober  *traffic.Prober
 	report  Report
@@ -158,6 +167,30 @@ type demo struct {
 // run carries the demo out.
 func (d *demo) run(ctx context.Context) error {
 	if err := d.raiseCluster(ctx); err != nil {
+		return err
+	}
+	if err := d.startRouter(ctx); err != nil {
+		return err
+	}
+	if d.routes != nil {
+		defer d.routes.Close()
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var g errgroup.Group
+	err := d.startEndpoints(ctx, &g)
+	for _, form := range formsOf(d.cfg) {
+		if err == nil {
+			d.form = form
+			err = d.show(ctx)
+		}
+	}
+	cancel()
+	return errors.Join(err, g.Wait())
+}
+
+// show does everything for one form.
+func (d *demo) show(ctx context.Context) error {
+	if err := d.createService(ctx, d.lab.Nodes()[0]); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -171,9 +204,8 @@ func (d *demo) run(ctx context.Context) error {
 	return errors.Join(err, g.Wait())
 }
 
-// startTraffic starts the endpoints' servers and the prober, waits until the
-// service is served, opens the connections and measures the calm.
-func (d *demo) startTraffic(ctx context.Context, g *errgroup.Group) error {
+// startEndpoints starts the endpoints' servers.
+func (d *demo) startEndpoints(ctx context.Context, g *errgroup.Group) error {
 	for _, ep := range d.lab.Endpoints() {
 		srv, err := traffic.NewServer(traffic.ServerConfig{Name: ep.Name(), Logger: d.cfg.Logger})
 		if err != nil {
@@ -185,18 +217,24 @@ func (d *demo) startTraffic(ctx context.Context, g *errgroup.Group) error {
 		}
 		g.Go(func() error { return srv.Serve(ctx, ln) })
 	}
+	return nil
+}
+
+// startTraffic starts the prober, waits until the service is served, opens the
+// connections and measures the calm.
+func (d *demo) startTraffic(ctx context.Context, g *errgroup.Group) error {
 	client := d.lab.Clients()[0]
 	var err error
-	if d.prober, err = traffic.NewProber(traffic.ProberConfig{Dial: client.Dial, Target: serviceAddr()}); err != nil {
+	if d.prober, err = traffic.NewProber(traffic.ProberConfig{Dial: client.Dial, Target: d.form.target()}); err != nil {
 		return err
 	}
 	g.Go(func() error { return d.prober.Run(ctx) })
 	if err := within(ctx, serveTimeout, func(ctx context.Context) error { return d.prober.Succeeding(ctx, steadyProbes) }); err != nil {
 		return fmt.Errorf("the service does not answer: %w", err)
 	}
-	d.tell.step("the service answers on %s; opening %d connections", serviceAddr(), d.cfg.Connections)
+	d.tell.step("the service answers on %s; opening %d connections", d.form.target(), d.cfg.Connections)
 	d.clients, err = traffic.NewClients(traffic.ClientsConfig{
-		Dial: client.Dial, Target: serviceAddr(), Count: d.cfg.Connections, Progress: d.tell.quarters(d.cfg.Connections),
+		Dial: client.Dial, Target: d.form.target(), Count: d.cfg.Connections, Progress: d.tell.quarters(d.cfg.Connections),
 	})
 	if err != nil {
 		return err
@@ -223,7 +261,7 @@ func (d *demo) measureCalm(ctx context.Context) error {
 		return err
 	}
 	r := w.Result()
-	d.report.CalmGapMS = ms(r.Blackout)
+	d.report.CalmGapMS = max(d.report.CalmGapMS, ms(r.Blackout))
 	d.tell.detail("in calm the worst gap between two answers is %s; a frame goes out every 100 ms", short(r.Blackout))
 	if lost := r.Reset + r.Corrupted; lost > 0 {
 		return fmt.Errorf("%d of %d connections were lost before any failure was made: %s", lost, r.Connections, strings.Join(r.Errors, "; "))

@@ -24,12 +24,9 @@ const (
 // service to count as served.
 const steadyProbes = 5
 
-func serviceAddr() netip.AddrPort { return netip.AddrPortFrom(ServiceVIP(), demoPort) }
-
 func endpointAddr(ep *Host) netip.AddrPort { return netip.AddrPortFrom(ep.Addr(), endpointPort) }
 
-// raiseCluster starts the daemons, makes them one cluster and gives it the
-// service.
+// raiseCluster starts the daemons and makes them one cluster.
 func (d *demo) raiseCluster(ctx context.Context) error {
 	nodes := d.lab.Nodes()
 	d.tell.step("starting %d daemons in lab %s", len(nodes), d.lab.Prefix())
@@ -56,7 +53,7 @@ func (d *demo) raiseCluster(ctx context.Context) error {
 		return err
 	}
 	d.tell.detail("all %d nodes vote, are ready and in sync", len(nodes))
-	return d.createService(ctx, nodes[0])
+	return nil
 }
 
 // join makes n a member by a token of first.
@@ -69,28 +66,6 @@ func (d *demo) join(ctx context.Context, first, n *Node) error {
 		return err
 	}
 	d.tell.detail("%s has joined", n.Name())
-	return nil
-}
-
-// createService makes the VIPs of both sides and the service between them.
-func (d *demo) createService(ctx context.Context, n *Node) error {
-	service := []string{
-		"service", "create", demoService, "--vip", ServiceVIP().String(), "--port", fmt.Sprint(demoPort),
-		"--protocol", "tcp", "--mode", "fullnat", "--algorithm", "rr",
-	}
-	for _, ep := range d.lab.Endpoints() {
-		service = append(service, "--endpoint", endpointAddr(ep).String())
-	}
-	for _, args := range [][]string{
-		{"vip", "create", ServiceVIP().String()},
-		{"vip", "create", GatewayVIP().String(), "--kind", "gateway"},
-		service,
-	} {
-		if _, err := n.CLI(ctx, args...); err != nil {
-			return err
-		}
-	}
-	d.tell.detail("service %s: %s to %d endpoints, fullnat, round robin", demoService, serviceAddr(), len(d.lab.Endpoints()))
 	return nil
 }
 
@@ -110,6 +85,9 @@ func (d *demo) awaitWhole(ctx context.Context) error {
 				}
 				if err := s.CheckHealthy(names...); err != nil {
 					return fmt.Errorf("seen from %s: %w", n.Name(), err)
+				}
+				if err := s.CheckBGP(d.peers); err != nil {
+					return fmt.Errorf("%s: %w", n.Name(), err)
 				}
 			}
 			return nil
@@ -180,7 +158,7 @@ Hurt the master, %[8]s, yourself, and bring it back:
   nsenter --net=%[5]s ip link set eth1 up
 Remove it:
   %[1]s demo --clean %[7]s
-`, d.cfg.Binary, master.Socket(), nsPath(client), ServiceVIP(), nsPath(master.Namespace()), master.LogFile(), d.lab.Prefix(), name))
+`, d.cfg.Binary, master.Socket(), nsPath(client), d.form.target().Addr(), nsPath(master.Namespace()), master.LogFile(), d.lab.Prefix(), name))
 	return nil
 }
 

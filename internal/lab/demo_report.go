@@ -22,15 +22,18 @@ type Report struct {
 	OK          bool            `json:"ok"`
 	Verdict     string          `json:"verdict"`
 	wanted      int             // failures asked for
+	bgp         bool
 }
 
 // FailureReport is what one failure did, from the hurt to the moment the
 // victim was back and the cluster whole. Survived, Reset, Stalled and
 // Corrupted add up to Connections.
 type FailureReport struct {
-	Kind      string `json:"kind"`
-	Victim    string `json:"victim"`
-	Successor string `json:"successor"`
+	// Form is how the service's address reached the clients, and who forwarded.
+	Form      demoForm `json:"form"`
+	Kind      string   `json:"kind"`
+	Victim    string   `json:"victim"`
+	Successor string   `json:"successor"`
 	// BlackoutMS is the longest time any connection went without an answer
 	// while the victim was away, a lost one until its loss; P50MS and P99MS
 	// are percentiles over the connections. One send interval of 100 ms is
@@ -50,6 +53,9 @@ type FailureReport struct {
 	// TakeoverMS is the time from the failure until all other nodes named
 	// the successor, 0 without one.
 	TakeoverMS float64 `json:"takeover_ms"`
+	// RouterMS is the time from the failure until no route of the router led to the
+	// victim any more; 0 without a router.
+	RouterMS float64 `json:"router_ms,omitempty"`
 	// Parts is the cluster's own timeline of the failover: when each step was
 	// done since the victim's last sign of life.
 	Parts map[string]float64 `json:"parts_ms,omitempty"`
@@ -60,7 +66,7 @@ type FailureReport struct {
 }
 
 func newReport(cfg DemoConfig) Report {
-	return Report{Nodes: cfg.Nodes, Connections: cfg.Connections, Failures: []FailureReport{}, wanted: len(cfg.Failures)}
+	return Report{Nodes: cfg.Nodes, Connections: cfg.Connections, Failures: []FailureReport{}, wanted: len(cfg.Failures) * len(formsOf(cfg)), bgp: cfg.BGP}
 }
 
 // fill puts the two halves of a round together: the time without the victim
@@ -92,7 +98,7 @@ func joinLine(err error, line string) error {
 
 // ok says whether the product held its promise.
 func (fr *FailureReport) ok() bool {
-	return fr.Error == "" && fr.Survived == fr.Connections && fr.NewConnectionsOK && fr.Successor != ""
+	return fr.Error == "" && fr.Survived == fr.Connections && fr.NewConnectionsOK && (fr.Successor != "" || !fr.Form.hasMaster())
 }
 
 // conclude finds the verdict.
@@ -111,12 +117,16 @@ func (r *Report) conclude() {
 		}
 	}
 	r.OK = bad == 0 && len(r.Failures) == r.wanted
+	who := "the master"
+	if r.bgp {
+		who = "a node"
+	}
 	switch {
 	case r.OK && r.wanted == 0:
 		r.Verdict = fmt.Sprintf("no failure was asked for; %d connections are carried", r.Connections)
 	case r.OK:
-		r.Verdict = fmt.Sprintf("the master failed %s; of %d connections none was lost and none corrupted; worst blackout %.0f ms",
-			times(r.wanted), r.Connections, worst)
+		r.Verdict = fmt.Sprintf("%s failed %s; of %d connections none was lost and none corrupted; worst blackout %.0f ms",
+			who, times(r.wanted), r.Connections, worst)
 	default:
 		r.Verdict = fmt.Sprintf("%d of %d failures went badly: %d connections lost, %d corrupted",
 			bad+r.wanted-len(r.Failures), r.wanted, lost, corrupted)
@@ -160,6 +170,9 @@ func (r Report) table(w io.Writer) error {
 		return nil
 	}
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if r.bgp {
+		fmt.Fprint(tw, "FORM\tROUTER\t")
+	}
 	fmt.Fprintln(tw, "FAILURE\tVICTIM\tSUCCESSOR\tTAKEOVER\tBLACKOUT\tP99\tSURVIVED\tRESET\tSTALLED\tCORRUPTED\tNEW CONNECTIONS")
 	for _, f := range r.Failures {
 		served := "not served"
@@ -169,6 +182,12 @@ func (r Report) table(w io.Writer) error {
 		successor, takeover := "none", "-"
 		if f.Successor != "" {
 			successor, takeover = f.Successor, fmt.Sprintf("%.0f ms", f.TakeoverMS)
+		}
+		if r.bgp {
+			fmt.Fprintf(tw, "%s\t%.0f ms\t", f.Form, f.RouterMS)
+		}
+		if !f.Form.hasMaster() {
+			successor = "the others"
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%.0f ms\t%.0f ms\t%d/%d\t%d\t%d\t%d\t%s\n", f.Kind, f.Victim, successor, takeover,
 			f.BlackoutMS, f.P99MS, f.Survived, f.Connections, f.Reset, f.Stalled, f.Corrupted, served)

@@ -32,19 +32,19 @@ type failure struct {
 func failures() map[string]failure {
 	return map[string]failure{
 		FailKill: {
-			done: "%s, the master, has lost its power: links down, process killed, kernel forgotten",
+			done: "%s has lost its power: links down, process killed, kernel forgotten",
 			back: "%s has power again and boots with its old disk",
 			hurt: func(ctx context.Context, n *Node) error { return n.PowerOff(ctx) },
 			mend: func(ctx context.Context, n *Node) error { return n.PowerOn(ctx) },
 		},
 		FailLink: {
-			done: "%s, the master, has lost all its links",
+			done: "%s has lost all its links",
 			back: "%s has its links again",
 			hurt: func(_ context.Context, n *Node) error { return n.LinksDown() },
 			mend: func(_ context.Context, n *Node) error { return n.LinksUp() },
 		},
 		FailPause: {
-			done: "%s, the master, is stopped (SIGSTOP); its kernel still forwards",
+			done: "%s is stopped (SIGSTOP); its kernel still forwards",
 			back: "%s goes on (SIGCONT)",
 			hurt: func(_ context.Context, n *Node) error { return n.Pause() },
 			mend: func(_ context.Context, n *Node) error { return n.Resume() },
@@ -80,16 +80,12 @@ func (d *demo) rounds(ctx context.Context) error {
 // the product did wrong stands in the report.
 func (d *demo) round(ctx context.Context, kind string) (fr FailureReport, whole bool, err error) {
 	f := failures()[kind]
-	master, _, err := d.awaitMasterWithin(ctx, "", d.lab.Nodes())
+	victim, err := d.pickVictim(ctx)
 	if err != nil {
 		return fr, false, err
 	}
-	victim := d.lab.Node(master)
-	if victim == nil {
-		return fr, false, fmt.Errorf("the cluster names %q as its master, and there is no such node", master)
-	}
-	fr = FailureReport{Kind: kind, Victim: master}
-	d.tell.head("%s", kind)
+	fr = FailureReport{Form: d.form, Kind: kind, Victim: victim.Name()}
+	d.tell.head("%s", d.form.title(kind))
 
 	w := d.clients.Window()
 	d.prober.Window()
@@ -98,7 +94,7 @@ func (d *demo) round(ctx context.Context, kind string) (fr FailureReport, whole 
 		return fr, false, err
 	}
 	w.Mark()
-	d.tell.step(f.done, master)
+	d.tell.step(f.done, d.victimWords(victim))
 	var problems []error
 	problems = append(problems, d.watchTakeover(ctx, w, &fr, victim, began))
 	if ctx.Err() != nil {
@@ -110,10 +106,10 @@ func (d *demo) round(ctx context.Context, kind string) (fr FailureReport, whole 
 	if err := f.mend(ctx, victim); err != nil {
 		return fr, false, err
 	}
-	d.tell.step(f.back, master)
+	d.tell.step(f.back, victim.Name())
 	wholeErr := d.awaitWhole(ctx)
 	if wholeErr == nil {
-		d.tell.detail("%s is alive, ready and in sync again", master)
+		d.tell.detail("%s is alive, ready and in sync again", victim.Name())
 		back.Mark()
 		problems = append(problems, within(ctx, progressTimeout, back.Wait))
 	}
@@ -143,23 +139,24 @@ func (d *demo) watchTakeover(ctx context.Context, w *traffic.Window, fr *Failure
 		}
 	}
 	var (
-		successor string
-		epoch     uint64
+		epoch    uint64
+		problems []error
 	)
 	err := d.talking(ctx, w, began, func() (err error) {
-		successor, epoch, err = d.awaitMasterWithin(ctx, victim.Name(), others)
+		err = d.awaitRouter(ctx, fr, victim, began)
+		if d.form.hasMaster() {
+			var merr error
+			epoch, merr = d.awaitSuccessor(ctx, fr, victim, others, began)
+			err = errors.Join(err, merr)
+		}
 		return err
 	})
-	var problems []error
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if err != nil {
 		d.tell.bad("nobody took over within %s", successorTimeout)
-		problems = append(problems, fmt.Errorf("no successor: %w", err))
-	} else {
-		fr.Successor, fr.TakeoverMS = successor, ms(time.Since(began))
-		d.tell.step("%s is the new master (epoch %d), %s after the failure", successor, epoch, short(time.Since(began)))
+		problems = append(problems, err)
 	}
 	// With or without a successor: how do the connections stand from here on?
 	w.Mark()
@@ -174,10 +171,21 @@ func (d *demo) watchTakeover(ctx context.Context, w *traffic.Window, fr *Failure
 	if err != nil {
 		problems = append(problems, fmt.Errorf("new connections are not served: %w", err))
 	}
-	if successor != "" {
+	if fr.Successor != "" {
 		problems = append(problems, d.awaitTimeline(ctx, others[0], fr, epoch))
 	}
 	return errors.Join(problems...)
+}
+
+// awaitSuccessor waits until the others name one new master.
+func (d *demo) awaitSuccessor(ctx context.Context, fr *FailureReport, victim *Node, others []*Node, began time.Time) (epoch uint64, err error) {
+	successor, epoch, err := d.awaitMasterWithin(ctx, victim.Name(), others)
+	if err != nil {
+		return 0, fmt.Errorf("no successor: %w", err)
+	}
+	fr.Successor, fr.TakeoverMS = successor, ms(time.Since(began))
+	d.tell.step("%s is the new master (epoch %d), %s after the failure", successor, epoch, short(time.Since(began)))
+	return epoch, nil
 }
 
 // timelineTimeout bounds the wait for a timeline: the new master records it when

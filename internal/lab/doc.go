@@ -22,7 +22,7 @@
 //
 // `ip netns exec` works too, but it hides /sys/fs/bpf from what it starts.
 //
-// Two topologies exist, see [TwoLeg] and [OneLeg].
+// Three topologies exist, see [TwoLeg], [OneLeg] and [Routed].
 //
 // # How failures are made
 //

@@ -38,6 +38,11 @@ func (l *Lab) Dump(w io.Writer) {
 		}
 		fmt.Fprintf(w, "log:\n%s\n", tail(n.LogFile(), dumpLines))
 	}
+	for _, r := range l.routers {
+		fmt.Fprintf(w, "--- %s\n", r.Name())
+		dumpNetwork(w, r.ns)
+		fmt.Fprintf(w, "log:\n%s\n", tail(r.LogFile(), dumpLines))
+	}
 	for _, h := range append(append([]*Host{}, l.clients...), l.eps...) {
 		fmt.Fprintf(w, "--- %s\n", h.Name())
 		dumpNetwork(w, h.ns)

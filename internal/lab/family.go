@@ -15,6 +15,13 @@ const (
 // Families are both.
 func Families() []Family { return []Family{IPv4, IPv6} }
 
+func familyOf(a netip.Addr) Family {
+	if a.Is6() {
+		return IPv6
+	}
+	return IPv4
+}
+
 func (f Family) String() string {
 	if f == IPv6 {
 		return "IPv6"
@@ -51,7 +58,7 @@ func (f Family) Unspecified() netip.Addr {
 // endpoints' segment, with one leg of the only one. n is 0 to 9.
 func (l *Lab) SNATAddr(f Family, n int) netip.Addr {
 	last := 240 + n
-	switch two := l.cfg.Topology == TwoLeg; {
+	switch two := l.cfg.Topology != OneLeg; {
 	case two && f == IPv6:
 		return backAddr6(last).Addr()
 	case two:

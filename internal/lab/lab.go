@@ -34,6 +34,7 @@ type Lab struct {
 	nodes    []*Node
 	clients  []*Host
 	eps      []*Host
+	routers  []*Router
 
 	ctx      context.Context // ends with Close: what asks after it gets ErrClosed
 	cancel   context.CancelFunc
@@ -154,6 +155,8 @@ func (l *Lab) addHost(spec hostSpec) error {
 		l.clients = append(l.clients, h)
 	case roleEndpoint:
 		l.eps = append(l.eps, h)
+	case roleRouter:
+		l.routers = append(l.routers, &Router{Host: h})
 	}
 	return nil
 }
@@ -201,6 +204,9 @@ func (l *Lab) Clients() []*Host { return l.clients }
 
 // Endpoints are the hosts that services are balanced to.
 func (l *Lab) Endpoints() []*Host { return l.eps }
+
+// Routers are the hosts between clients and nodes in [Routed], in the order r1, r2.
+func (l *Lab) Routers() []*Router { return l.routers }
 
 // Host is the host of that name, of any kind; nil if there is none.
 func (l *Lab) Host(name string) *Host { return l.hosts[name] }

@@ -23,6 +23,15 @@ const (
 	// nodes from .11, endpoints from .21, clients from .101, and into fd00:80::/64
 	// likewise. Nobody has a default route.
 	OneLeg Topology = "one-leg"
+	// Routed puts routers (r1, r2) between the clients and the load balancers.
+	// Clients (192.168.80.101 and up) and the routers' eth1 (.1 and up) share
+	// 192.168.80.0/24, and client i's default route is router i, or the first one
+	// when there is no such; the routers' eth2 (192.168.90.1 and up) and the nodes'
+	// eth1 (.11 and up) share 192.168.90.0/24; behind the nodes' eth2 are the
+	// endpoints as in TwoLeg. A node's cluster address is its eth1 address, its
+	// default routes are the routers (see Config.LearnRoutes). For IPv6 the segment
+	// between is fd00:90::/64.
+	Routed Topology = "routed"
 )
 
 // The sizes a lab may have.
@@ -30,15 +39,17 @@ const (
 	MaxNodes     = 8 // also the number of load balancers a cluster may have
 	MaxEndpoints = 50
 	MaxClients   = 90
+	MaxRouters   = 2
 )
 
-// role says which of the three kinds of host a namespace is.
+// role says which of the kinds of host a namespace is.
 type role string
 
 const (
 	roleNode     role = "node"
 	roleClient   role = "client"
 	roleEndpoint role = "endpoint"
+	roleRouter   role = "router"
 )
 
 // hostSpec is what one host shall look like.
@@ -46,8 +57,8 @@ type hostSpec struct {
 	name     string
 	role     role
 	ports    []portSpec
-	gateway  netip.Addr // default route; the zero value for none
-	gateway6 netip.Addr // the same for IPv6
+	gateway  []netip.Addr // default routes, shared by layer 4 if several
+	gateway6 []netip.Addr // the same for IPv6
 }
 
 // portSpec is one leg of a host.
@@ -85,6 +96,7 @@ func ServiceVIP6() netip.Addr { return frontAddr6(200).Addr() }
 const (
 	segClients   = "clients"
 	segEndpoints = "endpoints"
+	segCore      = "core" // between routers and nodes
 )
 
 func frontAddr(last int) netip.Prefix {
@@ -94,6 +106,12 @@ func frontAddr(last int) netip.Prefix {
 func backAddr(last int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 2, 0, byte(last)}), 24)
 }
+
+func coreAddr(last int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, 90, byte(last)}), 24)
+}
+
+func coreAddr6(last int) netip.Prefix { return addr6(0x90, last) }
 
 func frontAddr6(last int) netip.Prefix { return addr6(0x80, last) }
 
@@ -111,6 +129,10 @@ func frontPort(last int) portSpec {
 	return portSpec{segment: segClients, address: frontAddr(last), address6: frontAddr6(last)}
 }
 
+func corePort(last int) portSpec {
+	return portSpec{segment: segCore, address: coreAddr(last), address6: coreAddr6(last)}
+}
+
 func backPort(last int) portSpec {
 	return portSpec{segment: segEndpoints, address: backAddr(last), address6: backAddr6(last)}
 }
@@ -119,9 +141,11 @@ func backPort(last int) portSpec {
 // lab's id, so that a host keeps its own over a power loss and no two labs
 // share one.
 func planLayout(cfg Config, id [2]byte) layout {
-	two := cfg.Topology == TwoLeg
 	l := layout{segments: []string{segClients}}
-	if two {
+	if cfg.Topology == Routed {
+		l.segments = append(l.segments, segCore)
+	}
+	if cfg.Topology != OneLeg {
 		l.segments = append(l.segments, segEndpoints)
 	}
 	add := func(h hostSpec) {
@@ -133,28 +157,47 @@ func planLayout(cfg Config, id [2]byte) layout {
 		l.hosts = append(l.hosts, h)
 	}
 	for i := range cfg.Nodes {
-		h := hostSpec{name: fmt.Sprintf("lb%d", i+1), role: roleNode}
-		h.ports = []portSpec{frontPort(11 + i)}
-		if two {
-			h.ports = append(h.ports, backPort(11+i))
-		}
-		add(h)
+		add(nodeSpec(cfg, i))
 	}
 	for i := range cfg.Clients {
-		add(hostSpec{
-			name: fmt.Sprintf("client%d", i+1), role: roleClient,
-			ports: []portSpec{frontPort(101 + i)},
-		})
-	}
-	for i := range cfg.Endpoints {
-		h := hostSpec{name: fmt.Sprintf("ep%d", i+1), role: roleEndpoint}
-		if two {
-			h.ports = []portSpec{backPort(21 + i)}
-			h.gateway, h.gateway6 = GatewayVIP(), GatewayVIP6()
-		} else {
-			h.ports = []portSpec{frontPort(21 + i)}
+		h := hostSpec{name: fmt.Sprintf("client%d", i+1), role: roleClient, ports: []portSpec{frontPort(101 + i)}}
+		if cfg.Topology == Routed {
+			r := 1
+			if i < cfg.Routers {
+				r = i + 1
+			}
+			h.gateway, h.gateway6 = []netip.Addr{frontAddr(r).Addr()}, []netip.Addr{frontAddr6(r).Addr()}
 		}
 		add(h)
 	}
+	for i := range cfg.Endpoints {
+		h := hostSpec{name: fmt.Sprintf("ep%d", i+1), role: roleEndpoint, ports: []portSpec{frontPort(21 + i)}}
+		if cfg.Topology != OneLeg {
+			h.ports = []portSpec{backPort(21 + i)}
+			h.gateway, h.gateway6 = []netip.Addr{GatewayVIP()}, []netip.Addr{GatewayVIP6()}
+		}
+		add(h)
+	}
+	for i := range cfg.Routers {
+		add(hostSpec{name: fmt.Sprintf("r%d", i+1), role: roleRouter, ports: []portSpec{frontPort(1 + i), corePort(1 + i)}})
+	}
 	return l
+}
+
+// nodeSpec is the i-th load balancer.
+func nodeSpec(cfg Config, i int) hostSpec {
+	h := hostSpec{name: fmt.Sprintf("lb%d", i+1), role: roleNode, ports: []portSpec{frontPort(11 + i)}}
+	if cfg.Topology == Routed {
+		h.ports = []portSpec{corePort(11 + i)}
+		for r := range cfg.Routers {
+			if !cfg.LearnRoutes {
+				h.gateway = append(h.gateway, coreAddr(1+r).Addr())
+				h.gateway6 = append(h.gateway6, coreAddr6(1+r).Addr())
+			}
+		}
+	}
+	if cfg.Topology != OneLeg {
+		h.ports = append(h.ports, backPort(11+i))
+	}
+	return h
 }

@@ -101,7 +101,7 @@ func TestKeptDemoGoesOnServing(t *testing.T) {
 	if err := WaitFor(deadline(t, 10*time.Second), "an endpoint to answer", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
-		c, err := client.Dial(ctx, serviceAddr())
+		c, err := client.Dial(ctx, formL2.target())
 		if err != nil {
 			return err
 		}
@@ -128,7 +128,7 @@ func TestServeEndpointRefusesNonsense(t *testing.T) {
 			t.Errorf("took %q", bad)
 		}
 	}
-	if got := EndpointArgs("ep1", serviceAddr()); len(got) != 3 || got[2] != "ep1=192.168.80.200:80" {
+	if got := EndpointArgs("ep1", formL2.target()); len(got) != 3 || got[2] != "ep1=192.168.80.200:80" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -27,6 +27,7 @@ type Status struct {
 	Nodes     []NodeStatus     `json:"nodes"`
 	Instances []InstanceStatus `json:"instances"`
 	Failovers []Failover       `json:"failovers"` // newest first
+	BGP       []BGPStatus      `json:"bgp"`       // the node's own sessions
 	Flows     struct {
 		Established uint64 `json:"established"`
 		Owned       uint64 `json:"owned"`
@@ -45,6 +46,18 @@ type NodeStatus struct {
 	InSync   bool     `json:"in_sync"`
 	Applied  uint64   `json:"applied"`
 	MasterOf []string `json:"master_of"`
+}
+
+// BGPStatus is one BGP session of the node that was asked.
+type BGPStatus struct {
+	Peer       string `json:"peer"`
+	AS         uint32 `json:"as"`
+	State      string `json:"state"`
+	Received   int    `json:"received"`
+	Advertised int    `json:"advertised"`
+	BFD        string `json:"bfd"` // up, down, off
+	Flaps      int    `json:"flaps"`
+	Error      string `json:"error"`
 }
 
 // Failover is a change of mastership with its timeline.
@@ -99,6 +112,23 @@ func (s Status) Master(instance string) string {
 		}
 	}
 	return ""
+}
+
+// CheckBGP returns nil when the node has so many BGP neighbours, a session with each, and with each of
+// those it wants BFD with a session of that, too.
+func (s Status) CheckBGP(peers int) error {
+	if len(s.BGP) != peers {
+		return fmt.Errorf("%s has %d BGP neighbours, not %d", s.Self, len(s.BGP), peers)
+	}
+	for _, p := range s.BGP {
+		if p.State != "established" {
+			return fmt.Errorf("the BGP session with %s is %s", p.Peer, p.State)
+		}
+		if p.BFD == "down" {
+			return fmt.Errorf("the BFD session with %s is down", p.Peer)
+		}
+	}
+	return nil
 }
 
 // Node is the entry of the named node.

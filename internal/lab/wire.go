@@ -96,6 +96,9 @@ func (s *segment) unplug(port string) error {
 
 // configure gives a freshly plugged host its addresses and routes.
 func (h hostSpec) configure(ns string) error {
+	if err := h.settle(ns); err != nil {
+		return err
+	}
 	nl, err := nlHandle(ns)
 	if err != nil {
 		return err
@@ -126,12 +129,19 @@ func (h hostSpec) configure(ns string) error {
 
 // routes gives the host its default routes.
 func (h hostSpec) routes(nl *netlink.Handle) error {
-	for _, gw := range []netip.Addr{h.gateway, h.gateway6} {
-		if !gw.IsValid() || (gw.Is6() && !haveIPv6()) {
+	for _, gws := range [][]netip.Addr{h.gateway, h.gateway6} {
+		if len(gws) == 0 || (gws[0].Is6() && !haveIPv6()) {
 			continue
 		}
-		if err := nl.RouteAdd(&netlink.Route{Gw: gw.AsSlice()}); err != nil {
-			return fmt.Errorf("host %s: add default route by %s: %w", h.name, gw, err)
+		route := &netlink.Route{Gw: gws[0].AsSlice()}
+		if len(gws) > 1 {
+			route.Gw, route.Dst = nil, ipNet(netip.PrefixFrom(familyOf(gws[0]).Unspecified(), 0))
+			for _, gw := range gws {
+				route.MultiPath = append(route.MultiPath, &netlink.NexthopInfo{Gw: gw.AsSlice()})
+			}
+		}
+		if err := nl.RouteAdd(route); err != nil {
+			return fmt.Errorf("host %s: add default route by %s: %w", h.name, gws, err)
 		}
 	}
 	return nil
