@@ -1,6 +1,9 @@
 package fsm
 
-import "reflect"
+import (
+	"reflect"
+	"slices"
+)
 
 // ChangeVerb says what happened to an object between two states.
 type ChangeVerb string
@@ -14,14 +17,15 @@ const (
 
 // Change is one configured object that differs between two states.
 type Change struct {
-	Kind string // "service", "vip" or "instance"
-	Name string // a VIP's is its address
+	Kind string // "service", "vip", "instance", "bgp peer" or "bgp"
+	Name string // a VIP's is its address; a peer's is "ADDRESS" or "ADDRESS on NODE"; that of bgp is "configuration"
 	Verb ChangeVerb
 }
 
 // ConfigChanges tells what operators changed between two states: services,
-// then VIPs, then instances, each in order of their keys. Of an instance only
-// coming and going counts, since the rest of it is mostly elections. States
+// then VIPs, then instances, then BGP peers, each in order of their keys, then the
+// settings of BGP. Of an instance only coming, going and its settings count, since
+// the rest of it is mostly elections. States
 // that descend from each other share what did not change, so the cost of
 // looking is one pointer comparison for each object.
 func ConfigChanges(prev, next *State) []Change {
@@ -33,10 +37,14 @@ func ConfigChanges(prev, next *State) []Change {
 	diffTables(&prev.vips, &next.vips, func(v *VIP) string { return v.Address.String() }, collect("vip"))
 	instance := collect("instance")
 	diffTables(&prev.instances, &next.instances, func(i *Instance) string { return i.Name }, func(name string, verb ChangeVerb) {
-		if verb != Changed {
+		if verb != Changed || !sameSettings(prev.instances.get(name), next.instances.get(name)) {
 			instance(name, verb)
 		}
 	})
+	diffTables(&prev.bgpPeers, &next.bgpPeers, (*BGPPeer).name, collect("bgp peer"))
+	if prev.bgp != next.bgp && !reflect.DeepEqual(prev.BGP(), next.BGP()) {
+		out = append(out, Change{"bgp", "configuration", Changed})
+	}
 	return out
 }
 
@@ -74,12 +82,19 @@ func diffTables[K, V any](prev, next *table[K, V], name func(*V) string, say fun
 }
 
 // SharesConfig says whether a and b have the very same VIPs, services and
-// cluster, as two states have of which one came from the other by commands
-// about nodes only. It looks at three pointers; false may also mean equal, but
-// not shared.
+// cluster, and instances of the same kinds, as two states have of which one came
+// from the other by commands about nodes or BGP only: what the data plane is
+// compiled from. It looks at three pointers, and at the instances if they are not
+// shared; false may also mean equal, but not shared.
 func SharesConfig(a, b *State) bool {
 	return sameRows(&a.services, &b.services) && sameRows(&a.vips, &b.vips) &&
-		a.cluster.ID == b.cluster.ID && a.cluster.Seed == b.cluster.Seed
+		a.cluster.ID == b.cluster.ID && a.cluster.Seed == b.cluster.Seed && sameKinds(&a.instances, &b.instances)
+}
+
+func sameKinds(a, b *table[string, Instance]) bool {
+	return sameRows(a, b) || slices.EqualFunc(a.rows, b.rows, func(x, y row[string, Instance]) bool {
+		return x.key == y.key && x.val.Kind == y.val.Kind
+	})
 }
 
 func sameRows[K, V any](a, b *table[K, V]) bool {

@@ -26,13 +26,21 @@ func TestConfigChangesNamesWhatDiffers(t *testing.T) {
 	other := addr("10.0.0.101")
 	next := do(t, prev, PutVIP{VIP: VIP{Address: other}}, PutInstance{Name: "b"}, DeleteService{Name: "web"},
 		PutService{Service: Service{Name: "mail", VIP: addr("10.0.0.100"), Port: 587}},
-		PutService{Service: Service{Name: "zone", VIP: other, Port: 53, Protocol: UDP}})
+		PutService{Service: Service{Name: "zone", VIP: other, Port: 53, Protocol: UDP}},
+		PutInstance{Name: DefaultInstance, AnnouncePolicy: PolicyMasterOnly},
+		PutBGP{BGP: BGP{Port: DefaultBGPPort, AS: 65001}},
+		PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1}},
+		PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.201"), Node: "lb1", AS: 1}})
 	want := []Change{
 		{"service", "mail", Changed},
 		{"service", "web", Deleted},
 		{"service", "zone", Created},
 		{"vip", "10.0.0.101", Created},
 		{"instance", "b", Created},
+		{"instance", "default", Changed},
+		{"bgp peer", "192.0.2.201 on lb1", Created},
+		{"bgp peer", "192.0.2.254", Created},
+		{"bgp", "configuration", Changed},
 	}
 	if diff := cmp.Diff(want, ConfigChanges(prev, next)); diff != "" {
 		t.Error(diff)
@@ -67,6 +75,9 @@ func TestSharesConfig(t *testing.T) {
 	}{
 		"itself":            {s, true},
 		"after a verdict":   {do(t, s, NodeVerdict{Node: "lb1"}), true},
+		"after bgp": {do(t, s, PutBGP{BGP: BGP{Port: 1790}}, PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1}},
+			PutInstance{Name: DefaultInstance, ASPrepend: true}), true},
+		"another kind":    {do(t, s, PutInstance{Name: "b"}, PutInstance{Name: "b", Kind: InstanceECMP}), false},
 		"after a refusal":   {func() *State { n, _ := s.Apply(s.Index()+1, DeleteService{Name: "none"}); return n }(), true},
 		"changed service":   {do(t, s, PutService{Service: mail}), false},
 		"new vip":           {do(t, s, PutVIP{VIP: VIP{Address: addr("10.0.0.109")}}), false},

@@ -176,7 +176,7 @@ func (c RemoveNode) apply(d *draft) error {
 	return nil
 }
 
-// dropNode takes a member out, and out of all priorities.
+// dropNode takes a member out, and out of all priorities and of BGP.
 func (d *draft) dropNode(name NodeID) {
 	d.nodes.drop(name)
 	for _, inst := range d.instances.values() {
@@ -185,6 +185,7 @@ func (d *draft) dropNode(name NodeID) {
 			d.instances.put(inst.Name, inst)
 		}
 	}
+	d.dropNodeOfBGP(name)
 	d.elect = true
 }
 

@@ -41,14 +41,18 @@ func (c PutInstance) apply(d *draft) error {
 			chk.bad(field, p, "must be %d to %d", -MaxPriority, MaxPriority)
 		}
 	}
-	if err := chk.err(); err != nil {
-		return err
-	}
 	inst := Instance{Name: c.Name, Assignment: Assignment{Succession: []NodeID{}}}
 	if old := d.instances.get(c.Name); old != nil {
 		inst = *old
 	}
 	inst.Priorities = priorities(c.Priorities)
+	if c.hasSettings() {
+		c.set(&inst)
+		d.checkSettings(chk, inst)
+	}
+	if err := chk.err(); err != nil {
+		return err
+	}
 	d.putInstance(inst)
 	return nil
 }

@@ -13,6 +13,9 @@ func normalVIP(v VIP) VIP {
 	v.Kind = cmp.Or(v.Kind, VIPService)
 	v.Announce = cmp.Or(v.Announce, AnnounceL2)
 	v.OnQuorumLoss = cmp.Or(v.OnQuorumLoss, QuorumRelease)
+	if v.Announce == AnnounceBGP {
+		v.OnNoEndpoint = cmp.Or(v.OnNoEndpoint, NoEndpointWithdraw)
+	}
 	return v
 }
 
@@ -24,8 +27,10 @@ func (c PutVIP) apply(d *draft) error {
 		chk.bad("instance", v.Instance, "does not exist: create it with \"pontoon instance create\"")
 	}
 	oneOf(chk, "kind", v.Kind, VIPService, VIPGateway, VIPSNAT)
-	oneOf(chk, "announce", v.Announce, AnnounceL2, AnnounceNone)
+	oneOf(chk, "announce", v.Announce, AnnounceL2, AnnounceBGP, AnnounceNone)
 	oneOf(chk, "on_quorum_loss", v.OnQuorumLoss, QuorumRelease, QuorumHold)
+	checkNoEndpoint(chk, v)
+	d.checkInstanceOf(chk, v)
 	if !validInterface(v.Interface) {
 		chk.bad("interface", v.Interface, "is no name of an interface")
 	}
@@ -42,6 +47,49 @@ func (c PutVIP) apply(d *draft) error {
 	return nil
 }
 
+func checkNoEndpoint(chk *checker, v VIP) {
+	switch {
+	case v.Announce == AnnounceBGP:
+		oneOf(chk, "on_no_endpoint", v.OnNoEndpoint, NoEndpointWithdraw, NoEndpointKeep)
+	case v.OnNoEndpoint != "":
+		chk.bad("on_no_endpoint", string(v.OnNoEndpoint), "goes with announce %s only: leave it out", AnnounceBGP)
+	}
+}
+
+// checkInstanceOf holds a VIP against the settings of the instance it is to be in,
+// and of the one it is in.
+func (d *draft) checkInstanceOf(chk *checker, v VIP) {
+	if inst := d.instances.get(v.Instance); inst != nil && inst.Kind == InstanceECMP {
+		if v.Announce == AnnounceL2 {
+			chk.bad("announce", v.Announce, "would let every node of instance %s answer for it, which is of kind %s: use %s or %s",
+				inst.Name, InstanceECMP, AnnounceBGP, AnnounceNone)
+		}
+		if v.Kind == VIPGateway {
+			chk.bad("kind", v.Kind, "needs one node that holds it, and instance %s is of kind %s: put it into another instance", inst.Name, InstanceECMP)
+		}
+	}
+	owner, ok := d.nextHopOf(v.Address)
+	if !ok {
+		return
+	}
+	if v.Instance != owner {
+		chk.clash(ErrInUse, "instance", v.Instance, "is not %s, whose next hop this VIP is: set other next hops there first", owner)
+	}
+	if v.Announce == AnnounceNone {
+		chk.clash(ErrInUse, "announce", v.Announce, "would leave routers without the next hop of instance %s: set other next hops there first", owner)
+	}
+}
+
+// nextHopOf returns the instance of which a VIP is a next hop.
+func (d *draft) nextHopOf(addr netip.Addr) (string, bool) {
+	if v := d.vips.get(addr); v != nil {
+		if inst := d.instances.get(v.Instance); inst != nil && slices.Contains(inst.NextHops, addr) {
+			return inst.Name, true
+		}
+	}
+	return "", false
+}
+
 func (d *draft) checkVIPClashes(chk *checker, v VIP) {
 	if users := d.servicesOn(v.Address); len(users) > 0 && v.Kind != VIPService {
 		chk.clash(ErrInUse, "kind", v.Kind, "would leave services %s without their VIP: delete them first", few(users))
@@ -52,6 +100,11 @@ func (d *draft) checkVIPClashes(chk *checker, v VIP) {
 	for _, n := range d.nodes.values() {
 		if own, ok := sockets(n); ok && own[0].Addr() == v.Address {
 			chk.clash(ErrInUse, "address", v.Address, "is the address of node %s: give an address nobody has", n.Name)
+		}
+	}
+	for _, p := range d.bgpPeers.rows {
+		if p.key.addr == v.Address || p.val.Source == v.Address {
+			chk.clash(ErrInUse, "address", v.Address, "is an end of the session with BGP peer %s: give an address nobody has", p.key.addr)
 		}
 	}
 	for _, r := range d.services.rows {
@@ -75,6 +128,9 @@ func (c DeleteVIP) apply(d *draft) error {
 	}
 	if users := d.servicesOn(addr); len(users) > 0 {
 		return refuse(ErrInUse, "vip %s is used by services %s: delete them first", addr, few(users))
+	}
+	if owner, ok := d.nextHopOf(addr); ok {
+		return refuse(ErrInUse, "vip %s is a next hop of instance %s: set other next hops there first", addr, owner)
 	}
 	d.vips.drop(addr)
 	return nil

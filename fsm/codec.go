@@ -13,19 +13,21 @@ import (
 // then stops with ErrUnsupported rather than let its replica drift. Version 1
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
 // knows what of a service is replicated, version 4 the timelines of failovers
-// and recoveries, and what becomes of a VIP without a quorum.
+// and recoveries, and what becomes of a VIP without a quorum, version 5 BGP and
+// the settings of an instance.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the
 // other, those that are not yet go on reading, until somebody uses what they do
 // not know.
 const (
-	commandVersion = 4
+	commandVersion = 5
 	baseVersion    = 2
 
 	replicateVersion  = 3 // Service.Replicate, Service.ReplicateMinAge
 	failoverVersion   = 4 // RecordFailover, RecoverCluster
 	quorumLossVersion = 4 // VIP.OnQuorumLoss
+	bgpVersion        = 5 // BGP, BGPPeer, AnnounceBGP, VIP.OnNoEndpoint, the settings of Instance
 )
 
 // CommandVersion is the newest version of commands this program reads. Nodes
@@ -42,8 +44,14 @@ func VersionOf(c Command) int {
 	case PutVIP:
 		_, version := oldestVIP(c.VIP)
 		return version
+	case PutInstance:
+		if c.hasSettings() {
+			return bgpVersion
+		}
 	case RecordFailover, RecoverCluster:
 		return failoverVersion
+	case PutBGP, PutBGPPeer, DeleteBGPPeer:
+		return bgpVersion
 	}
 	return baseVersion
 }
@@ -97,7 +105,10 @@ func oldestVIP(v VIP) (VIP, int) {
 	if v.OnQuorumLoss == QuorumRelease {
 		v.OnQuorumLoss = ""
 	}
-	if v.OnQuorumLoss != "" {
+	switch {
+	case v.Announce == AnnounceBGP || v.OnNoEndpoint != "":
+		return v, bgpVersion
+	case v.OnQuorumLoss != "":
 		return v, quorumLossVersion
 	}
 	return v, baseVersion
@@ -168,6 +179,12 @@ func decodeData(kind string, data []byte) (Command, error) {
 		return decodeAs[SetEndpointAdmin](data)
 	case RecordFailover{}.kind():
 		return decodeAs[RecordFailover](data)
+	case PutBGP{}.kind():
+		return decodeAs[PutBGP](data)
+	case PutBGPPeer{}.kind():
+		return decodeAs[PutBGPPeer](data)
+	case DeleteBGPPeer{}.kind():
+		return decodeAs[DeleteBGPPeer](data)
 	case Batch{}.kind():
 		return decodeAs[Batch](data)
 	}

@@ -31,16 +31,25 @@ func allCommands() []Command {
 		NodeVerdict{Node: "lb2", Alive: true, Reason: "gossip"},
 		NodeReport{Node: "lb2", Ready: true, LinksUp: true, InSync: true},
 		DrainNode{Node: "lb2", Draining: true},
-		PutInstance{Name: "blue", Priorities: map[NodeID]int{"lb1": 3}},
+		PutInstance{
+			Name: "blue", Priorities: map[NodeID]int{"lb1": 3}, Kind: InstanceBackup, AnnouncePolicy: PolicyMasterOnly,
+			NextHops: []netip.Addr{addr("10.0.0.1"), addr("2001:db8::1")}, ASPrepend: true, Communities: []Community{"65000:1", "65000:1:2"},
+		},
 		DeleteInstance{Name: "blue"},
 		MoveInstance{Name: "default", To: "lb2"},
-		PutVIP{VIP: VIP{Address: addr("10.0.0.1"), Kind: VIPGateway, OnQuorumLoss: QuorumHold}},
+		PutVIP{VIP: VIP{Address: addr("10.0.0.1"), Kind: VIPGateway, Announce: AnnounceBGP, OnQuorumLoss: QuorumHold, OnNoEndpoint: NoEndpointKeep}},
 		DeleteVIP{Address: addr("10.0.0.1")},
 		PutService{Service: svc, Create: true},
 		PutService{Service: normalService(Service{Name: "v6", VIP: addr("2001:db8::1"), Port: 80, Protocol: SCTP, Mode: ModeDSR})},
 		DeleteService{Name: "web"},
 		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDrain, Until: epoch0},
 		RecordFailover{Failover: failover(3)},
+		PutBGP{BGP: BGP{
+			AS: 65001, RestartTime: MinRestartTime, Nodes: []BGPNode{{Node: "lb1", AS: 65002, RouterID: addr("192.0.2.7")}, {Node: "lb2", AS: 1}},
+			Import: []ImportRule{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), MinLen: 9, MaxLen: 24}}, MaxImport: 7,
+		}},
+		PutBGPPeer{Peer: fullPeer()},
+		DeleteBGPPeer{Address: addr("192.0.2.254"), Node: "lb1"},
 	}
 	return append(cmds, Batch{Commands: append([]Command{}, cmds...)})
 }
@@ -49,6 +58,7 @@ func sameValues() cmp.Options {
 	return cmp.Options{
 		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
 		cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 		cmp.Comparer(func(a, b time.Time) bool { return a.Equal(b) }),
 		cmp.Comparer(func(a, b Replicate) bool {
 			return stdcmp.Or(a, ReplicateEstablished) == stdcmp.Or(b, ReplicateEstablished)

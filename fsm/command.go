@@ -63,8 +63,8 @@ type SetVoter struct {
 	Node NodeID `json:"node"`
 }
 
-// RemoveNode takes a node out of the cluster and out of all priorities. The
-// last voter is refused with ErrInUse unless Force is set. Refused with
+// RemoveNode takes a node out of the cluster, out of all priorities and out of the
+// BGP settings, with the peers that are its own. The last voter is refused with ErrInUse unless Force is set. Refused with
 // ErrNotFound.
 type RemoveNode struct {
 	Node  NodeID `json:"node"`
@@ -107,10 +107,19 @@ type DrainNode struct {
 }
 
 // PutInstance creates an instance or replaces its priorities. It never moves
-// an instance whose master stays eligible. Refused with ErrInvalid.
+// an instance whose master stays eligible. With any of the settings after
+// Priorities it replaces all of them; without, an instance keeps those it has.
+// (InstanceBackup alone sets all of them to their defaults.) Refused with
+// ErrInvalid, and with ErrInUse if the instance's VIPs do not fit.
 type PutInstance struct {
 	Name       string         `json:"name"`
 	Priorities map[NodeID]int `json:"priorities,omitempty"`
+
+	Kind           InstanceKind   `json:"kind,omitempty"`
+	AnnouncePolicy AnnouncePolicy `json:"announce_policy,omitempty"`
+	NextHops       []netip.Addr   `json:"next_hops,omitempty"`
+	ASPrepend      bool           `json:"as_prepend,omitempty"`
+	Communities    []Community    `json:"communities,omitempty"`
 }
 
 // DeleteInstance removes an instance. Refused with ErrNotFound, with ErrInUse
@@ -127,14 +136,15 @@ type MoveInstance struct {
 }
 
 // PutVIP creates or replaces a VIP. Refused with ErrInvalid, and with ErrInUse
-// if the address is that of a node or an endpoint, or if services use the VIP
-// and it would cease to be of kind service.
+// if the address is that of a node, an endpoint or a BGP peer, if services use
+// the VIP and it would cease to be of kind service, or if it is a next hop of its
+// instance and would cease to be one that is announced.
 type PutVIP struct {
 	VIP VIP `json:"vip"`
 }
 
 // DeleteVIP removes a VIP. Refused with ErrNotFound, and with ErrInUse while
-// services use it.
+// services use it or it is a next hop.
 type DeleteVIP struct {
 	Address netip.Addr `json:"address"`
 }
@@ -165,6 +175,25 @@ type SetEndpointAdmin struct {
 	Until    time.Time      `json:"until,omitzero"` // by the proposer's clock, when its flows are ended; zero is never
 }
 
+// PutBGP replaces the settings of all BGP speakers. Refused with ErrInvalid.
+type PutBGP struct {
+	BGP BGP `json:"bgp"`
+}
+
+// PutBGPPeer creates or replaces a peer. With KeepPassword as its password it
+// keeps the one it has. Refused with ErrInvalid, and with ErrInUse if the address
+// is a VIP or that of a node, or if there are too many peers.
+type PutBGPPeer struct {
+	Peer BGPPeer `json:"peer"`
+}
+
+// DeleteBGPPeer removes the peer of that address and node; "" is the entry for
+// all nodes. Refused with ErrNotFound.
+type DeleteBGPPeer struct {
+	Address netip.Addr `json:"address"`
+	Node    NodeID     `json:"node,omitempty"`
+}
+
 // Batch applies commands in order, all or none, with one election at the end.
 // If some are refused, the error lists every refusal. A batch inside a batch is
 // refused with ErrInvalid.
@@ -190,4 +219,7 @@ func (DeleteVIP) kind() string        { return "delete_vip" }
 func (PutService) kind() string       { return "put_service" }
 func (DeleteService) kind() string    { return "delete_service" }
 func (SetEndpointAdmin) kind() string { return "set_endpoint_admin" }
+func (PutBGP) kind() string           { return "put_bgp" }
+func (PutBGPPeer) kind() string       { return "put_bgp_peer" }
+func (DeleteBGPPeer) kind() string    { return "delete_bgp_peer" }
 func (Batch) kind() string            { return "batch" }

@@ -38,7 +38,7 @@ func TestVIPRefusals(t *testing.T) {
 		{VIP{Address: addr("255.255.255.255")}, ErrInvalid, "broadcast"},
 		{VIP{Address: addr("10.0.0.9"), Instance: "nix"}, ErrInvalid, "instance nix does not exist"},
 		{VIP{Address: addr("10.0.0.9"), Kind: "x"}, ErrInvalid, "kind x must be service or gateway or snat"},
-		{VIP{Address: addr("10.0.0.9"), Announce: "x"}, ErrInvalid, "announce x must be l2 or none"},
+		{VIP{Address: addr("10.0.0.9"), Announce: "x"}, ErrInvalid, "announce x must be l2 or bgp or none"},
 		{VIP{Address: addr("10.0.0.9"), OnQuorumLoss: "x"}, ErrInvalid, "on_quorum_loss x must be release or hold"},
 		{VIP{Address: addr("10.0.0.9"), Interface: "a/b"}, ErrInvalid, "interface a/b"},
 		{VIP{Address: addr("10.0.0.9"), Interface: strings.Repeat("e", 16)}, ErrInvalid, "interface"},

@@ -104,7 +104,9 @@ func genHealth(t *rapid.T) Command {
 
 func genInstance(t *rapid.T) Command {
 	name := pick(t, "instance", propInstances)
-	switch dice(t, "instance command", 4) {
+	switch dice(t, "instance command", 6) {
+	case 4, 5:
+		return genSettings(t, name)
 	case 0:
 		return PutInstance{Name: name, Priorities: rapid.MapOfN(rapid.SampledFrom(propNodes), rapid.IntRange(-2, 2), 0, 2).Draw(t, "priorities")}
 	case 1:
@@ -137,7 +139,10 @@ func genConfig(t *rapid.T) Command {
 	at, name := addr(pick(t, "vip", propAddrs)), pick(t, "service", propServices)
 	switch dice(t, "config", 7) {
 	case 0, 1:
-		return PutVIP{VIP: VIP{Address: at, Instance: pick(t, "instance", propInstances), Kind: pick(t, "kind", []VIPKind{"", "", "", "", VIPGateway, VIPSNAT})}}
+		return PutVIP{VIP: VIP{
+			Address: at, Instance: pick(t, "instance", propInstances), Kind: pick(t, "kind", []VIPKind{"", "", "", "", VIPGateway, VIPSNAT}),
+			Announce: pick(t, "announce", []AnnounceMode{"", "", AnnounceBGP, AnnounceBGP, AnnounceNone}),
+		}}
 	case 2:
 		return DeleteVIP{Address: at}
 	case 3, 4:
@@ -152,7 +157,9 @@ func genConfig(t *rapid.T) Command {
 }
 
 func genSingle(t *rapid.T) Command {
-	switch dice(t, "kind", 10) {
+	switch dice(t, "kind", 12) {
+	case 10, 11:
+		return genBGP(t)
 	case 0, 1:
 		return genMembership(t)
 	case 2, 3, 4:

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // snapshotVersion is the newest version of the snapshot's form, which goes with
 // commandVersion. Version 1 had no ids of endpoints, and ids of services without
 // a bound; version 2 said nothing of what is replicated, version 3 nothing of
-// failovers, recoveries and of VIPs without a quorum.
+// failovers, recoveries and of VIPs without a quorum, version 4 nothing of BGP and
+// of the settings of instances.
 const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
@@ -27,6 +29,8 @@ type snapshot[S any] struct {
 	Services     []S        `json:"services"`
 	Tokens       []Token    `json:"tokens"`
 	Failovers    []Failover `json:"failovers,omitempty"` // since version 4
+	BGP          *BGP       `json:"bgp,omitempty"`       // since version 5
+	BGPPeers     []BGPPeer  `json:"bgp_peers,omitempty"` // since version 5
 }
 
 // storedService hides the endpoints of Service behind ones without the default
@@ -60,6 +64,10 @@ func (s *State) Snapshot() ([]byte, error) {
 	if len(s.failovers) > 0 || s.cluster.Recoveries > 0 {
 		version = max(version, failoverVersion)
 	}
+	instances := s.instances.values()
+	if s.bgp != nil || s.bgpPeers.len() > 0 || slices.ContainsFunc(instances, Instance.hasSettings) {
+		version = max(version, bgpVersion)
+	}
 	vips := s.vips.values()
 	for i, v := range vips {
 		needed := 0
@@ -69,8 +77,9 @@ func (s *State) Snapshot() ([]byte, error) {
 	b, err := json.Marshal(snapshot[Service]{
 		Version: version, Index: s.index, Cluster: s.cluster,
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
-		Nodes: s.nodes.values(), Instances: s.instances.values(), VIPs: vips,
+		Nodes: s.nodes.values(), Instances: instances, VIPs: vips,
 		Services: services, Tokens: s.tokens.values(), Failovers: s.failovers,
+		BGP: s.bgp, BGPPeers: s.bgpPeers.values(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)
@@ -178,11 +187,27 @@ func fill(in snapshot[storedService]) (*State, error) {
 	for _, f := range in.Failovers {
 		s.failovers = withFailover(s.failovers, f)
 	}
+	if err := s.fillBGP(in); err != nil {
+		return nil, err
+	}
 	if err := s.fillServices(in); err != nil {
 		return nil, err
 	}
 	s.freeze()
 	return s, nil
+}
+
+func (s *State) fillBGP(in snapshot[storedService]) error {
+	if s.bgp = in.BGP; s.bgp != nil {
+		*s.bgp = normalBGP(*s.bgp)
+	}
+	for _, p := range in.BGPPeers {
+		if !p.Address.IsValid() || s.bgpPeers.has(p.key()) {
+			return fmt.Errorf("bgp peer %s is there twice, or is none", p.Address)
+		}
+		s.bgpPeers.put(p.key(), p)
+	}
+	return nil
 }
 
 func (s *State) fillServices(in snapshot[storedService]) error {

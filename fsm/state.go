@@ -22,6 +22,8 @@ type State struct {
 	frontends   table[frontend, listener] // index over services: who listens where
 	tokens      table[string, Token]
 	failovers   []Failover // newest first; copied on write
+	bgp         *BGP       // nil: the defaults; never written to
+	bgpPeers    table[peerKey, BGPPeer]
 }
 
 // frontend is where a service begins to listen. Every port belongs to one
@@ -59,6 +61,7 @@ func empty() *State {
 		services:    newTable[string, Service](cmp.Compare[string]),
 		frontends:   newTable[frontend, listener](compareFrontends),
 		tokens:      newTable[string, Token](cmp.Compare[string]),
+		bgpPeers:    newTable[peerKey, BGPPeer](comparePeers),
 	}
 }
 
@@ -80,6 +83,7 @@ func (s *State) freeze() {
 	s.services.freeze()
 	s.frontends.freeze()
 	s.tokens.freeze()
+	s.bgpPeers.freeze()
 }
 
 // Index returns the log index of the last command applied, also of one that
@@ -114,6 +118,8 @@ func (s *State) Instance(name string) (Instance, bool) {
 func cloneInstance(inst Instance) Instance {
 	inst.Priorities = maps.Clone(inst.Priorities)
 	inst.Succession = slices.Clone(inst.Succession)
+	inst.NextHops = slices.Clone(inst.NextHops)
+	inst.Communities = slices.Clone(inst.Communities)
 	return inst
 }
 

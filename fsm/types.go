@@ -53,11 +53,45 @@ type Node struct {
 const KeySize = sha256.Size
 
 // Instance is a named group of services that fails over together.
+//
+// What goes beyond Name, Priorities and the assignment are its settings. They are
+// kept in the shortest form: a default is "" or nil.
 type Instance struct {
 	Name       string         `json:"name"`
 	Priorities map[NodeID]int `json:"priorities,omitempty"` // higher is preferred; absent is 0
+
+	Kind           InstanceKind   `json:"kind,omitempty"`            // "" reads as InstanceBackup
+	AnnouncePolicy AnnouncePolicy `json:"announce_policy,omitempty"` // of its VIPs with AnnounceBGP; "" reads as PolicyRanked
+	// NextHops are VIPs of this instance, one of a family at most. Routes to its other
+	// VIPs of that family have it as next hop, so that a new master needs to move
+	// that one route only. Not with InstanceECMP.
+	NextHops    []netip.Addr `json:"next_hops,omitempty"`
+	ASPrepend   bool         `json:"as_prepend,omitempty"`  // a backup's routes carry its AS once more for each place behind the master
+	Communities []Community  `json:"communities,omitempty"` // of all its routes
+
 	Assignment `json:",inline"`
 }
+
+// InstanceKind says how many nodes of an instance serve at a time.
+type InstanceKind string
+
+// The kinds of instance.
+const (
+	InstanceBackup InstanceKind = "backup" // one, the master; the others follow in order
+	// InstanceECMP has no master: all nodes of the Succession serve, and routers
+	// spread the traffic over them (equal-cost multipath). Epoch is the index at
+	// which it became so.
+	InstanceECMP InstanceKind = "ecmp"
+)
+
+// AnnouncePolicy says which nodes announce the VIPs of an instance by BGP.
+type AnnouncePolicy string
+
+// The policies of an instance of kind InstanceBackup.
+const (
+	PolicyRanked     AnnouncePolicy = "ranked"      // all of the succession, the first as the best way
+	PolicyMasterOnly AnnouncePolicy = "master-only" // nobody else
+)
 
 // DefaultInstance always exists.
 const DefaultInstance = "default"
@@ -84,8 +118,19 @@ type AnnounceMode string
 
 // The ways to announce a VIP.
 const (
-	AnnounceL2   AnnounceMode = "l2"
-	AnnounceNone AnnounceMode = "none"
+	AnnounceL2   AnnounceMode = "l2"   // ARP and neighbour discovery, on a link of the master
+	AnnounceBGP  AnnounceMode = "bgp"  // routes to routers, see BGP
+	AnnounceNone AnnounceMode = "none" // something else brings traffic
+)
+
+// NoEndpoint says what becomes of the route to a VIP when none of its services has
+// an endpoint that takes new flows (see State.TakesNewFlows).
+type NoEndpoint string
+
+// What becomes of the route to a VIP without endpoints.
+const (
+	NoEndpointWithdraw NoEndpoint = "withdraw" // routers look for another way; flows that go on are lost
+	NoEndpointKeep     NoEndpoint = "keep"     // flows go on; new ones are refused
 )
 
 // QuorumLoss says what a node does with a VIP it holds once it hears of no
@@ -107,6 +152,8 @@ type VIP struct {
 	Announce  AnnounceMode `json:"announce" required:"false"` // default "l2"
 	// OnQuorumLoss is what a node that is cut off does with it. Default "release".
 	OnQuorumLoss QuorumLoss `json:"on_quorum_loss,omitempty"`
+	// OnNoEndpoint goes with AnnounceBGP only. Default "withdraw".
+	OnNoEndpoint NoEndpoint `json:"on_no_endpoint,omitempty"`
 }
 
 // Protocol is a transport protocol.
