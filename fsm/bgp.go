@@ -27,7 +27,7 @@ type BGP struct {
 // BGPNode is what one node has instead of the common settings.
 type BGPNode struct {
 	Node     NodeID     `json:"node"`
-	AS       uint32     `json:"as,omitempty"`        // 0: BGP.AS
+	AS       uint32     `json:"as,omitempty"`       // 0: BGP.AS
 	RouterID netip.Addr `json:"router_id,omitzero"` // an IPv4 address; none: derived, see BGPOf
 }
 
@@ -104,16 +104,17 @@ const (
 	DefaultBFDInterval   = Duration(50 * time.Millisecond) // down after three: 150 ms
 	DefaultBFDMultiplier = 3
 
-	MaxBGPPeers       = 256
-	MinHold           = Duration(3 * time.Second) // RFC 4271, 4.2
-	MaxHold           = Duration(65535 * time.Second)
-	MinKeepalive      = Duration(time.Second)
-	MinBFDInterval    = Duration(10 * time.Millisecond)
-	MaxBFDInterval    = Duration(10 * time.Second)
-	MinBFDMultiplier  = 2
-	MaxBGPPassword    = 80 // TCP_MD5SIG_MAXKEYLEN of Linux
-	asTrans           = 23456
-	maxPrefixesBound  = 10_000_000
+	MaxBGPPeers      = 256
+	MinHold          = Duration(3 * time.Second) // RFC 4271, 4.2
+	MaxHold          = Duration(65535 * time.Second)
+	MinKeepalive     = Duration(time.Second)
+	MinBFDInterval   = Duration(10 * time.Millisecond)
+	MaxBFDInterval   = Duration(10 * time.Second)
+	MinBFDMultiplier = 2
+	MaxBGPPassword   = 80         // TCP_MD5SIG_MAXKEYLEN of Linux
+	asTrans          = 23456      // RFC 6793
+	asLast           = 4294967295 // RFC 7300
+	maxPrefixesBound = 10_000_000
 )
 
 // Shown is the peer as readers may see it: KeepPassword in place of a password.
@@ -162,13 +163,20 @@ func (s *State) BGPPeer(addr netip.Addr, node NodeID) (BGPPeer, bool) {
 }
 
 // BGPPeersOf returns the peers a node speaks with, sorted by address. An entry for
-// the node itself beats one for all. The list is empty for who is no member of
-// role lb.
+// the node itself beats one for all. Multihop is left out where the peer is of the
+// node's own AS. The list is empty for who is no member of role lb.
 func (s *State) BGPPeersOf(node NodeID) []BGPPeer {
 	if n := s.nodes.get(node); n == nil || n.Role != RoleLB {
 		return []BGPPeer{}
 	}
-	return peersOf(s.bgpPeers.values(), node)
+	as, _ := s.BGPOf(node)
+	out := peersOf(s.bgpPeers.values(), node)
+	for i, p := range out {
+		if p.AS == cmp.Or(p.LocalAS, as) {
+			out[i].Multihop = 0
+		}
+	}
+	return out
 }
 
 // peersOf picks those of one node from sorted peers. An entry for all comes before

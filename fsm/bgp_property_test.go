@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"cmp"
 	"net/netip"
 	"slices"
 	"testing"
@@ -66,7 +67,7 @@ func TestBGPInvariants(t *testing.T) {
 		}
 	})
 	t.Logf("%d sessions, %d next hops, %d instances of kind ecmp", sessions, hops, ecmp)
-	if sessions < 200 || hops < 20 || ecmp < 100 {
+	if sessions < 200 || hops < 20 || ecmp < 20 {
 		t.Error("too few to tell anything")
 	}
 }
@@ -114,8 +115,8 @@ func checkPeersFit(t *rapid.T, s *State) int {
 		}
 		for _, p := range s.BGPPeersOf(n.Name) {
 			sessions++
-			if p.Node != "" && p.Node != n.Name {
-				t.Fatalf("%s speaks with %+v", n.Name, p)
+			if p.Node != "" && p.Node != n.Name || p.Multihop != 0 && p.AS == cmp.Or(p.LocalAS, as) {
+				t.Fatalf("%s of AS %d speaks with %+v", n.Name, as, p)
 			}
 		}
 	}
@@ -170,16 +171,16 @@ func TestBGPIsWrittenAsOldAsItCanBe(t *testing.T) {
 		undo Command
 		want int // of the command and of the snapshot after it
 	}{
-		"priorities":    {PutInstance{Name: DefaultInstance, Priorities: map[NodeID]int{"lb2": 1}}, PutInstance{Name: DefaultInstance}, 2},
-		"l2":            {PutVIP{VIP: VIP{Address: addr("10.0.0.9"), Announce: AnnounceL2}}, DeleteVIP{Address: addr("10.0.0.9")}, 2},
-		"bgp vip":       {PutVIP{VIP: vip}, DeleteVIP{Address: vip.Address}, 5},
-		"ecmp":          {PutInstance{Name: "b", Kind: InstanceECMP}, DeleteInstance{Name: "b"}, 5},
-		"policy":        {PutInstance{Name: DefaultInstance, AnnouncePolicy: PolicyMasterOnly}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
-		"prepend":       {PutInstance{Name: DefaultInstance, ASPrepend: true}, PutInstance{Name: DefaultInstance, AnnouncePolicy: PolicyRanked}, 5},
-		"communities":   {PutInstance{Name: DefaultInstance, Communities: []Community{"1:2"}}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
-		"next hop":      {PutInstance{Name: DefaultInstance, NextHops: []netip.Addr{addr("10.0.0.100")}}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
-		"bgp":           {PutBGP{BGP: BGP{AS: 65001, Port: DefaultBGPPort}}, PutBGP{BGP: BGP{Port: DefaultBGPPort}}, 5},
-		"peer":          {PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001}}, DeleteBGPPeer{Address: addr("192.0.2.254")}, 5},
+		"priorities":  {PutInstance{Name: DefaultInstance, Priorities: map[NodeID]int{"lb2": 1}}, PutInstance{Name: DefaultInstance}, 2},
+		"l2":          {PutVIP{VIP: VIP{Address: addr("10.0.0.9"), Announce: AnnounceL2}}, DeleteVIP{Address: addr("10.0.0.9")}, 2},
+		"bgp vip":     {PutVIP{VIP: vip}, DeleteVIP{Address: vip.Address}, 5},
+		"ecmp":        {PutInstance{Name: "b", Kind: InstanceECMP}, DeleteInstance{Name: "b"}, 5},
+		"policy":      {PutInstance{Name: DefaultInstance, AnnouncePolicy: PolicyMasterOnly}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
+		"prepend":     {PutInstance{Name: DefaultInstance, ASPrepend: true}, PutInstance{Name: DefaultInstance, AnnouncePolicy: PolicyRanked}, 5},
+		"communities": {PutInstance{Name: DefaultInstance, Communities: []Community{"1:2"}}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
+		"next hop":    {PutInstance{Name: DefaultInstance, NextHops: []netip.Addr{addr("10.0.0.100")}}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup}, 5},
+		"bgp":         {PutBGP{BGP: BGP{AS: 65001, Port: DefaultBGPPort}}, PutBGP{BGP: BGP{Port: DefaultBGPPort}}, 5},
+		"peer":        {PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001}}, DeleteBGPPeer{Address: addr("192.0.2.254")}, 5},
 		"peer of lb1": {PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001, Node: "lb1"}}, DeleteBGPPeer{Address: addr("192.0.2.254"), Node: "lb1"}, 5},
 	} {
 		b, err := Encode(r.c)

@@ -86,6 +86,7 @@ func TestBGPPeerRefusals(t *testing.T) {
 		{"witness", func(p *BGPPeer) { p.Node = "w1" }, ErrInvalid, "is a witness"},
 		{"no as", func(p *BGPPeer) { p.AS = 0 }, ErrInvalid, "as is missing"},
 		{"as trans", func(p *BGPPeer) { p.AS = 23456 }, ErrInvalid, "as 23456 is reserved"},
+		{"last as", func(p *BGPPeer) { p.AS = 4294967295 }, ErrInvalid, "as 4294967295 is reserved"},
 		{"local as", func(p *BGPPeer) { p.LocalAS = 23456 }, ErrInvalid, "local_as 23456 is reserved"},
 		{"long password", func(p *BGPPeer) { p.Password = strings.Repeat("x", 81) }, ErrInvalid, "password has 81 characters: at most 80"},
 		{"odd password", func(p *BGPPeer) { p.Password = "a\tb" }, ErrInvalid, "password must be printable ASCII"},
@@ -247,6 +248,21 @@ func TestAnEntryForTheNodeBeatsOneForAll(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("%s: %s", node, diff)
 		}
+	}
+}
+
+// A node that joins may have the AS of a peer that others reach over hops.
+func TestMultihopIsWithoutEffectWithinAnAS(t *testing.T) {
+	s := do(t, threeNodes(t), PutBGP{BGP: BGP{Nodes: []BGPNode{{Node: "lb1", AS: 65001}, {Node: "lb2", AS: 65002}, {Node: "lb3", AS: 65003}}}},
+		PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: DefaultAS, Multihop: 3}})
+	s = do(t, s, joining(lbNode("lb4", 4))...)
+	for node, want := range map[NodeID]uint8{"lb1": 3, "lb4": 0} {
+		if got := s.BGPPeersOf(node)[0].Multihop; got != want {
+			t.Errorf("%s: multihop %d, want %d", node, got, want)
+		}
+	}
+	if s.BGPPeers()[0].Multihop != 3 {
+		t.Error("the setting is gone")
 	}
 }
 

@@ -73,11 +73,11 @@ func TestSharesConfig(t *testing.T) {
 		next *State
 		want bool
 	}{
-		"itself":            {s, true},
-		"after a verdict":   {do(t, s, NodeVerdict{Node: "lb1"}), true},
+		"itself":          {s, true},
+		"after a verdict": {do(t, s, NodeVerdict{Node: "lb1"}), true},
 		"after bgp": {do(t, s, PutBGP{BGP: BGP{Port: 1790}}, PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1}},
 			PutInstance{Name: DefaultInstance, ASPrepend: true}), true},
-		"another kind":    {do(t, s, PutInstance{Name: "b"}, PutInstance{Name: "b", Kind: InstanceECMP}), false},
+		"another kind":      {do(t, s, PutInstance{Name: "b"}, PutInstance{Name: "b", Kind: InstanceECMP}), false},
 		"after a refusal":   {func() *State { n, _ := s.Apply(s.Index()+1, DeleteService{Name: "none"}); return n }(), true},
 		"changed service":   {do(t, s, PutService{Service: mail}), false},
 		"new vip":           {do(t, s, PutVIP{VIP: VIP{Address: addr("10.0.0.109")}}), false},

@@ -224,14 +224,16 @@ func checkPassword(chk *checker, password string) {
 	}
 }
 
-// as checks an AS number. 0 is nobody's (RFC 7607), and 23456 stands for those an
-// old router cannot write (RFC 6793).
+// as checks an AS number. 0 and the last one are nobody's (RFC 7607, RFC 7300), and
+// 23456 stands for those an old router cannot write (RFC 6793).
 func (c *checker) as(field string, as uint32) {
 	switch as {
 	case 0:
-		c.bad(field, nil, "is missing: give the AS number, 1 to 4294967295")
+		c.bad(field, nil, "is missing: give the AS number, 1 to %d", asLast-1)
 	case asTrans:
 		c.bad(field, as, "is reserved (RFC 6793): give the AS number itself")
+	case asLast:
+		c.bad(field, as, "is reserved (RFC 7300): give one up to %d", asLast-1)
 	}
 }
 

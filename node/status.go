@@ -86,7 +86,7 @@ func (m *member) status() web.Status {
 	}
 	st.Nodes = m.nodeStatus(s, string(leader))
 	for _, in := range s.Instances() {
-		is := web.InstanceStatus{Name: in.Name, Priorities: in.Priorities, Assignment: in.Assignment}
+		is := web.InstanceStatus{Name: in.Name, Priorities: in.Priorities, InstanceSettings: web.SettingsOf(in), Assignment: in.Assignment}
 		for _, v := range s.VIPs() {
 			if v.Instance == in.Name {
 				is.VIPs = append(is.VIPs, v.Address)
@@ -104,6 +104,7 @@ func (m *member) status() web.Status {
 	st.Warnings = append(st.Warnings, l.problems...)
 	st.Warnings = append(st.Warnings, m.detector.warnings(s)...)
 	st.BFD = m.detector.status(s)
+	st.BGP = bgpSessions(s, st.Self)
 	if m.dp != nil {
 		m.leaseStatus(s, &st)
 		m.dataplaneStatus(s, l, &st)

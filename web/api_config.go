@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"net/http"
@@ -43,7 +44,9 @@ func (s *server) instanceRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/instances/{name}", id: "put-instance", tag: "instances",
-		summary: "Create an instance, or replace its priorities", text: "Priorities never move an instance whose master stays eligible.",
+		summary: "Create an instance, or replace its priorities and settings",
+		text: "Priorities never move an instance whose master stays eligible. With one of the settings (kind, announce_policy, next_hops, " +
+			"as_prepend, communities) all of them are replaced; without any, an instance keeps those it has.",
 	}, func(ctx context.Context, in *struct {
 		Name string `path:"name" doc:"Name of the instance."`
 		Body InstanceRequest
@@ -52,7 +55,7 @@ func (s *server) instanceRoutes() {
 		if err := samePath("name", in.Name, in.Body.Name); err != nil {
 			return nil, err
 		}
-		return s.propose(ctx, fsm.PutInstance{Name: in.Name, Priorities: in.Body.Priorities})
+		return s.propose(ctx, s.instanceCommand(in.Name, in.Body))
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/instances/{name}", id: "delete-instance", tag: "instances",
@@ -72,9 +75,30 @@ func (s *server) instanceRoutes() {
 	})
 }
 
+// instanceCommand leaves settings out that are, and were, the defaults: members
+// that run an older version can then read the command.
+func (s *server) instanceCommand(name string, in InstanceRequest) fsm.PutInstance {
+	cmd := fsm.PutInstance{Name: name, Priorities: in.Priorities}
+	wanted := in.InstanceSettings
+	given := wanted.Kind != "" || wanted.AnnouncePolicy != "" || wanted.NextHops != nil || wanted.ASPrepend || wanted.Communities != nil
+	old, _ := s.Backend.State().Instance(name)
+	if !given || wanted.plain() && SettingsOf(old).plain() {
+		return cmd
+	}
+	cmd.Kind, cmd.AnnouncePolicy = cmp.Or(wanted.Kind, fsm.InstanceBackup), wanted.AnnouncePolicy
+	cmd.NextHops, cmd.ASPrepend, cmd.Communities = wanted.NextHops, wanted.ASPrepend, wanted.Communities
+	return cmd
+}
+
+// plain says whether all settings are the defaults.
+func (s InstanceSettings) plain() bool {
+	return cmp.Or(s.Kind, fsm.InstanceBackup) == fsm.InstanceBackup && cmp.Or(s.AnnouncePolicy, fsm.PolicyRanked) == fsm.PolicyRanked &&
+		len(s.NextHops) == 0 && !s.ASPrepend && len(s.Communities) == 0
+}
+
 // instanceStatus is an instance with its addresses.
 func instanceStatus(state *fsm.State, i fsm.Instance) InstanceStatus {
-	out := InstanceStatus{Name: i.Name, Priorities: i.Priorities, Assignment: i.Assignment, VIPs: []netip.Addr{}}
+	out := InstanceStatus{Name: i.Name, Priorities: i.Priorities, InstanceSettings: SettingsOf(i), Assignment: i.Assignment, VIPs: []netip.Addr{}}
 	out.Succession = notNil(out.Succession)
 	for _, v := range state.VIPs() {
 		if v.Instance == i.Name {

@@ -52,7 +52,7 @@ func (s *server) serviceRoutes() {
 		method: http.MethodPut, path: "/v1/services/{name}", id: "put-service", tag: "services",
 		summary: "Create or replace a service", body: reflect.TypeFor[fsm.Service](),
 		text: "With create, a VIP that does not exist yet is created with the service, in one step: of kind service, announced " +
-			"by l2, in the instance that is asked for or in default. A VIP that exists is used as it is; if it is in another " +
+			"by l2 (by bgp in an instance of kind ecmp), in the instance that is asked for or in default. A VIP that exists is used as it is; if it is in another " +
 			"instance than the one asked for, the request is refused (409, in_use).",
 	}, s.putService)
 	handle(s, op{
@@ -196,6 +196,9 @@ func (w serviceWrite) command(state *fsm.State) (fsm.Command, error) {
 		return w.PutService, nil
 	}
 	put := fsm.PutVIP{VIP: fsm.VIP{Address: w.Service.VIP, Instance: w.instance}}
+	if in, _ := state.Instance(cmp.Or(w.instance, fsm.DefaultInstance)); in.Kind == fsm.InstanceECMP {
+		put.VIP.Announce = fsm.AnnounceBGP // no one node could answer for it
+	}
 	with, err := state.Apply(state.Index()+1, put)
 	switch {
 	case errors.Is(err, fsm.ErrInUse):
@@ -223,6 +226,9 @@ func moveCommand(v fsm.VIP, instance string) string {
 	}
 	if v.OnQuorumLoss == fsm.QuorumHold {
 		cmd += " --on-quorum-loss " + string(v.OnQuorumLoss)
+	}
+	if v.OnNoEndpoint == fsm.NoEndpointKeep {
+		cmd += " --on-no-endpoint " + string(v.OnNoEndpoint)
 	}
 	return cmd
 }

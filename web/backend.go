@@ -57,6 +57,11 @@ type Backend interface {
 	// another session goes on.
 	Trace(ctx context.Context, f TraceFilter, started func(), emit func(TraceEvent) error) (TraceSummary, error)
 
+	// BGPRoutes lists the routes this node advertises to its peers, or has
+	// received from them, one entry for each prefix and peer; an empty list where
+	// it speaks no BGP. What the configuration says of them is left to the API.
+	BGPRoutes(ctx context.Context, d BGPDirection) ([]BGPRoute, error)
+
 	// Health never blocks, and works in no cluster too.
 	Health() Health
 }

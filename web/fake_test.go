@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +33,8 @@ type fakeBackend struct {
 	events  []Event
 	more    chan struct{}
 	health  Health
+
+	routes map[BGPDirection][]BGPRoute
 
 	traced      []TraceEvent // what a session tells
 	traceFilter TraceFilter
@@ -186,6 +189,12 @@ func (b *fakeBackend) Trace(ctx context.Context, f TraceFilter, started func(), 
 	}
 	<-ctx.Done()
 	return TraceSummary{Packets: uint64(len(b.traced))}, nil
+}
+
+func (b *fakeBackend) BGPRoutes(_ context.Context, d BGPDirection) ([]BGPRoute, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.routes[d]), b.err
 }
 
 func (b *fakeBackend) Health() Health {

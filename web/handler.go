@@ -89,6 +89,7 @@ func (s *server) routes() {
 	s.instanceRoutes()
 	s.vipRoutes()
 	s.serviceRoutes()
+	s.bgpRoutes()
 	s.flowRoutes()
 	s.replicationRoutes()
 	s.traceRoutes()

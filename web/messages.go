@@ -23,6 +23,7 @@ const (
 	EventLease       = "lease"       // this node's right to claim its VIPs ran out, or is back
 	EventDisk        = "disk"        // this node's data directory takes no writes, or takes them again
 	EventRecovery    = "recovery"    // the cluster is rebuilt from one node
+	EventBGP         = "bgp"         // a BGP session of this node came up or was lost, or a route is withdrawn or back
 )
 
 // Event is one thing that happened, as `pontoon events` prints it.
@@ -127,14 +128,17 @@ type MoveRequest struct {
 }
 
 // InstanceRequest is what can be said about an instance. What GET answers can
-// be sent back: the fields an election decides are accepted and ignored.
+// be sent back: the fields an election decides are accepted and ignored. With one
+// of the settings all are replaced, those left out by their defaults; without any,
+// an instance keeps those it has.
 type InstanceRequest struct {
 	Name       string             `json:"name,omitempty" doc:"As in the path, if given."`
 	Priorities map[fsm.NodeID]int `json:"priorities,omitempty" doc:"Higher is preferred; absent is 0."`
-	Master     fsm.NodeID         `json:"master,omitempty" readOnly:"true"`
-	Succession []fsm.NodeID       `json:"succession,omitempty" readOnly:"true"`
-	Epoch      uint64             `json:"epoch,omitempty" readOnly:"true"`
-	VIPs       []netip.Addr       `json:"vips,omitempty" readOnly:"true"`
+	InstanceSettings
+	Master     fsm.NodeID   `json:"master,omitempty" readOnly:"true"`
+	Succession []fsm.NodeID `json:"succession,omitempty" readOnly:"true"`
+	Epoch      uint64       `json:"epoch,omitempty" readOnly:"true"`
+	VIPs       []netip.Addr `json:"vips,omitempty" readOnly:"true"`
 }
 
 // FlushResult answers a flush of flows.

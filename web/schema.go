@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -56,10 +57,25 @@ var fieldDocs = map[string]map[string]fieldDoc{
 				"and then two nodes may; packets are forwarded either way; default release.",
 			values: []any{fsm.QuorumRelease, fsm.QuorumHold},
 		},
-		"announce": {text: "How the network learns of it; default l2.", values: []any{fsm.AnnounceL2, fsm.AnnounceNone}},
+		"announce": {
+			text:   "How the network learns of it. l2 (default): ARP and neighbour discovery on a link. bgp: routes to the BGP peers. none: not by Pontoon.",
+			values: []any{fsm.AnnounceL2, fsm.AnnounceBGP, fsm.AnnounceNone},
+		},
+		"on_no_endpoint": {
+			text:   "With announce bgp only: what becomes of its routes while none of its services has an endpoint that takes new flows. withdraw (default) or keep.",
+			values: []any{fsm.NoEndpointWithdraw, fsm.NoEndpointKeep},
+		},
 	},
-	"Service":  serviceDocs(),
-	"Endpoint": endpointDocs(),
+	"InstanceSettings": {
+		"kind":            {values: []any{fsm.InstanceBackup, fsm.InstanceECMP}},
+		"announce_policy": {values: []any{fsm.PolicyRanked, fsm.PolicyMasterOnly}},
+	},
+	"BGP":        bgpDocs(),
+	"BGPNode":    bgpNodeDocs(),
+	"ImportRule": importDocs(),
+	"BGPPeer":    bgpPeerDocs(),
+	"Service":    serviceDocs(),
+	"Endpoint":   endpointDocs(),
 }
 
 func serviceDocs() map[string]fieldDoc {
@@ -110,27 +126,43 @@ func endpointDocs() map[string]fieldDoc {
 // familyOf says whose fieldDocs a schema shares.
 var familyOf = map[string][]string{
 	"Node": {"Node"}, "NodeStatus": {"Node"},
-	"InstanceStatus": {"Assignment"},
-	"VIP":            {"VIP"},
-	"Service":        {"Service"}, "ServiceStatus": {"Service"},
+	"InstanceStatus": {"Assignment", "InstanceSettings"}, "InstanceRequest": {"InstanceSettings"},
+	"BGP": {"BGP"}, "BGPSettings": {"BGP"}, "BGPNode": {"BGPNode"}, "ImportRule": {"ImportRule"},
+	bgpPeerSchema: {"BGPPeer"}, "BGPPeerStatus": {"BGPPeer"},
+	"VIP":     {"VIP"},
+	"Service": {"Service"}, "ServiceStatus": {"Service"},
 	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"},
 }
 
 // requestSchemas are those that arrive in a body as a replicated type. Nothing
 // in them is required by the schema: fsm fills in defaults and says what is
 // missing, together with everything else that is wrong.
-var requestSchemas = []string{"VIP", "Service", "Endpoint"}
+var requestSchemas = []string{"VIP", "Service", "Endpoint", "BGP", "BGPNode", "ImportRule", bgpPeerSchema}
 
 // newSchemas prepares the registry with the replicated types, before any
 // operation refers to them.
 func newSchemas() huma.Registry {
-	r := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	r := huma.NewMapRegistry("#/components/schemas/", schemaName)
 	r.RegisterTypeAlias(reflect.TypeFor[fsm.Duration](), reflect.TypeFor[durationSchema]())
 	r.RegisterTypeAlias(reflect.TypeFor[huma.ErrorModel](), reflect.TypeFor[Problem]())
-	for _, t := range []reflect.Type{reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint]()} {
+	for _, t := range []reflect.Type{
+		reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint](),
+		reflect.TypeFor[fsm.BGP](), reflect.TypeFor[fsm.BGPNode](), reflect.TypeFor[fsm.ImportRule](), reflect.TypeFor[fsm.BGPPeer](),
+	} {
 		r.Schema(t, true, t.Name())
 	}
 	return r
+}
+
+// bgpPeerSchema is the schema of a configured peer. That of a session has the name
+// both types have.
+const bgpPeerSchema = "BGPPeerConfig"
+
+func schemaName(t reflect.Type, hint string) string {
+	if t == reflect.TypeFor[fsm.BGPPeer]() {
+		return bgpPeerSchema
+	}
+	return huma.DefaultSchemaNamer(t, hint)
 }
 
 // finishSchemas completes what reflection cannot know. It runs once, after the
@@ -157,6 +189,8 @@ func finishSchemas(r huma.Registry) {
 	} {
 		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
 	}
+	all["BGP"].Properties["speakers"] = &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject}, ReadOnly: true, Description: "Ignored in a request."}
+	all[bgpPeerSchema].Properties["session"] = &huma.Schema{Type: huma.TypeObject, ReadOnly: true, Description: "Ignored in a request."}
 	all["Service"].Properties["instance"] = &huma.Schema{Type: huma.TypeString, Description: "The instance the VIP has to be in; any when left out."}
 	for _, name := range requestSchemas {
 		all[name].Required = nil
@@ -184,7 +218,7 @@ func property(all map[string]*huma.Schema, name, field string) *huma.Schema {
 // document and not enforced here, so that one answer of fsm lists everything
 // that is wrong.
 func (d fieldDoc) apply(p *huma.Schema) {
-	p.Description = d.text
+	p.Description = cmp.Or(d.text, p.Description)
 	p.ReadOnly = p.ReadOnly || d.readOnly
 	p.Enum = nil
 	if len(d.values) > 0 {

@@ -58,6 +58,9 @@ func Summarise(s Status) Summary {
 	if !s.Cluster.Quorum {
 		note(LevelBad, "When the others will never come back: pontoon recover --help.")
 	}
+	for _, n := range bgpNotes(s) {
+		note(LevelWarn, "%s", n)
+	}
 	if len(s.Warnings) > 0 {
 		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}

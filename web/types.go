@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"net/netip"
 	"time"
 
@@ -30,7 +31,7 @@ type Status struct {
 	Drops        map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
 	Interfaces   []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
 	BFD          []BFDSession      `json:"bfd"`
-	BGP          []BGPPeer         `json:"bgp"`
+	BGP          []BGPPeer         `json:"bgp" doc:"The BGP sessions of this node."`
 	Warnings     []string          `json:"warnings" doc:"What this node would tell its operator about itself, one sentence each. What concerns the cluster is in summary.notes."`
 }
 
@@ -86,8 +87,30 @@ type NodeStatus struct {
 type InstanceStatus struct {
 	Name       string             `json:"name"`
 	Priorities map[fsm.NodeID]int `json:"priorities,omitempty" doc:"Higher is preferred; absent is 0."`
+	InstanceSettings
 	fsm.Assignment
 	VIPs []netip.Addr `json:"vips"`
+}
+
+// InstanceSettings are what an operator says of an instance, beyond priorities.
+type InstanceSettings struct {
+	Kind           fsm.InstanceKind   `json:"kind,omitempty" doc:"backup (default): one node serves, the master, and the others follow in order. ecmp: all of the succession serve, and routers spread the traffic."`
+	AnnouncePolicy fsm.AnnouncePolicy `json:"announce_policy,omitempty" doc:"Of VIPs announced by bgp. ranked (default): all of the succession announce them, the first as the best way. master-only: nobody else."`
+	NextHops       []netip.Addr       `json:"next_hops,omitempty" doc:"VIPs of this instance, one of a family at most, that are the next hop of the routes to its others."`
+	ASPrepend      bool               `json:"as_prepend,omitempty" doc:"A backup's routes carry its AS once more for each place behind the master."`
+	Communities    []fsm.Community    `json:"communities,omitempty" doc:"Of all its routes: 65000:100 (RFC 1997) or 65000:1:2 (large, RFC 8092)."`
+}
+
+// SettingsOf returns the settings of an instance, with the defaults in words.
+func SettingsOf(i fsm.Instance) InstanceSettings {
+	s := InstanceSettings{
+		Kind: cmp.Or(i.Kind, fsm.InstanceBackup), AnnouncePolicy: i.AnnouncePolicy,
+		NextHops: i.NextHops, ASPrepend: i.ASPrepend, Communities: i.Communities,
+	}
+	if s.Kind == fsm.InstanceBackup {
+		s.AnnouncePolicy = cmp.Or(s.AnnouncePolicy, fsm.PolicyRanked)
+	}
+	return s
 }
 
 // ServiceStatus is one service with what this node knows about its endpoints.
@@ -183,16 +206,6 @@ type BFDSession struct {
 	Why         string     `json:"why,omitempty" doc:"Why it is down. An echo: unanswered, refused (the peer's kernel answers, its data plane does not), unsent. A session: silent, stopped (the peer said so), not heard there (one direction fails), not up yet, unsent."`
 	RTTMS       float64    `json:"rtt_ms" doc:"Of the last answered echo."`
 	Error       string     `json:"error,omitempty" doc:"Why packets cannot be sent or received."`
-}
-
-// BGPPeer is one BGP neighbour of this node.
-type BGPPeer struct {
-	Peer       string `json:"peer"`
-	AS         uint32 `json:"as"`
-	State      string `json:"state"`
-	Received   int    `json:"received" doc:"Prefixes received."`
-	Advertised int    `json:"advertised" doc:"Prefixes advertised."`
-	BFD        string `json:"bfd" enum:"up,down,off"`
 }
 
 // normalise makes the JSON form steady: lists that are empty, not null.

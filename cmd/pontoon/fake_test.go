@@ -130,8 +130,9 @@ func (d *fakeDaemon) Status(context.Context) (web.Status, error) {
 	}
 	st.Nodes = fakeNodes(s)
 	for _, i := range s.Instances() {
-		st.Instances = append(st.Instances, web.InstanceStatus{Name: i.Name, Priorities: i.Priorities, Assignment: i.Assignment})
+		st.Instances = append(st.Instances, web.InstanceStatus{Name: i.Name, Priorities: i.Priorities, InstanceSettings: web.SettingsOf(i), Assignment: i.Assignment})
 	}
+	st.BGP = fakeSessions(s, d.self)
 	for _, v := range s.Services() {
 		st.Services = append(st.Services, fakeService(v))
 	}
@@ -294,4 +295,32 @@ func (d *fakeDaemon) Recover(_ context.Context, req web.RecoverRequest, progress
 
 func (d *fakeDaemon) CreateToken(_ context.Context, role fsm.Role, ttl time.Duration) (string, error) {
 	return strings.Join([]string{"token", string(role), ttl.String()}, "-"), nil
+}
+
+// fakeSessions are the configured peers of a node, the first of them established.
+func fakeSessions(s *fsm.State, self fsm.NodeID) []web.BGPPeer {
+	as, _ := s.BGPOf(self)
+	var out []web.BGPPeer
+	for i, p := range s.BGPPeersOf(self) {
+		b := web.BGPPeer{Peer: p.Address.String(), Node: self, AS: p.AS, LocalAS: as, State: web.BGPActive, HoldS: 9, BFD: web.BGPBFDOff, Error: "connection refused"}
+		if i == 0 {
+			b.State, b.Error, b.Received, b.Advertised = web.BGPEstablished, "", 3, 1
+			b.Since, b.RouterID = time.Now().Add(-90*time.Second), "192.0.2.254"
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+func (d *fakeDaemon) BGPRoutes(_ context.Context, dir web.BGPDirection) ([]web.BGPRoute, error) {
+	if dir == web.BGPReceived {
+		return []web.BGPRoute{{
+			Peer: "192.168.80.1", Prefix: netip.MustParsePrefix("0.0.0.0/0"), NextHop: netip.MustParseAddr("192.168.80.1"),
+			ASPath: []uint32{65101, 64999}, Best: true,
+		}}, nil
+	}
+	return []web.BGPRoute{{
+		Peer: "192.168.80.1", Prefix: netip.MustParsePrefix("192.168.99.1/32"), NextHop: netip.MustParseAddr("192.168.80.11"), MED: 10,
+		ASPath: []uint32{64512}, Communities: []fsm.Community{"65000:1", "65000:1:2"}, Best: true,
+	}}, nil
 }
