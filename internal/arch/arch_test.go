@@ -6,8 +6,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"go/parser"
+	"go/token"
 	"io"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -43,6 +46,7 @@ var fences = map[string][]string{
 	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab"},
 	"github.com/vishvananda/netns":        {"node/host", "internal/lab", "bpf"},
 	"github.com/mdlayher/packet":          {"node/announce"},
+	"github.com/osrg/gobgp":               {"node/announce"}, // and there only by some files: see below
 	"github.com/hashicorp/raft":           {"node", "transport"},
 	"github.com/hashicorp/raft-boltdb":    {"node"},
 	"github.com/hashicorp/memberlist":     {"transport"},
@@ -116,5 +120,32 @@ func TestLibrariesStayBehindTheirFences(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// GoBGP is to stay replaceable: only the files named after it may import it.
+func TestGoBGPStaysInItsFiles(t *testing.T) {
+	files, err := filepath.Glob("../../node/announce/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	importers := 0
+	for _, file := range files {
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, imp := range f.Imports {
+			if !strings.HasPrefix(strings.Trim(imp.Path.Value, `"`), "github.com/osrg/gobgp/") {
+				continue
+			}
+			importers++
+			if !strings.HasPrefix(filepath.Base(file), "bgp_gobgp") {
+				t.Errorf("%s must not import %s: only bgp_gobgp*.go may", filepath.Base(file), imp.Path.Value)
+			}
+		}
+	}
+	if importers == 0 {
+		t.Error("nobody imports GoBGP: is this test looking in the right place?")
 	}
 }
