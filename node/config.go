@@ -27,7 +27,8 @@ type Config struct {
 	DataPlane DataPlaneConfig `yaml:"data_plane"`
 	// AgentGrace is how long this node, when it leads, waits before it moves
 	// the instances of a node whose daemon is gone while its kernel, and so its
-	// data plane, still answers.
+	// data plane, still answers. It waits longer where the silent node may still
+	// claim its VIPs: for its lease, or for what it left when it stopped in order.
 	AgentGrace time.Duration  `yaml:"agent_grace"`
 	Failover   FailoverConfig `yaml:"failover"`
 	// LogLevel is debug, info, warn or error.
@@ -66,7 +67,7 @@ func DefaultConfig() Config {
 		Cluster:    ClusterConfig{GossipPort: 7401},
 		API:        APIConfig{Listen: "127.0.0.1:7480"},
 		DataPlane:  DataPlaneConfig{Hook: "auto", PinDir: "/sys/fs/bpf/pontoon", MaxFlows: 1 << 20},
-		AgentGrace: 10 * time.Second,
+		AgentGrace: 3 * time.Second,
 		Failover:   defaultFailover(),
 		LogLevel:   "info",
 	}

@@ -13,10 +13,11 @@ import (
 // not known, or no such step.
 type decision struct {
 	cause     fsm.FailoverCause
-	began     time.Time // last sign of life of the old master, or the wish
-	detected  time.Time // the first node called it lost
-	confirmed time.Time // a majority had, or the leader was told
-	elected   time.Time // this leader began to lead
+	of        fsm.NodeID // whose instances it moved; "" where it was not about a node
+	began     time.Time  // last sign of life of the old master, or the wish
+	detected  time.Time  // the first node called it lost
+	confirmed time.Time  // a majority had, or the leader was told
+	elected   time.Time  // this leader began to lead
 	committed time.Time
 }
 
@@ -47,36 +48,38 @@ func millis(d time.Duration) float64 {
 // seconds.
 const decisionsKept = 64
 
-// decisions are the last ones of this node, by the index of their entry.
+// decisions are the last ones of this node, by the index of their entry. An entry
+// may hold several, each about another node.
 type decisions struct {
 	mu     sync.Mutex
-	rows   map[uint64]decision
+	rows   map[uint64][]decision
 	order  []uint64
 	led    time.Time                // when this node began to lead last
 	agreed map[fsm.NodeID]time.Time // when a majority said it had lost that leader
 }
 
-func (d *decisions) put(index uint64, one decision) {
+// put notes what the entry at index decided.
+func (d *decisions) put(index uint64, all ...decision) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.rows == nil {
-		d.rows = map[uint64]decision{}
+		d.rows = map[uint64][]decision{}
 	}
 	if _, known := d.rows[index]; !known {
 		d.order = append(d.order, index)
 	}
-	d.rows[index] = one
+	d.rows[index] = all
 	for len(d.order) > decisionsKept {
 		delete(d.rows, d.order[0])
 		d.order = d.order[1:]
 	}
 }
 
-func (d *decisions) get(index uint64) (decision, bool) {
+// get returns what the entry at index decided; nothing if that is not known.
+func (d *decisions) get(index uint64) []decision {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	one, ok := d.rows[index]
-	return one, ok
+	return d.rows[index]
 }
 
 // nowLeading notes that this node was elected.
@@ -104,7 +107,7 @@ const agreementLasts = 10 * time.Second
 // ofDeath makes the decision that a node is dead from who lost it, and since
 // when gossip hears nothing of it. enough is how many make the echoes' word final.
 func (d *decisions) ofDeath(n fsm.NodeID, lost lossTimes, enough int, silentSince, now time.Time) decision {
-	out := decision{cause: fsm.CauseSilent, began: lost.lastGood, detected: lost.noticed, confirmed: now}
+	out := decision{cause: fsm.CauseSilent, of: n, began: lost.lastGood, detected: lost.noticed, confirmed: now}
 	if lost.by >= enough {
 		out.cause = fsm.CauseLost
 	}

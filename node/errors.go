@@ -33,6 +33,7 @@ var errorKinds = []struct {
 	{"in_use", fsm.ErrInUse},
 	{"token_invalid", fsm.ErrTokenInvalid},
 	{"node_down", fsm.ErrNodeDown},
+	{"resting", errResting}, // before what it is a kind of
 	{"not_eligible", fsm.ErrNotEligible},
 	{"no_leader", web.ErrNoLeader},
 	{"not_leader", errNotLeader},

@@ -27,6 +27,9 @@ type judge struct {
 	grace   time.Duration // agent_grace
 	started time.Time     // when this node began to lead
 	doubts  map[fsm.NodeID]doubt
+	// answering is until when the kernels of silent daemons may answer for their VIPs (see rest.go): before that
+	// nobody else should, also when agent_grace is over. It is what the reports say at a step.
+	answering map[fsm.NodeID]time.Time
 }
 
 // unseenGrace is how long a new leader waits for a node it has never seen in
@@ -139,7 +142,7 @@ func (j judge) weigh(d doubt, n fsm.NodeID, suspect bool, now time.Time) (doubt,
 	switch {
 	case !d.hostAlive:
 		return d, &fsm.NodeVerdict{Node: n, Reason: "gossip lost it and its kernel does not answer"}, check
-	case silent >= j.grace:
+	case silent >= j.grace && !now.Before(j.answering[n]):
 		return d, &fsm.NodeVerdict{Node: n, Reason: fmt.Sprintf(
 			"its daemon has been silent for %s although its kernel answers", silent.Round(100*time.Millisecond))}, check
 	}

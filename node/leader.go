@@ -114,6 +114,7 @@ func (m *member) dutyRound(ctx context.Context, g *errgroup.Group, answers chan<
 	if s.Cluster().ID == "" {
 		return j
 	}
+	j.answering = m.reports.answering()
 	j, r := j.step(s.Nodes(), fsm.NodeID(m.cfg.Name), m.gossip.members(), losses(m.reports.all(time.Now(), m.knownNode)), time.Now())
 	for _, n := range r.check {
 		node, _ := s.Node(n)
@@ -127,10 +128,8 @@ func (m *member) dutyRound(ctx context.Context, g *errgroup.Group, answers chan<
 			return nil
 		})
 	}
-	for _, v := range append(r.verdicts, burials(s, m.reports.all(time.Now(), m.knownNode))...) {
-		m.commitVerdict(v)
-	}
-	m.commitReports()
+	all := m.reports.all(time.Now(), m.knownNode)
+	m.commitDues(duesOf(append(r.verdicts, burials(s, all)...), dueReports(s, all)))
 	if err := m.adjustGroup(); err != nil {
 		m.logger.Debug("change of the raft group failed", "err", err)
 	}
@@ -146,50 +145,6 @@ func (m *member) commitDuty(cmd fsm.Command) error {
 	}
 	_, err = m.applyHere(b)
 	return err
-}
-
-// commitDecision is commitDuty of what may move instances; it keeps this
-// leader's half of the timeline.
-func (m *member) commitDecision(cmd fsm.Command, d decision) error {
-	b, err := fsm.Encode(cmd)
-	if err != nil {
-		return fmt.Errorf("encode %T: %w", cmd, err)
-	}
-	index, err := m.applyBytes(b)
-	if err == nil {
-		d.committed = time.Now()
-		m.decisions.put(index, d)
-	}
-	return err
-}
-
-func (m *member) commitVerdict(v fsm.NodeVerdict) {
-	start := time.Now()
-	silent, known := m.gossip.silentSince()[string(v.Node)]
-	if !known {
-		silent = start
-	}
-	d := m.decisions.ofDeath(v.Node, m.reports.lossOf(v.Node, start), majority(len(m.store.State().Nodes())), silent, start)
-	if err := m.commitDecision(v, d); err != nil {
-		m.logger.Warn("verdict not committed", "node", v.Node, "alive", v.Alive, "err", err)
-		return
-	}
-	// A follower learns that an entry is committed from the next one. The
-	// successor may be a follower, so the next one comes at once.
-	m.raft.Barrier(0)
-	m.logger.Info("verdict", "node", v.Node, "alive", v.Alive, "reason", v.Reason, "took", time.Since(start))
-}
-
-// commitReports commits what differs between the reports and the state.
-func (m *member) commitReports() {
-	s := m.store.State()
-	for _, cmd := range dueReports(s, m.reports.all(time.Now(), m.knownNode)) {
-		if err := m.commitDecision(cmd, m.reports.decisionOf(cmd, time.Now())); err != nil {
-			m.logger.Debug("report not committed", "node", cmd.Node, "err", err)
-			continue
-		}
-		m.raft.Barrier(0)
-	}
 }
 
 // dueReports picks the reports that say something new about a living node. What

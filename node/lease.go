@@ -21,10 +21,6 @@ const (
 	defaultLease = time.Second
 )
 
-// restLease is how long a daemon that stops in order lets the host go on answering for its VIPs, so
-// that a restart is not heard. Where the instances would move sooner (agent_grace) it is that long.
-const restLease = 5 * time.Second
-
 // stuckAfter is the least time without any progress of the log after which a node calls itself not ready.
 const stuckAfter = 2 * time.Second
 
@@ -114,16 +110,6 @@ func (m *member) doubt(lost, before []fsm.NodeID) {
 
 // outnumbered says whether a node that has lost so many of all members sees no majority, itself included.
 func outnumbered(lost, members int) bool { return members-lost < majority(members) }
-
-// leaveLease is the last renewal of a daemon that stops in order. One whose lease is over, or that has been
-// removed, leaves none.
-func (m *member) leaveLease() error {
-	if m.dp == nil || m.removed() || m.leaseLeft() <= 0 {
-		return nil
-	}
-	length := max(m.cfg.Failover.Lease, min(restLease, m.cfg.AgentGrace))
-	return m.dp.RenewLease(m.contact.vouchedFor(length))
-}
 
 // logStuck says that this node hears the leader and does not learn what is decided. Its lease is over then,
 // and as long as it calls itself ready nobody takes its place.

@@ -115,9 +115,9 @@ func (t *reportTable) decisionOf(cmd fsm.NodeReport, now time.Time) decision {
 	t.mu.Unlock()
 	if !cmd.LinksUp && r.LinksUp {
 		cut := t.timesOf(cmd.Node, true, now)
-		return decision{cause: fsm.CauseCut, began: cut.lastGood, detected: cut.noticed, confirmed: now}
+		return decision{cause: fsm.CauseCut, of: cmd.Node, began: cut.lastGood, detected: cut.noticed, confirmed: now}
 	}
-	return decision{cause: fsm.CauseReport, began: r.at.Add(-asDuration(r.ChangedMS)), confirmed: r.at}
+	return decision{cause: fsm.CauseReport, of: cmd.Node, began: r.at.Add(-asDuration(r.ChangedMS)), confirmed: r.at}
 }
 
 // believe takes what others said when they were asked about a lost leader into

@@ -67,6 +67,7 @@ type member struct {
 	deaths   deaths // of the driver
 
 	lease     leaseTerm
+	rest      rest
 	takeovers takeovers
 	// The two halves of a failover's timeline: what this node decided as leader, and what it became master of.
 	decisions  decisions
@@ -101,8 +102,8 @@ type memberConfig struct {
 func newMember(c memberConfig) (m *member, err error) {
 	m = &member{
 		cfg: c.cfg, version: c.version, logger: c.logger, events: c.events, id: c.id, slot: c.slot,
-		accessions: accessions{wake: make(chan struct{}, 1)},
-		store:      newStore(), reports: newReportTable(), guests: map[machine]bool{},
+		accessions: accessions{wake: make(chan struct{}, 1)}, rest: rest{noted: make(chan struct{}, 1)},
+		store: newStore(), reports: newReportTable(), guests: map[machine]bool{},
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
@@ -205,7 +206,18 @@ func (m *member) openReplication() (err error) {
 // run is the member's life. It returns nil when stop ends, and leaves the data
 // plane, the addresses and the pins as they are.
 func (m *member) run(stop context.Context) error {
-	g, ctx := errgroup.WithContext(stop)
+	life, end := context.WithCancel(context.WithoutCancel(stop))
+	defer end()
+	g, ctx := errgroup.WithContext(life)
+	g.Go(func() error {
+		select {
+		case <-stop.Done():
+			m.farewell(ctx)
+			end()
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	loop := func(name string, f func(context.Context) error) {
 		g.Go(func() error {
 			if err := f(ctx); err != nil && ctx.Err() == nil {

@@ -131,7 +131,7 @@ func (m *member) servePropose(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, fmt.Errorf("read command: %w", err)) // what is in the log stays there
 		return
 	}
-	index, err := m.applyHere(b)
+	index, err := m.proposedHere(b)
 	if err == nil {
 		// The caller is a follower, which answers its own caller once it has applied
 		// the command; that it is committed it learns from the next entry.

@@ -12,18 +12,8 @@ import (
 	"pontoon/web"
 )
 
-// Propose commits cmd through the leader, wherever that is, and returns its
-// Raft index once this node has applied it too. It is sent again while it
-// certainly was not taken (no leader yet, leader just changed); it is never
-// sent again when its outcome is unknown.
-func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
-	if m.removed() {
-		return 0, &remoteError{text: removedText, kind: web.ErrNoLeader}
-	}
-	b, err := fsm.Encode(cmd)
-	if err != nil {
-		return 0, fmt.Errorf("encode command: %w", err)
-	}
+// proposeWithin is Propose with an encoded command, for as long as a commit may take.
+func (m *member) proposeWithin(ctx context.Context, b []byte) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, raftApply)
 	defer cancel()
 	index, err := m.proposeUntilTaken(ctx, b)
@@ -51,14 +41,14 @@ func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error
 
 func (m *member) proposeOnce(ctx context.Context, b []byte) (uint64, error) {
 	if m.raft.isLeader() {
-		return m.applyHere(b)
+		return m.proposedHere(b)
 	}
 	leader, _, err := m.raft.waitLeader(ctx)
 	if err != nil {
 		return 0, errNotLeader
 	}
 	if leader == m.cfg.Name {
-		return m.applyHere(b)
+		return m.proposedHere(b)
 	}
 	return m.peers.propose(ctx, leader, b)
 }

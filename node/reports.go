@@ -34,6 +34,10 @@ type report struct {
 	// known, and what the cluster last knew of them stands.
 	Unsure  bool   `json:"unsure,omitempty"`
 	Version string `json:"version"`
+	// LeaseMS is for how long from this report on its kernel may answer for its VIPs without it. With
+	// Rests it is about to stop in order, and says nothing more.
+	LeaseMS float64 `json:"lease_ms,omitempty"`
+	Rests   bool    `json:"rests,omitempty"`
 	// Links is where this node's data plane can be probed, Control where only its daemon can be
 	// spoken to. Lost is whom it reaches by no path any more, LostLinks where the data planes of
 	// others do not answer it.
@@ -50,7 +54,7 @@ type report struct {
 
 // same says whether two reports say the same of the node at two moments.
 func (r report) same(o report) bool {
-	r.Losses, r.ChangedMS = o.Losses, o.ChangedMS
+	r.Losses, r.ChangedMS, r.LeaseMS = o.Losses, o.ChangedMS, o.LeaseMS
 	return reflect.DeepEqual(r, o)
 }
 
@@ -59,6 +63,7 @@ func (r report) same(o report) bool {
 type reportReply struct {
 	Commit  uint64       `json:"commit"`
 	Reports []agedReport `json:"reports"`
+	Rests   bool         `json:"rests,omitempty"` // it was noted that the reporter rests
 }
 
 // agedReport is a report with its age, because clocks of nodes may differ.
@@ -159,7 +164,7 @@ func (m *member) takeReport(rep report) (reportReply, error) {
 	if err != nil {
 		return reportReply{}, errNotLeader
 	}
-	return reportReply{Commit: commit, Reports: m.reports.all(time.Now(), m.knownNode)}, nil
+	return reportReply{Commit: commit, Reports: m.reports.all(time.Now(), m.knownNode), Rests: rep.Rests}, nil
 }
 
 // provenCommit returns the commit index of the cluster at some moment of the
@@ -242,6 +247,9 @@ func (m *member) reportOnce(ctx context.Context) error {
 	if err := m.renewLease(); err != nil {
 		return err
 	}
+	if rep.Rests && reply.Rests {
+		wake(m.rest.noted)
+	}
 	m.reports.put(rep, now)
 	m.reports.replace(reply.Reports, m.cfg.Name, now)
 	if m.reborn.heldBack() {
@@ -262,11 +270,13 @@ func (m *member) selfReport() report {
 	l, s := m.local.get(), m.store.State()
 	where, seen := m.whereabouts(), m.detector.sighting()
 	me, _ := s.Node(fsm.NodeID(m.cfg.Name))
+	lease, rests := m.leaseTold()
 	return report{
 		Reborn: me.Died == m.died.Load() && m.reborn.waits(time.Now(), m.raft.hasQuorum()),
 		Node:   m.cfg.Name, Applied: m.raft.AppliedIndex(), State: s.Index(), Plan: l.plan,
 		Ready: l.ready && m.raft.disk.trouble(time.Now()) == "" && !m.logStuck(), LinksUp: l.linksUp, InSync: m.inSync(s), Unsure: l.unsure, Version: m.version,
 		Links: where.links, Control: where.control, Lost: seen.lost, LostLinks: seen.links,
+		LeaseMS: millis(lease), Rests: rests,
 		Losses: m.detector.losses(time.Now()), ChangedMS: millis(m.local.unchanged(time.Now())), Reads: fsm.CommandVersion,
 	}
 }

@@ -191,7 +191,7 @@ func (m *member) timelineLoop(ctx context.Context) error {
 // recordFailover has a timeline committed. That it could not is told in the log
 // and harms nobody.
 func (m *member) recordFailover(ctx context.Context, a accession) {
-	parts, cause := m.askDecision(ctx, a.epoch)
+	parts, cause := m.askDecision(ctx, a.epoch, a.from)
 	cmd := a.record(fsm.NodeID(m.cfg.Name), parts, cause)
 	m.logger.Info("failover", "instance", a.instance, "from", a.from, "epoch", a.epoch, "cause", cmd.Failover.Cause, "parts", fmt.Sprintf("%+v", cmd.Failover.Parts))
 	if !m.reports.reads(m.store.State().Nodes(), fsm.VersionOf(cmd)) {
@@ -203,16 +203,42 @@ func (m *member) recordFailover(ctx context.Context, a accession) {
 	}
 }
 
-// leaderHalf is the answer to the question for a decision.
+// leaderHalf is the answer to the question for a decision. An entry may hold
+// several: More are the others. A node of an earlier version reads the first.
 type leaderHalf struct {
 	Cause fsm.FailoverCause `json:"cause"`
 	Parts fsm.FailoverParts `json:"parts"`
+	Of    fsm.NodeID        `json:"of,omitempty"` // whose instances it moved
+	More  []leaderHalf      `json:"more,omitempty"`
 }
 
-// askDecision gets the leader's half; nothing if nobody has it any more.
-func (m *member) askDecision(ctx context.Context, epoch uint64) (fsm.FailoverParts, fsm.FailoverCause) {
-	if d, ok := m.decisions.get(epoch); ok {
-		return d.parts(), d.cause
+// halfOf puts the decisions of one entry into an answer; there is at least one.
+func halfOf(all []decision) leaderHalf {
+	var halves []leaderHalf
+	for _, d := range all {
+		halves = append(halves, leaderHalf{Cause: d.cause, Parts: d.parts(), Of: d.of})
+	}
+	halves[0].More = halves[1:]
+	return halves[0]
+}
+
+// about picks the decision by which an instance was taken from a node. What was decided
+// about others may have done that too: that one of them is in sync makes a master that is not give way.
+func (h leaderHalf) about(from fsm.NodeID) leaderHalf {
+	for _, one := range append([]leaderHalf{h}, h.More...) {
+		if one.Of == from {
+			return one
+		}
+	}
+	return h
+}
+
+// askDecision gets the leader's half of what took an instance from a node; nothing if
+// nobody has it any more.
+func (m *member) askDecision(ctx context.Context, epoch uint64, from fsm.NodeID) (fsm.FailoverParts, fsm.FailoverCause) {
+	if all := m.decisions.get(epoch); len(all) > 0 {
+		half := halfOf(all).about(from)
+		return half.Parts, half.Cause
 	}
 	_, leader := m.raft.LeaderWithID()
 	if leader == "" || string(leader) == m.cfg.Name {
@@ -225,6 +251,7 @@ func (m *member) askDecision(ctx context.Context, epoch uint64) (fsm.FailoverPar
 		m.logger.Debug("the leader's half of a timeline is missing", "epoch", epoch, "err", err)
 		return fsm.FailoverParts{}, ""
 	}
+	half = half.about(from)
 	return half.Parts, half.Cause
 }
 
@@ -235,12 +262,12 @@ func (m *member) serveDecision(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, err)
 		return
 	}
-	d, ok := m.decisions.get(epoch)
-	if !ok {
+	all := m.decisions.get(epoch)
+	if len(all) == 0 {
 		answer(w, 0, nil, fmt.Errorf("decision %d: %w", epoch, fsm.ErrNotFound))
 		return
 	}
-	answer(w, 0, leaderHalf{d.cause, d.parts()}, nil)
+	answer(w, 0, halfOf(all), nil)
 }
 
 // failoverEvent tells a timeline.

@@ -41,7 +41,7 @@ Every key of the node file is also a flag, and flags win:
     hook: auto                     # --hook auto|tc|xdp|xdp-generic
     pin_dir: /sys/fs/bpf/pontoon   # --pin-dir
     max_flows: 1048576             # --max-flows
-  agent_grace: 10s                 # --agent-grace
+  agent_grace: 3s                  # --agent-grace
   failover:
     echo_interval: 20ms            # --echo-interval
     echo_misses: 3                 # --echo-misses

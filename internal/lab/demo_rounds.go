@@ -13,7 +13,7 @@ import (
 )
 
 // successorTimeout bounds the wait for somebody to take over. A stopped
-// daemon with a living kernel is left in peace for a grace of 10 s by
+// daemon with a living kernel is left in peace for a grace of some seconds by
 // default, so this is well above it.
 const successorTimeout = 30 * time.Second
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // newCluster forms a cluster of all the lab's nodes and waits until each could
@@ -22,6 +23,12 @@ func newCluster(t testing.TB, cfg lab.Config) *lab.Lab {
 	}
 	waitHealthy(t, l)
 	return l
+}
+
+// longGrace keeps the instances of a daemon that is away where they are for longer than a busy machine needs to start it
+// again. With the default, which is tested by itself, it may take more.
+func longGrace() []string {
+	return []string{"--agent-grace", roottest.Patient(10 * time.Second).String()}
 }
 
 func names(l *lab.Lab) []string {

@@ -44,7 +44,7 @@ func TestForeignProgramsOutliveTheirLoadBalancer(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel() // each mostly waits for iperf3 to end
-			l := newCluster(t, lab.Config{Topology: tc.topology, Nodes: 3, Clients: 1, Endpoints: 2})
+			l := newCluster(t, lab.Config{Topology: tc.topology, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 			ep := l.Endpoints()[0]
 			start(t, ep, nil, "iperf3", "--server", "--port", fmt.Sprint(iperfPort))
 			start(t, ep, nil, "socat", fmt.Sprintf("TCP-LISTEN:%d,fork,reuseaddr", echoPort), "PIPE")

@@ -304,7 +304,7 @@ func newBigTest(t *testing.T) *bigTest {
 	t.Helper()
 	l := newLab(t, lab.Config{
 		Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2,
-		NodeArgs: []string{"--max-flows", fmt.Sprint(2 * (manyFlows + floodSize))},
+		NodeArgs: append(longGrace(), "--max-flows", fmt.Sprint(2*(manyFlows+floodSize))),
 	})
 	nodes := l.Nodes()
 	cli(t, nodes[0], "init")

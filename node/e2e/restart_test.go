@@ -69,7 +69,7 @@ func missing(have, want []string) string {
 }
 
 func TestNobodyNoticesTheDeathOfADaemon(t *testing.T) {
-	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
+	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", false)
 	clients := connect(t, l, 200)
@@ -145,7 +145,7 @@ func identities(t testing.TB, n *lab.Node) identity {
 }
 
 func TestAllNodesRestartedAtOnceComeBackByThemselves(t *testing.T) {
-	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
+	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
 	prober := probe(t, l)

@@ -104,7 +104,7 @@ func TestBuildsReplaceEachOtherUnderTraffic(t *testing.T) {
 	roottest.Need(t)
 	second := build(t, "v1.1.0")
 	third := build(t, "v2.0.0", "-tags", "pontoon_record_next")
-	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
+	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
 	u := &upgrade{Lab: l, conns: 200, clients: connect(t, l, 200), prober: probe(t, l)}

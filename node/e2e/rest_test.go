@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"pontoon/internal/lab"
+)
+
+// overlap is the longest time in which two nodes answered for the VIP, each again and again.
+func overlap(a *inquirer, from time.Time, l *lab.Lab) time.Duration {
+	const pause = 100 * time.Millisecond
+	var most time.Duration
+	for _, one := range l.Nodes() {
+		for _, other := range l.Nodes() {
+			if one == other {
+				continue
+			}
+			mine, theirs := a.since(from, lab.ServiceVIP(), one), a.since(from, lab.ServiceVIP(), other)
+			if len(mine) == 0 || len(theirs) == 0 {
+				continue
+			}
+			// The last answer of one after the first of the other, if it was heard from then on.
+			if first, last := theirs[0].at, mine[len(mine)-1].at; mine[0].at.Before(first) && last.Sub(first) > pause {
+				most = max(most, last.Sub(first))
+			}
+		}
+	}
+	return most
+}
+
+// A daemon that stops in order leaves its kernel answering for a while. Who asks meanwhile for a move has to
+// wait until that is over: two would answer otherwise.
+func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
+	l, a := leaseCluster(t)
+	m := master(t, l, "")
+	next := others(l, m)[0]
+	began := time.Now()
+	if err := m.Terminate(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	stopped := time.Since(began)
+	cli(t, next, "instance", "move", "default", "--to", next.Name())
+	moved := time.Since(began)
+	t.Logf("the daemon of %s had stopped after %s, the move was done after %s", m.Name(), stopped, moved)
+	if moved < 4*time.Second {
+		t.Errorf("%s answers for five seconds more, and the move was done after %s", m.Name(), moved)
+	}
+	a.waitAnswer(t, 5*time.Second, lab.ServiceVIP(), next)
+	pass(t, leaseLength)
+	if both := overlap(a, began, l); both > leaseMargin {
+		t.Errorf("two answered for %s", both)
+	}
+	if gap := a.longest(began, lab.ServiceVIP()); gap > 2*leaseLength {
+		t.Errorf("nobody answered for %s", gap)
+	}
+	if err := m.Start(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	waitHealthy(t, l)
+	waitOnlyHolder(t, releaseTime, l, next.Name(), lab.ServiceVIP())
+}
+
+// With the default settings a daemon that a supervisor starts again at once keeps its instances, and one that stays
+// away loses them before a client has waited for long.
+func TestAKilledDaemonHasTheTimeOfARestart(t *testing.T) {
+	l, a := leaseCluster(t)
+	m := master(t, l, "")
+	before := epoch(t, m)
+	for range 2 {
+		if err := m.Kill(within(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Start(within(t, 10*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		waitHealthy(t, l)
+	}
+	if after := epoch(t, m); after != before || master(t, l, "") != m {
+		t.Errorf("epoch %d became %d over restarts", before, after)
+	}
+	late := stalls(t)
+	began := time.Now()
+	if err := m.Kill(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	next := masterBy(t, others(l, m), m)
+	took := time.Since(began)
+	a.waitAnswer(t, 5*time.Second, lab.ServiceVIP(), next)
+	gap := a.longest(began, lab.ServiceVIP())
+	t.Logf("%s took over after %s, nobody answered for %s", next.Name(), took, gap)
+	if took < 3*time.Second || gap > 4*time.Second+late() {
+		t.Errorf("taken over after %s, silence %s", took, gap)
+	}
+}
+
+// Who stops the leader does not make the others wait for Raft's timers, and what it leaves is known to its heir.
+func TestALeaderThatStopsHandsOver(t *testing.T) {
+	l, _ := leaseCluster(t)
+	s, err := l.Nodes()[0].Status(within(t, 5*time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := l.Node(s.Cluster.Leader)
+	if err := old.Terminate(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	// It had handed over before it ended.
+	eventually(t, time.Second, "another leader", func(ctx context.Context) error {
+		s, err := others(l, old)[0].Status(ctx)
+		if err == nil && (s.Cluster.Leader == "" || s.Cluster.Leader == old.Name()) {
+			return errors.New("it is " + s.Cluster.Leader)
+		}
+		return err
+	})
+	if err := old.Start(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	waitHealthy(t, l)
+}
