@@ -87,7 +87,7 @@ func TestOnlyAChangeThatTakesVIPsFromWhoRestsWaits(t *testing.T) {
 		{"a move", fsm.MoveInstance{Name: fsm.DefaultInstance, To: order[1]}, order[0]},
 		{"a move to where it is", fsm.MoveInstance{Name: fsm.DefaultInstance, To: order[0]}, ""},
 		{"a drain", fsm.DrainNode{Node: order[0], Draining: true}, order[0]},
-		{"a removal", fsm.RemoveNode{Node: order[0]}, order[0]},
+		{"a removal", fsm.RemoveNode{Node: order[0], Force: true}, order[0]},
 		{"the drain of another one", fsm.DrainNode{Node: order[1], Draining: true}, ""},
 		{"something in a batch", fsm.Batch{Commands: []fsm.Command{fsm.DrainNode{Node: order[0], Draining: true}}}, order[0]},
 		{"a VIP", fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}}, ""},

@@ -217,9 +217,7 @@ func echoDatagrams(t testing.TB, h *lab.Host, at netip.AddrPort) {
 			if err != nil {
 				return err
 			}
-			if _, err := c.WriteToUDPAddrPort(buf[:n], from); err != nil {
-				return err
-			}
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from) // its own gateway may be away for a moment: datagrams get lost
 		}
 	})
 }

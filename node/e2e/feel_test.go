@@ -62,7 +62,8 @@ type pings struct {
 
 	mu       sync.Mutex
 	from     uint64 // number of answered[0]
-	answered []time.Duration
+	sent     []time.Duration
+	answered []time.Duration // 0: not
 }
 
 // startPings pings until the test ends.
@@ -93,7 +94,7 @@ func (p *pings) send(ctx context.Context, c net.Conn) error {
 		}
 		p.mu.Lock()
 		bigendian.BigEndian.PutUint64(b[:], p.from+uint64(len(p.answered)))
-		p.answered = append(p.answered, 0)
+		p.sent, p.answered = append(p.sent, time.Since(p.began)), append(p.answered, 0)
 		p.mu.Unlock()
 		_, _ = c.Write(b[:]) // while nobody is there the kernel refuses: a lost ping
 	}
@@ -124,7 +125,23 @@ func (p *pings) window() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.from += uint64(len(p.answered))
-	p.answered = nil
+	p.sent, p.answered = nil, nil
+}
+
+// lost counts those of the window that were sent between two moments and not answered.
+func (p *pings) lost(from, to time.Time) (lost, sent int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, at := range p.sent {
+		if at < from.Sub(p.began) || at > to.Sub(p.began) {
+			continue
+		}
+		sent++
+		if p.answered[i] == 0 {
+			lost++
+		}
+	}
+	return lost, sent
 }
 
 // felt is the outage since window. What was sent in the last 100 ms may be on

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,92 +42,6 @@ func (s *slowDials) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.slow)
-}
-
-// movePings is a UDP sender whose every datagram is to be answered.
-type movePings struct {
-	c  *net.UDPConn
-	to netip.AddrPort
-
-	mu       sync.Mutex
-	sent     []time.Time
-	answered []bool
-}
-
-// startMovePings sends one every millisecond from a port of its own.
-func startMovePings(t testing.TB, l *lab.Lab) *movePings {
-	t.Helper()
-	client := l.Clients()[0]
-	c, err := client.ListenUDP(netip.AddrPortFrom(client.Addr(), 30000))
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &movePings{c: c, to: netip.AddrPortFrom(lab.ServiceVIP(), udpPort)}
-	background(t, "pings", p.send)
-	background(t, "answers", func(ctx context.Context) error {
-		stop := context.AfterFunc(ctx, func() { c.Close() })
-		defer stop()
-		p.hear()
-		return nil
-	})
-	return p
-}
-
-func (p *movePings) send(ctx context.Context) error {
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		p.mu.Lock()
-		b := fmt.Append(nil, len(p.sent))
-		p.sent, p.answered = append(p.sent, time.Now()), append(p.answered, false)
-		p.mu.Unlock()
-		_, _ = p.c.WriteToUDPAddrPort(b, p.to) // what is not sent is not answered
-	}
-}
-
-// hear takes the answers of udpEcho: "name payload source".
-func (p *movePings) hear() {
-	buf := make([]byte, 2048)
-	for {
-		n, _, err := p.c.ReadFromUDPAddrPort(buf)
-		if err != nil {
-			return
-		}
-		words := strings.Fields(string(buf[:n]))
-		if len(words) < 2 {
-			continue
-		}
-		seq, err := strconv.Atoi(words[1])
-		if err != nil {
-			continue
-		}
-		p.mu.Lock()
-		if seq < len(p.answered) {
-			p.answered[seq] = true
-		}
-		p.mu.Unlock()
-	}
-}
-
-// lost counts those sent between two moments that were not answered.
-func (p *movePings) lost(from, to time.Time) (lost, sent int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for i, at := range p.sent {
-		if at.Before(from) || at.After(to) {
-			continue
-		}
-		sent++
-		if !p.answered[i] {
-			lost++
-		}
-	}
-	return lost, sent
 }
 
 // repeated is how many TCP segments a host has sent again (RFC 4022, tcpRetransSegs).
@@ -174,7 +87,7 @@ type movedTraffic struct {
 	window  *traffic.Window
 	prober  *traffic.Prober
 	dials   *slowDials
-	pings   *movePings
+	pings   *pings
 	began   time.Time
 	segs    int
 }
@@ -185,7 +98,7 @@ func startMoved(t testing.TB, mode string) *movedTraffic {
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	for _, ep := range l.Endpoints() {
-		udpEcho(t, ep)
+		echoDatagrams(t, ep, netip.AddrPortFrom(ep.Addr(), udpPort))
 	}
 	declare(t, l, mode, true)
 	args := []string{"service", "create", "pings", "--vip", lab.ServiceVIP().String(), "--port", fmt.Sprint(udpPort), "--protocol", "udp", "--mode", mode}
@@ -203,7 +116,7 @@ func startMoved(t testing.TB, mode string) *movedTraffic {
 		t.Fatal(err)
 	}
 	background(t, "prober", m.prober.Run)
-	m.pings = startMovePings(t, l)
+	m.pings = startPings(t, l.Clients()[0], netip.AddrPortFrom(lab.ServiceVIP(), udpPort))
 	steady(t, m.clients)
 	return m
 }

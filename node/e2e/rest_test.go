@@ -3,32 +3,18 @@ package e2e
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/lab/arping"
 )
 
-// overlap is the longest time in which two nodes answered for the VIP, each again and again.
-func overlap(a *inquirer, from time.Time, l *lab.Lab) time.Duration {
-	const pause = 100 * time.Millisecond
-	var most time.Duration
-	for _, one := range l.Nodes() {
-		for _, other := range l.Nodes() {
-			if one == other {
-				continue
-			}
-			mine, theirs := a.since(from, lab.ServiceVIP(), one), a.since(from, lab.ServiceVIP(), other)
-			if len(mine) == 0 || len(theirs) == 0 {
-				continue
-			}
-			// The last answer of one after the first of the other, if it was heard from then on.
-			if first, last := theirs[0].at, mine[len(mine)-1].at; mine[0].at.Before(first) && last.Sub(first) > pause {
-				most = max(most, last.Sub(first))
-			}
-		}
-	}
-	return most
+// overlap is for how long two nodes answered for the VIP.
+func overlap(a *inquirer, from time.Time) time.Duration {
+	claims := slices.DeleteFunc(a.prober.Since(time.Since(from)), func(c arping.Claim) bool { return c.Address != lab.ServiceVIP() })
+	return arpFeltOf(claims).Overlap
 }
 
 // A daemon that stops in order leaves its kernel answering for a while. Who asks meanwhile for a move has to
@@ -50,7 +36,7 @@ func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
 	}
 	a.waitAnswer(t, 5*time.Second, lab.ServiceVIP(), next)
 	pass(t, leaseLength)
-	if both := overlap(a, began, l); both > leaseMargin {
+	if both := overlap(a, began); both > leaseMargin {
 		t.Errorf("two answered for %s", both)
 	}
 	if gap := a.longest(began, lab.ServiceVIP()); gap > 2*leaseLength {

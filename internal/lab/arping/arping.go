@@ -1,13 +1,13 @@
-// Package arping asks, again and again, who has an IPv4 address, and writes down
-// who answers and when. It stands in a host of its own and speaks ARP (RFC 826)
-// itself, so it sees what clients' kernels would believe, every answer and every
-// unasked claim of every claimant, and no cache comes in between.
+// Package arping asks, again and again, who has an address, and writes down who
+// answers and when. It stands in a host of its own and speaks ARP (RFC 826) and
+// neighbour discovery (RFC 4861) itself, so it sees what clients' kernels would
+// believe, every answer and every unasked claim of every claimant, and no cache
+// comes in between.
 //
 // It decides nothing: what the claims mean is for who reads them.
 package arping
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,9 +27,9 @@ import (
 type Config struct {
 	// Do runs a function on a thread in the asking host's namespace.
 	Do func(func() error) error
-	// Interface is where it asks; it needs an IPv4 address there.
+	// Interface is where it asks; it needs an address there of each family it asks for.
 	Interface string
-	// Targets are the addresses asked for.
+	// Targets are the addresses asked for, IPv4 and IPv6.
 	Targets []netip.Addr
 	// Interval is the time between two rounds of questions, 5 ms when 0.
 	Interval time.Duration
@@ -45,32 +46,44 @@ type Claim struct {
 // Prober asks and listens. Its methods are safe for concurrent use.
 type Prober struct {
 	cfg   Config
-	file  *os.File
+	mouth []*voice
 	index int
 	mac   net.HardwareAddr
-	self  netip.Addr
 
 	mu     sync.Mutex
 	claims []Claim
 }
 
-const etherARP = 0x0806
+// voice is the socket of one family.
+type voice struct {
+	proto     uint16 // of Ethernet
+	file      *os.File
+	questions [][]byte
+}
 
-// New opens the socket. Run closes it at its end.
+const (
+	etherARP  = 0x0806
+	etherIPv6 = 0x86dd
+)
+
+// New opens the sockets. Run closes them at its end.
 func New(cfg Config) (*Prober, error) {
 	if cfg.Interval == 0 {
 		cfg.Interval = 5 * time.Millisecond
 	}
-	for _, a := range cfg.Targets {
-		if !a.Is4() {
-			return nil, fmt.Errorf("ask for %s: want an IPv4 address", a)
-		}
-	}
 	p := &Prober{cfg: cfg}
 	if err := cfg.Do(p.open); err != nil {
-		return nil, fmt.Errorf("ask on %s: %w", cfg.Interface, err)
+		return nil, errors.Join(fmt.Errorf("ask on %s: %w", cfg.Interface, err), p.close())
 	}
 	return p, nil
+}
+
+func (p *Prober) close() error {
+	var errs []error
+	for _, v := range p.mouth {
+		errs = append(errs, v.file.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (p *Prober) open() error {
@@ -78,33 +91,73 @@ func (p *Prober) open() error {
 	if err != nil {
 		return fmt.Errorf("find interface: %w", err)
 	}
-	addrs, err := dev.Addrs()
-	if err != nil {
-		return fmt.Errorf("find its address: %w", err)
-	}
 	p.index, p.mac = dev.Index, dev.HardwareAddr
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil {
-			p.self = netip.AddrFrom4([4]byte(n.IP.To4()))
+	four, six, err := addressesOf(dev)
+	if err != nil {
+		return err
+	}
+	arp, ndp := voice{proto: etherARP}, voice{proto: etherIPv6}
+	for _, a := range p.cfg.Targets {
+		if a.Is4() {
+			arp.questions = append(arp.questions, request(p.mac, four, a))
+		} else {
+			ndp.questions = append(ndp.questions, solicitation(p.mac, six, a))
 		}
 	}
-	if !p.self.IsValid() {
-		return errors.New("it has no IPv4 address")
+	for _, one := range []struct {
+		voice
+		self netip.Addr
+	}{{arp, four}, {ndp, six}} {
+		switch {
+		case len(one.questions) == 0:
+			continue
+		case !one.self.IsValid():
+			return errors.New("it has no address of a family that is asked for")
+		}
+		if one.file, err = p.socket(one.proto); err != nil {
+			return err
+		}
+		p.mouth = append(p.mouth, &one.voice)
 	}
+	return nil
+}
+
+// addressesOf is where questions come from: an address of each family, of IPv6 one that is not of the link alone.
+func addressesOf(dev *net.Interface) (four, six netip.Addr, err error) {
+	addrs, err := dev.Addrs()
+	if err != nil {
+		return four, six, fmt.Errorf("find its addresses: %w", err)
+	}
+	for _, a := range addrs {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			continue
+		}
+		switch ip, _ := netip.AddrFromSlice(n.IP); {
+		case ip.Unmap().Is4():
+			four = ip.Unmap()
+		case !ip.IsLinkLocalUnicast():
+			six = ip
+		}
+	}
+	return four, six, nil
+}
+
+// socket sends and hears frames of one protocol.
+func (p *Prober) socket(proto uint16) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return nil, os.NewSyscallError("socket", err)
 	}
 	err = errors.Join(
 		os.NewSyscallError("setsockopt timestamp", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)),
 		os.NewSyscallError("setsockopt receive buffer", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 1<<22)),
-		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(etherARP), Ifindex: dev.Index})),
+		os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: bigEndian(proto), Ifindex: p.index})),
 	)
 	if err != nil {
-		return errors.Join(err, unix.Close(fd))
+		return nil, errors.Join(err, unix.Close(fd))
 	}
-	p.file = os.NewFile(uintptr(fd), "arp:"+p.cfg.Interface)
-	return nil
+	return os.NewFile(uintptr(fd), "arp:"+p.cfg.Interface), nil
 }
 
 // bigEndian is v in the order of the network.
@@ -133,30 +186,34 @@ func (p *Prober) Since(d time.Duration) []Claim {
 
 // Run asks and listens until ctx ends.
 func (p *Prober) Run(ctx context.Context) error {
-	raw, err := p.file.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("ask on %s: %w", p.cfg.Interface, err)
-	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.ask(ctx, raw.Write) })
-	g.Go(func() error { return p.listen(ctx, raw.Read) })
-	g.Go(func() error {
-		<-ctx.Done()
-		return p.file.SetDeadline(time.Unix(1, 0))
-	})
-	err = g.Wait()
-	if err = errors.Join(err, p.file.Close()); err != nil {
+	for _, v := range p.mouth {
+		g.Go(func() error { return p.speak(ctx, v) })
+	}
+	if err := errors.Join(g.Wait(), p.close()); err != nil {
 		return fmt.Errorf("ask on %s: %w", p.cfg.Interface, err)
 	}
 	return nil
 }
 
-func (p *Prober) ask(ctx context.Context, write func(func(uintptr) bool) error) error {
-	var questions [][]byte
-	for _, a := range p.cfg.Targets {
-		questions = append(questions, request(p.mac, p.self, a))
+// speak asks and listens by one socket.
+func (p *Prober) speak(ctx context.Context, v *voice) error {
+	raw, err := v.file.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
 	}
-	to := &unix.SockaddrLinklayer{Protocol: bigEndian(etherARP), Ifindex: p.index}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.ask(ctx, v, raw.Write) })
+	g.Go(func() error { return p.listen(ctx, raw.Read) })
+	g.Go(func() error {
+		<-ctx.Done()
+		return v.file.SetDeadline(time.Unix(1, 0))
+	})
+	return g.Wait()
+}
+
+func (p *Prober) ask(ctx context.Context, v *voice, write func(func(uintptr) bool) error) error {
+	to := &unix.SockaddrLinklayer{Protocol: bigEndian(v.proto), Ifindex: p.index}
 	tick := time.NewTicker(p.cfg.Interval)
 	defer tick.Stop()
 	for {
@@ -165,7 +222,7 @@ func (p *Prober) ask(ctx context.Context, write func(func(uintptr) bool) error) 
 			return nil
 		case <-tick.C:
 		}
-		for _, q := range questions {
+		for _, q := range v.questions {
 			var failed error
 			err := write(func(fd uintptr) bool {
 				_, failed = unix.SendmsgN(int(fd), q, nil, to, unix.MSG_DONTWAIT)
@@ -223,41 +280,10 @@ func arrival(oob []byte) time.Time {
 // take files a frame if it claims one of the targets.
 func (p *Prober) take(frame []byte, at time.Time) {
 	mac, addr, to, ok := claimIn(frame)
-	if !ok {
+	if !ok || !slices.Contains(p.cfg.Targets, addr) {
 		return
 	}
-	for _, t := range p.cfg.Targets {
-		if t == addr {
-			p.mu.Lock()
-			p.claims = append(p.claims, Claim{At: at, Address: addr, MAC: mac.String(), Asked: bytes.Equal(to, p.mac)})
-			p.mu.Unlock()
-		}
-	}
-}
-
-const frameLen = 14 + 28 // Ethernet and ARP for IPv4
-
-// request is the question who has target.
-func request(mac net.HardwareAddr, self, target netip.Addr) []byte {
-	f := make([]byte, 0, frameLen)
-	f = append(f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
-	f = append(f, mac...)
-	f = append(f, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
-	f = append(f, mac...)
-	f = append(f, self.AsSlice()...)
-	f = append(f, make([]byte, 6)...)
-	return append(f, target.AsSlice()...)
-}
-
-// claimIn reads who says in a frame that it has which address, and to whom. Both
-// forms count: a request names its sender as a reply does.
-func claimIn(frame []byte) (mac net.HardwareAddr, addr netip.Addr, to net.HardwareAddr, ok bool) {
-	if len(frame) < frameLen || !bytes.Equal(frame[12:20], []byte{8, 6, 0, 1, 8, 0, 6, 4}) {
-		return nil, netip.Addr{}, nil, false
-	}
-	arp := frame[14:]
-	if op := binary.BigEndian.Uint16(arp[6:]); op != 1 && op != 2 {
-		return nil, netip.Addr{}, nil, false
-	}
-	return net.HardwareAddr(bytes.Clone(arp[8:14])), netip.AddrFrom4([4]byte(arp[14:18])), net.HardwareAddr(bytes.Clone(frame[:6])), true
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.claims = append(p.claims, Claim{At: at, Address: addr, MAC: mac.String(), Asked: slices.Equal(to, p.mac)})
 }
