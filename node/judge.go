@@ -27,9 +27,16 @@ type judge struct {
 	grace   time.Duration // agent_grace
 	started time.Time     // when this node began to lead
 	doubts  map[fsm.NodeID]doubt
-	// answering is until when the kernels of silent daemons may answer for their VIPs (see rest.go): before that
-	// nobody else should, also when agent_grace is over. It is what the reports say at a step.
-	answering map[fsm.NodeID]time.Time
+	// words are what the last reports say, at a step.
+	words map[fsm.NodeID]word
+}
+
+// word is what a daemon's last report means when it falls silent.
+type word struct {
+	heard time.Time // when it came: no silence began before
+	// answering is until when, at the latest, its kernel may answer for its VIPs without it (see rest.go):
+	// before that nobody else should, also when agent_grace is over.
+	answering time.Time
 }
 
 // unseenGrace is how long a new leader waits for a node it has never seen in
@@ -138,11 +145,13 @@ func (j judge) weigh(d doubt, n fsm.NodeID, suspect bool, now time.Time) (doubt,
 	if d.deadSince.IsZero() || !current {
 		return d, nil, check
 	}
-	silent := now.Sub(d.deadSince)
+	// Gossip finds a daemon that was started again later than its reports come.
+	w := j.words[n]
+	silent := now.Sub(later(d.deadSince, w.heard))
 	switch {
 	case !d.hostAlive:
 		return d, &fsm.NodeVerdict{Node: n, Reason: "gossip lost it and its kernel does not answer"}, check
-	case silent >= j.grace && !now.Before(j.answering[n]):
+	case silent >= j.grace && !now.Before(w.answering):
 		return d, &fsm.NodeVerdict{Node: n, Reason: fmt.Sprintf(
 			"its daemon has been silent for %s although its kernel answers", silent.Round(100*time.Millisecond))}, check
 	}

@@ -114,7 +114,7 @@ func (m *member) dutyRound(ctx context.Context, g *errgroup.Group, answers chan<
 	if s.Cluster().ID == "" {
 		return j
 	}
-	j.answering = m.reports.answering()
+	j.words = m.reports.words()
 	j, r := j.step(s.Nodes(), fsm.NodeID(m.cfg.Name), m.gossip.members(), losses(m.reports.all(time.Now(), m.knownNode)), time.Now())
 	for _, n := range r.check {
 		node, _ := s.Node(n)

@@ -46,16 +46,14 @@ type rest struct {
 	agreed atomic.Bool   // that was in time
 }
 
-// answering tells until when, at the latest, the kernel of each node that reported may answer
-// for its VIPs without having heard of its daemon again. It has heard of it no later than the report was made.
-func (t *reportTable) answering() map[fsm.NodeID]time.Time {
+// words is what the last reports of all nodes mean for the judge. A node's kernel has heard of its daemon no
+// later than the report was made, and answers for so long as that said.
+func (t *reportTable) words() map[fsm.NodeID]word {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	out := map[fsm.NodeID]time.Time{}
+	out := make(map[fsm.NodeID]word, len(t.rows))
 	for name, r := range t.rows {
-		if r.LeaseMS > 0 {
-			out[fsm.NodeID(name)] = r.at.Add(asDuration(r.LeaseMS))
-		}
+		out[fsm.NodeID(name)] = word{heard: r.at, answering: r.at.Add(asDuration(r.LeaseMS))}
 	}
 	return out
 }
@@ -63,12 +61,12 @@ func (t *reportTable) answering() map[fsm.NodeID]time.Time {
 // resting lists the nodes whose daemon said goodbye and whose kernel may answer at now for its VIPs, and
 // until when.
 func (t *reportTable) resting(now time.Time) map[fsm.NodeID]time.Time {
-	out := t.answering()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for n, until := range out {
-		if !t.rows[string(n)].Rests || !until.After(now) {
-			delete(out, n)
+	out := map[fsm.NodeID]time.Time{}
+	for name, r := range t.rows {
+		if until := r.at.Add(asDuration(r.LeaseMS)); r.Rests && until.After(now) {
+			out[fsm.NodeID(name)] = until
 		}
 	}
 	return out

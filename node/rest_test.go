@@ -29,7 +29,7 @@ func TestJudgeWaitsForALeaseThatIsLongerThanTheGrace(t *testing.T) {
 		j, _ = j.step(nodes, "lb1", gossip, nil, t0)
 		j = j.hostAnswered("lb2", true, t0.Add(tc.at-100*time.Millisecond))
 		if !tc.answering.IsZero() {
-			j.answering = map[fsm.NodeID]time.Time{"lb2": tc.answering}
+			j.words = map[fsm.NodeID]word{"lb2": {answering: tc.answering}}
 		}
 		if _, r := j.step(nodes, "lb1", gossip, nil, t0.Add(tc.at)); (len(r.verdicts) == 1) != tc.dead {
 			t.Errorf("%s: verdicts %v", tc.name, r.verdicts)
@@ -37,15 +37,35 @@ func TestJudgeWaitsForALeaseThatIsLongerThanTheGrace(t *testing.T) {
 	}
 	// A machine that is gone answers nobody.
 	j := newJudge(3*time.Second, map[string]time.Time{"lb2": t0}, t0)
-	j.answering = map[fsm.NodeID]time.Time{"lb2": t0.Add(time.Hour)}
+	j.words = map[fsm.NodeID]word{"lb2": {answering: t0.Add(time.Hour)}}
 	if _, r := j.step(nodes, "lb1", gossip, map[fsm.NodeID]int{"lb2": 2}, t0); len(r.verdicts) != 1 {
 		t.Errorf("a machine that is gone: %v", r.verdicts)
 	}
 	j, _ = j.step(nodes, "lb1", gossip, nil, t0)
-	j.answering = map[fsm.NodeID]time.Time{"lb2": t0.Add(time.Hour)}
+	j.words = map[fsm.NodeID]word{"lb2": {answering: t0.Add(time.Hour)}}
 	j = j.hostAnswered("lb2", false, t0)
 	if _, r := j.step(nodes, "lb1", gossip, nil, t0); len(r.verdicts) != 1 {
 		t.Errorf("a kernel that is gone: %v", r.verdicts)
+	}
+}
+
+// A daemon that was started again is heard by its reports before gossip has found it; its grace must not run out meanwhile.
+func TestJudgeTakesAReportForALife(t *testing.T) {
+	nodes := []fsm.Node{lb("lb1", true), lb("lb2", true)}
+	gossip := []transport.GossipMember{seen("lb2", transport.GossipDead)}
+	j := newJudge(3*time.Second, map[string]time.Time{"lb2": t0}, t0)
+	for at := time.Duration(0); at < 10*time.Second; at += 250 * time.Millisecond {
+		// It died before t0, is back from 2 s on, and dies for good at 6 s.
+		heard := t0.Add(min(max(at, 2*time.Second), 6*time.Second))
+		if at < 2*time.Second {
+			heard = t0.Add(-time.Second)
+		}
+		j.words = map[fsm.NodeID]word{"lb2": {heard: heard}}
+		next, r := j.step(nodes, "lb1", gossip, nil, t0.Add(at))
+		j = next.hostAnswered("lb2", true, t0.Add(at))
+		if dead := len(r.verdicts) > 0; dead != (at >= 9*time.Second) {
+			t.Errorf("after %s: verdicts %v", at, r.verdicts)
+		}
 	}
 }
 
@@ -57,7 +77,7 @@ func TestWhoRestsIsKnownUntilItIsBackOrOver(t *testing.T) {
 	if got := table.resting(after(10)); len(got) != 1 || got["lb1"] != after(5000) {
 		t.Errorf("%v", got)
 	}
-	if got := table.answering(); len(got) != 2 || got["lb2"] != after(1000) {
+	if got := table.words(); len(got) != 3 || got["lb2"] != (word{after(0), after(1000)}) || got["w1"] != (word{after(0), after(0)}) {
 		t.Errorf("%v", got)
 	}
 	// What another node was told of it counts from then.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"pontoon/internal/lab"
 	"pontoon/internal/lab/arping"
@@ -21,10 +22,11 @@ func holding(t *testing.T, h *lab.Host, addr netip.Addr, hold bool) {
 		if err != nil {
 			return err
 		}
-		a, err := netlink.ParseAddr(addr.String() + "/32")
+		a, err := netlink.ParseAddr(netip.PrefixFrom(addr, addr.BitLen()).String())
 		if err != nil {
 			return err
 		}
+		a.Flags = unix.IFA_F_NODAD // or the kernel says nothing for it for a second
 		if hold {
 			return netlink.AddrAdd(link, a)
 		}
@@ -37,6 +39,12 @@ func holding(t *testing.T, h *lab.Host, addr netip.Addr, hold bool) {
 
 func TestEveryClaimantIsSeen(t *testing.T) {
 	roottest.Need(t)
+	for _, vip := range []netip.Addr{lab.ServiceVIP(), lab.ServiceVIP6()} {
+		t.Run(vip.String(), func(t *testing.T) { claimants(t, vip) })
+	}
+}
+
+func claimants(t *testing.T, vip netip.Addr) {
 	l, err := lab.New(lab.Config{Topology: lab.OneLeg, Clients: 3})
 	if err != nil {
 		t.Fatal(err)
@@ -47,7 +55,7 @@ func TestEveryClaimantIsSeen(t *testing.T) {
 		}
 	})
 	here, a, b := l.Clients()[0], l.Clients()[1], l.Clients()[2]
-	p, err := arping.New(arping.Config{Do: here.Do, Interface: "eth1", Targets: []netip.Addr{lab.ServiceVIP()}})
+	p, err := arping.New(arping.Config{Do: here.Do, Interface: "eth1", Targets: []netip.Addr{vip}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +73,7 @@ func TestEveryClaimantIsSeen(t *testing.T) {
 		return func() bool {
 			seen := map[string]int{}
 			for _, c := range p.Since(roottest.Patient(100 * time.Millisecond)) {
-				if c.Address != lab.ServiceVIP() || !c.Asked || c.At.Before(began) || c.At.After(time.Now()) {
+				if c.Address != vip || !c.Asked || c.At.Before(began) || c.At.After(time.Now()) {
 					t.Fatalf("%+v", c)
 				}
 				seen[c.MAC]++
@@ -78,13 +86,13 @@ func TestEveryClaimantIsSeen(t *testing.T) {
 			return len(seen) == len(want)
 		}
 	}
-	holding(t, a, lab.ServiceVIP(), true)
+	holding(t, a, vip, true)
 	roottest.Eventually(t, "one to answer", answering(a))
-	holding(t, b, lab.ServiceVIP(), true)
+	holding(t, b, vip, true)
 	roottest.Eventually(t, "two to answer", answering(a, b))
-	holding(t, a, lab.ServiceVIP(), false)
+	holding(t, a, vip, false)
 	roottest.Eventually(t, "the other to answer alone", answering(b))
-	holding(t, b, lab.ServiceVIP(), false)
+	holding(t, b, vip, false)
 	roottest.Eventually(t, "nobody to answer", answering())
 	if all := p.Claims(); len(all) < 20 {
 		t.Errorf("only %d claims are on record", len(all))
