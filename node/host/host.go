@@ -28,6 +28,8 @@ type Host struct {
 	// mu makes each SyncAddresses one pass, and guards managed.
 	mu      sync.Mutex
 	managed map[netip.Addr]bool // VIPs named by the last SyncAddresses
+
+	routes sync.Mutex // makes each SyncRoutes one pass
 }
 
 // New opens the netlink sockets in the calling thread's network namespace.
