@@ -15,7 +15,7 @@ import (
 // status is the watched ways as the API shows them, and for each node that cannot be watched, why.
 func (d *detector) status(s *fsm.State) []web.BFDSession {
 	d.mu.Lock()
-	w := d.watch
+	w, routers := d.watch, d.routers
 	d.mu.Unlock()
 	var out []web.BFDSession
 	for _, p := range d.echo.Paths() {
@@ -26,6 +26,13 @@ func (d *detector) status(s *fsm.State) []web.BFDSession {
 	for _, p := range d.sessions.Sessions() {
 		if name, ok := w.owner[p.Key]; ok {
 			out = append(out, d.sessionStatus(name, p))
+		}
+		for _, r := range routers {
+			if r.Key == p.Key {
+				is := d.sessionStatus(fsm.NodeID(p.Remote.String()), p)
+				is.Multiplier = int(r.Config.DetectMult)
+				out = append(out, is)
+			}
 		}
 	}
 	return withUnwatched(out, s.Nodes(), fsm.NodeID(d.m.cfg.Name))

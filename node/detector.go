@@ -44,20 +44,24 @@ type detector struct {
 	control []linkAddr               // see whereabouts
 	cut     map[fsm.NodeID]string    // who was told of as cut off, and where
 
+	routers   []detect.Session // with BGP neighbours
+	unwatched []string         // those that cannot be, in words
+
+	fallen  []fall        // of them
+	fell    chan struct{} // capacity 1: there are more
+	setting sync.Mutex    // makes each setSessions one step
+
 	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }
 
 func newDetector(m *member) *detector {
-	d := &detector{m: m, cfg: m.cfg.Failover, born: time.Now(), poke: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
+	d := &detector{m: m, cfg: m.cfg.Failover, born: time.Now(), poke: make(chan struct{}, 1), fell: make(chan struct{}, 1), lostSomebody: make(chan struct{}, 1)}
 	d.echo = detect.NewEchoer(detect.EchoOptions{
 		Logger: m.logger,
 		Notify: func(detect.Key, detect.EchoChange) { wake(d.poke) },
 		Doubt:  d.ask,
 	})
-	d.sessions = detect.NewDriver(detect.Options{
-		Logger: m.logger,
-		Notify: func(detect.Key, detect.Change) { wake(d.poke) },
-	})
+	d.sessions = detect.NewDriver(detect.Options{Logger: m.logger, Notify: d.sessionChanged})
 	return d
 }
 
@@ -139,13 +143,7 @@ func (d *detector) want(w watch) error {
 	for i, k := range w.echoes {
 		paths[i] = detect.Path{Key: k, Config: detect.EchoConfig{Interval: d.cfg.EchoInterval, Misses: d.cfg.EchoMisses}}
 	}
-	sessions := make([]detect.Session, len(w.sessions))
-	for i, k := range w.sessions {
-		sessions[i] = detect.Session{Key: k, Config: detect.Config{
-			DesiredMinTx: d.cfg.BFDInterval, RequiredMinRx: d.cfg.BFDInterval, DetectMult: uint8(d.cfg.BFDMultiplier), //nolint:gosec // at most 50
-		}}
-	}
-	err := errors.Join(d.echo.SetPaths(paths), d.sessions.SetSessions(sessions))
+	err := errors.Join(d.echo.SetPaths(paths), d.setSessions())
 	wake(d.poke)
 	return err
 }
@@ -178,6 +176,7 @@ func (d *detector) lookAround() {
 	if ap, err := netip.ParseAddrPort(d.m.cfg.Cluster.Address); err == nil {
 		cluster = ap.Addr()
 	}
+	d.wantRouters(all)
 	now := controlAddrs(all, d.m.cfg.DataPlane.Interfaces, cluster, d.m.isWitness())
 	d.mu.Lock()
 	changed := !slices.Equal(now, d.control)

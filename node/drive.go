@@ -88,6 +88,10 @@ type driver struct {
 	wantsIPv6 bool // some VIP or endpoint is an IPv6 address
 	readyIPv6 bool // the host was prepared for that
 
+	partings    partings     // what is announced as the last choice for a moment
+	routed      []plan.Route // what may be announced, as handed on last
+	routesKnown bool         // this process has had fresh contact: its routes are those of the cluster
+
 	services plan.Services // compiled from
 	from     *fsm.State    // this state
 	self     plan.Self     // for this machine
@@ -197,11 +201,15 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	if !same {
 		derr = d.syncDataplane(ctx, p.Dataplane, same)
 	}
-	v := localView{addrs: probeAddrs(links), problems: p.Problems, linksUp: lerr == nil, interfaces: m.dp.Interfaces(), plan: was.plan}
+	v := localView{addrs: probeAddrs(links), problems: p.Problems, linksUp: lerr == nil && allUp(links), interfaces: m.dp.Interfaces(), plan: was.plan}
 	if !fresh {
 		keepHeld(&p, append(heldOf(p.Addresses), was.holding...))
 	}
 	left := m.leaseLeft()
+	view := outlook{
+		ready: derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces), linksUp: v.linksUp,
+		quorum: -left < leaseGrace(m.cfg.Failover.Lease), fresh: fresh,
+	}
 	m.tellLease(left, boundAddresses(p))
 	if -left > m.cfg.Failover.Lease {
 		dropBound(&p)
@@ -211,6 +219,7 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 			m.logger.Warn("new connections may be late: the node that was master before is not asked", "err", err)
 		}
 	}
+	d.route(s, p, view) // from here on routers may turn to this node
 	// What is lost is given up here before it is on the host.
 	serr := m.dp.SyncLeases(leasesOf(p))
 	herr := d.holdAddresses(ctx, s, p, links)
@@ -221,10 +230,10 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	if same {
 		derr = d.syncDataplane(ctx, p.Dataplane, d.sameEpochs(s)) // what nobody waits for comes last
 	}
-	for _, l := range links {
-		v.linksUp = v.linksUp && l.Up
-	}
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
+	if view.ready = v.ready; !view.ready {
+		d.route(s, p, view)
+	}
 	err := errors.Join(lerr, perr, derr, serr, herr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
@@ -261,6 +270,7 @@ func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same boo
 	if d.m.removed() {
 		self.Node, member = "", false // the state may not say it
 	}
+	self.Parting = d.partings.step(s, self.Node, time.Now())
 	same = d.from != nil && fsm.SharesConfig(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
 	if !same {
 		d.services = plan.CompileServices(s, self)
@@ -395,7 +405,7 @@ func (d *driver) holdAddresses(ctx context.Context, s *fsm.State, p plan.Plan, l
 		adverts[i] = announce.Advert{Addr: a.Addr, Link: a.Link, Epoch: a.Epoch}
 	}
 	aerr := m.l2.Announce(ctx, adverts)
-	m.accessions.announced(epochsOf(p.Adverts), time.Now())
+	m.accessions.announced(byLink, epochsOf(p), time.Now())
 	if why := d.announceAgain(s, links, added); why != "" && len(adverts) > 0 {
 		m.l2.Again(why)
 	}
@@ -439,10 +449,15 @@ func (d *driver) announceAgain(s *fsm.State, links []host.Link, added []host.Add
 	return why
 }
 
-func epochsOf(adverts []plan.Advert) map[uint64]bool {
+// epochsOf are those of the masterships that are made known on the links alone. Where
+// there are routes as well, those are what clients wait for.
+func epochsOf(p plan.Plan) map[uint64]bool {
 	out := map[uint64]bool{}
-	for _, a := range adverts {
+	for _, a := range p.Adverts {
 		out[a.Epoch] = true
+	}
+	for _, r := range p.Routes {
+		delete(out, r.Epoch)
 	}
 	return out
 }

@@ -147,7 +147,8 @@ func leasesOf(p plan.Plan) map[netip.Addr]bpf.Lease {
 		out[a] = bpf.Lease{Bound: true}
 	}
 	for _, a := range p.Addresses {
-		out[a.Addr] = bpf.Lease{Epoch: a.Epoch, Held: true, Bound: a.Bound}
+		// What routes lead here several nodes hold at once: none answers for it on a link.
+		out[a.Addr] = bpf.Lease{Epoch: a.Epoch, Held: a.Link != plan.Loopback, Bound: a.Bound}
 	}
 	return out
 }
@@ -185,12 +186,14 @@ func (m *member) tellLease(left time.Duration, held int) {
 	m.events.add(Event{Kind: web.EventLease, Node: fsm.NodeID(m.cfg.Name), Text: text})
 }
 
-// boundVIPs are the VIPs that are this node's by s and bound to its lease.
+// boundVIPs are the VIPs that are this node's by s, to claim or to announce by BGP,
+// and bound to its lease.
 func boundVIPs(s *fsm.State, self fsm.NodeID) (bound, free int) {
+	announcing := plan.Announcing(s, self)
 	for _, v := range s.VIPs() {
 		in, ok := s.Instance(v.Instance)
 		switch {
-		case !ok || in.Master != self:
+		case !ok || in.Master != self && !(v.Announce == fsm.AnnounceBGP && announcing[v.Instance]):
 		case v.OnQuorumLoss == fsm.QuorumHold:
 			free++
 		default:

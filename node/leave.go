@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pontoon/fsm"
+	"pontoon/node/plan"
 )
 
 // Limits of the steps of leaving.
@@ -62,6 +63,7 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 		}
 		progress("not handed over: " + err.Error())
 	}
+	m.waitParted(ctx, progress)
 	if m.raft.isLeader() {
 		progress("handing leadership to another node")
 		if err := m.raft.LeadershipTransfer().Error(); err != nil && m.raft.isLeader() {
@@ -136,6 +138,34 @@ func (m *member) waitSuccessor(ctx context.Context, self fsm.NodeID, progress fu
 		case <-changed:
 		}
 	}
+}
+
+// waitParted waits until this node announces nothing by BGP any more: a drained node
+// goes on for a moment as the last choice, so that routers have turned away before
+// its routes go.
+func (m *member) waitParted(ctx context.Context, progress func(string)) {
+	if m.routing == nil || m.routing.announcedNow() == 0 || !m.drained() {
+		return
+	}
+	progress("waiting until routers have turned to other nodes")
+	ctx, cancel := context.WithTimeout(ctx, partWait+2*assertEvery)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for m.routing.announcedNow() > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// drained says whether this node is draining and somebody else announces what it did.
+func (m *member) drained() bool {
+	s, self := m.store.State(), fsm.NodeID(m.cfg.Name)
+	me, _ := s.Node(self)
+	return me.Draining && len(plan.Announcing(s, self)) == 0
 }
 
 // stillMasterOf names an instance with VIPs whose master is self.

@@ -42,6 +42,8 @@ type member struct {
 	l2   *announce.L2
 	repl *transport.Replicator
 
+	routing *routing // BGP
+
 	host     *host.Host // a witness only looks
 	detector *detector
 
@@ -187,6 +189,7 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
 	}
+	m.routing = newRouting(m)
 	return m.openReplication()
 }
 
@@ -244,11 +247,12 @@ func (m *member) run(stop context.Context) error {
 	loop("disk", m.watchDisk)
 	loop("members", m.watchMembers)
 	loop("rebuilt", m.watchSuperseded)
-	loop("paths", m.detector.run)
+	loop("paths", m.watchPaths)
 	loop("succession", m.succeedLoop)
 	if m.dp != nil {
 		loop("data plane", m.dp.Run)
 		loop("announcements", m.l2.Run)
+		loop("routes", m.routing.run)
 		loop("replication", m.repl.Run)
 		loop("flow events", m.pumpFlows)
 		loop("replication watch", m.watchReplication)
@@ -267,6 +271,23 @@ func (m *member) run(stop context.Context) error {
 		err = m.leaveLease()
 	}
 	return errors.Join(err, m.close(), m.verifies.Wait())
+}
+
+// watchPaths watches the ways to others until ctx ends, and the BGP sessions after it:
+// a router that was told by BFD that this daemon stops, before it has seen that BGP
+// restarts, would drop the routes that are to stay.
+func (m *member) watchPaths(ctx context.Context) error {
+	if m.routing == nil {
+		return m.detector.run(ctx)
+	}
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() {
+		<-m.routing.done
+		cancel()
+	})
+	defer stop()
+	return m.detector.run(later)
 }
 
 // watchState is a witness's share of driveLoop: it has nothing to carry out.

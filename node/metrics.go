@@ -47,6 +47,9 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge("plan_index", "Raft index whose plan this node has carried out.", float64(m.local.get().plan))
 	clusterMetrics(s, gauge)
 	flowMetrics(s, gauge, counter)
+	if m.routing != nil {
+		bgpMetrics(s.BGP, m.routing.announcedNow(), m.routing.importedNow(), gauge, counter)
+	}
 	if m.l2 != nil {
 		st := m.l2.Stats()
 		counter("arp_sent_total", "Frames sent that announce VIPs: gratuitous ARP and neighbour advertisements.", float64(st.Sent))

@@ -231,13 +231,16 @@ func (d *daemon) Leave(ctx context.Context, force bool, progress func(string)) e
 		return err
 	}
 	progress("stopping the data plane and forgetting the cluster")
+	if m.routing != nil {
+		m.routing.part()
+	}
 	err = errors.Join(d.stopMember(), d.releaseHost(managed), forget(d.cfg.DataDir))
 	d.events.add(Event{Kind: web.EventLeave, Node: fsm.NodeID(d.cfg.Name), Text: d.cfg.Name + " left its cluster"})
 	d.notify()
 	return err
 }
 
-// releaseHost takes programs, pins and addresses from this machine.
+// releaseHost takes programs, pins, addresses and learned routes from this machine.
 func (d *daemon) releaseHost(managed []netip.Addr) error {
 	if d.cfg.Role != string(fsm.RoleLB) {
 		return nil
@@ -247,5 +250,6 @@ func (d *daemon) releaseHost(managed []netip.Addr) error {
 		return err
 	}
 	_, _, err = h.SyncAddresses(nil, managed)
-	return errors.Join(err, h.Close(), bpf.Remove(d.cfg.DataPlane.PinDir, d.cfg.DataPlane.Interfaces))
+	_, _, rerr := h.SyncRoutes(nil, false)
+	return errors.Join(err, rerr, h.Close(), bpf.Remove(d.cfg.DataPlane.PinDir, d.cfg.DataPlane.Interfaces))
 }

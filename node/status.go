@@ -104,7 +104,10 @@ func (m *member) status() web.Status {
 	st.Warnings = append(st.Warnings, l.problems...)
 	st.Warnings = append(st.Warnings, m.detector.warnings(s)...)
 	st.BFD = m.detector.status(s)
-	st.BGP = bgpSessions(s, st.Self)
+	if m.routing != nil {
+		st.BGP = m.routing.status(s)
+		st.Warnings = append(st.Warnings, m.routing.warnings()...)
+	}
 	if m.dp != nil {
 		m.leaseStatus(s, &st)
 		m.dataplaneStatus(s, l, &st)

@@ -92,6 +92,7 @@ func newTakeUp(tb testing.TB) *takeUp {
 		cfg:    Config{Name: "lb1", DataDir: tb.TempDir(), DataPlane: DataPlaneConfig{Interfaces: []string{"eth1", "eth2"}}, Failover: defaultFailover()},
 		logger: slog.New(slog.DiscardHandler), reports: newReportTable(),
 	}
+	m.routing = newRouting(m)
 	var err error
 	ns.Do(func() {
 		if m.host, err = host.New(nil); err != nil {

@@ -75,9 +75,17 @@ func tenth(ms float64) float64 { return float64(int64(ms*10+0.5)) / 10 }
 type accessions struct {
 	mu   sync.Mutex
 	rows []accession
-	told map[uint64]time.Time // when the network was first told of the masterships of now, by epoch
-	wake chan struct{}        // capacity 1: there are more rows
+	told [2]map[uint64]time.Time // when the network was first told of the masterships of now, by teller and epoch
+	wake chan struct{}           // capacity 1: there are more rows
 }
+
+// teller is who makes a mastership known.
+type teller int
+
+const (
+	byLink  teller = iota // ARP and neighbour discovery
+	byRoute               // BGP: told is when the routes were given to the sessions
+)
 
 // take notes the masterships that begin for self between two states.
 func (l *accessions) take(t transition, self fsm.NodeID) {
@@ -89,25 +97,34 @@ func (l *accessions) take(t transition, self fsm.NodeID) {
 		l.mu.Lock()
 		l.rows = append(l.rows, accession{
 			instance: in.Name, from: was.Master, epoch: in.Epoch, at: t.at, watched: endpointsOf(t.next, in.Name),
-			told: l.told[in.Epoch],
+			told: earliest(l.told[byLink][in.Epoch], l.told[byRoute][in.Epoch]),
 		})
 		l.mu.Unlock()
 		wake(l.wake)
 	}
 }
 
-// announced notes that the network was told at now of the masterships with these epochs.
-func (l *accessions) announced(epochs map[uint64]bool, now time.Time) {
+// earliest is the first of two times that are known.
+func earliest(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// announced notes that the network was told at now of the masterships with these
+// epochs, which are all that this teller tells of.
+func (l *accessions) announced(by teller, epochs map[uint64]bool, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	told := make(map[uint64]time.Time, len(epochs))
 	for e := range epochs {
 		told[e] = now
-		if before, known := l.told[e]; known {
+		if before, known := l.told[by][e]; known {
 			told[e] = before
 		}
 	}
-	l.told = told // the driver may be quicker than who takes the rows
+	l.told[by] = told // the driver may be quicker than who takes the rows
 	for i, a := range l.rows {
 		if at, known := told[a.epoch]; known && a.told.IsZero() {
 			l.rows[i].told = at

@@ -72,6 +72,21 @@ func TestTimelineOfNobodyKnowsWhatCounts(t *testing.T) {
 	}
 }
 
+// What one teller says does not make another's forgotten, and the first counts.
+func TestAMastershipMayBeToldByLinkAndByRoute(t *testing.T) {
+	l := accessions{wake: make(chan struct{}, 1), rows: []accession{{epoch: 7}, {epoch: 8}}}
+	l.announced(byLink, map[uint64]bool{7: true}, after(1))
+	l.announced(byRoute, map[uint64]bool{8: true}, after(2))
+	l.announced(byLink, map[uint64]bool{7: true, 8: true}, after(3))
+	l.announced(byRoute, map[uint64]bool{8: true}, after(4))
+	if l.rows[0].told != after(1) || l.rows[1].told != after(2) {
+		t.Errorf("%+v", l.rows)
+	}
+	if by := l.told[byRoute][8]; by != after(2) || earliest(l.told[byLink][8], by) != by || earliest(l.told[byLink][7], l.told[byRoute][7]) != after(1) {
+		t.Errorf("%+v", l.told)
+	}
+}
+
 func TestAccessionIsFollowedUntilItsFirstPacket(t *testing.T) {
 	l := accessions{wake: make(chan struct{}, 1)}
 	none, mine := history(t, oneNode(fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true, InSync: true})...)
@@ -79,11 +94,11 @@ func TestAccessionIsFollowedUntilItsFirstPacket(t *testing.T) {
 	if len(l.rows) != 0 {
 		t.Fatal("the first master of all takes over from nobody")
 	}
-	l.announced(map[uint64]bool{7: true}, after(3)) // the driver was quicker
-	l.announced(map[uint64]bool{7: true, 8: true}, after(5))
+	l.announced(byLink, map[uint64]bool{7: true}, after(3)) // the driver was quicker
+	l.announced(byLink, map[uint64]bool{7: true, 8: true}, after(5))
 	l.rows = []accession{
-		{instance: "a", epoch: 7, at: after(0), watched: []uint32{1}, told: l.told[7]},
-		{instance: "b", epoch: 8, at: after(4), watched: []uint32{2}, told: l.told[8]},
+		{instance: "a", epoch: 7, at: after(0), watched: []uint32{1}, told: l.told[byLink][7]},
+		{instance: "b", epoch: 8, at: after(4), watched: []uint32{2}, told: l.told[byLink][8]},
 	}
 	packets := map[uint32]uint64{1: 100, 2: 200}
 	count := func(ids []uint32) (uint64, error) {

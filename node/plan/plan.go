@@ -1,5 +1,6 @@
 // Package plan compiles the replicated state into what one node must do now:
-// its data plane, the addresses it holds and what it announces.
+// its data plane, the addresses it holds and what it announces, to its links and
+// to its BGP neighbours.
 //
 // It is pure: the same state and the same picture of the host give the same
 // plan. It touches nothing; the drivers in node do, each comparing the whole
@@ -20,6 +21,9 @@ import (
 type Self struct {
 	Node  fsm.NodeID
 	Links []Link // the data plane interfaces, in the order of the node file
+	// Parting are the instances whose VIPs this machine announced until lately and
+	// is to announce for a moment yet, as the last choice; see MayPart.
+	Parting map[string]bool
 }
 
 // Link is one data plane interface with the machine's own subnets on it.
@@ -28,11 +32,12 @@ type Link struct {
 	Prefixes []netip.Prefix // the interface's own addresses of either family, VIPs left out; link-local ones are ignored
 }
 
-// Address is one VIP this machine is to hold.
+// Address is one VIP this machine is to hold. One on Loopback several machines may
+// hold at once, and none of them answers for it on a link.
 type Address struct {
 	Addr  netip.Addr
 	Link  string
-	Epoch uint64 // of the mastership
+	Epoch uint64 // of the mastership of its instance
 	Bound bool   // to be claimed only while this node hears from a quorum
 }
 
@@ -50,6 +55,8 @@ type Plan struct {
 	Dataplane bpf.Desired
 	Addresses []Address
 	Adverts   []Advert
+	Routes    []Route      // by prefix
+	Withheld  []netip.Addr // VIPs this machine would announce by BGP if an endpoint took new flows
 	Managed   []netip.Addr // every VIP of the cluster: what this host may hold, and must not when Addresses lacks it
 	Problems  []string     // what cannot be done here, in words for the operator
 }
@@ -142,11 +149,12 @@ type compiler struct {
 	shared map[side]shared // what endpoints may see as source
 	plan   *Plan
 
-	instances []string // of the services compiled so far
+	instances []string            // of the services compiled so far
+	standings map[string]standing // by instance
 }
 
 func newCompiler(s *fsm.State, self Self, p *Plan) *compiler {
-	return &compiler{state: s, self: withoutLinkLocal(self), plan: p}
+	return &compiler{state: s, self: withoutLinkLocal(self), plan: p, standings: map[string]standing{}}
 }
 
 // withoutLinkLocal leaves out the addresses that no router sends back to.
@@ -172,6 +180,10 @@ func (c *compiler) problem(format string, args ...any) {
 // its instance. An interface that is missing is a problem on every node: a
 // backup should tell before it is needed.
 func (c *compiler) vip(v fsm.VIP) {
+	if v.Announce == fsm.AnnounceBGP {
+		c.routed(v)
+		return
+	}
 	link := v.Interface
 	if link == "" {
 		l, ok := c.linkOf(v.Address)

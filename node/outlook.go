@@ -1,0 +1,88 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"pontoon/fsm"
+	"pontoon/node/plan"
+)
+
+// What a node may announce by BGP follows from the committed state (plan.Routes) and
+// from what it knows of itself before the cluster does. Both are decided here, from
+// values alone.
+
+// partWait is how long a node goes on announcing as the last choice what it is to
+// announce no more by decision: long enough for the neighbours to have taken
+// another path, and for their neighbours, before this one goes.
+const partWait = 5 * time.Second
+
+// partings knows of which instances this node is about to cease announcing VIPs.
+// The zero value is that of a node that announces nothing.
+type partings struct {
+	announcing map[string]bool      // by the state of the last step
+	since      map[string]time.Time // the others it may go on with
+}
+
+// step takes in the state at now, and returns the instances whose VIPs self may yet
+// announce as the last choice.
+func (p *partings) step(s *fsm.State, self fsm.NodeID, now time.Time) map[string]bool {
+	is := plan.Announcing(s, self)
+	if p.since == nil {
+		p.since = map[string]time.Time{}
+	}
+	for instance := range p.announcing {
+		if !is[instance] {
+			p.since[instance] = now
+		}
+	}
+	p.announcing = is
+	var out map[string]bool
+	for instance, since := range p.since {
+		if is[instance] || now.Sub(since) >= partWait || !plan.MayPart(s, self, instance) {
+			delete(p.since, instance)
+			continue
+		}
+		if out == nil {
+			out = map[string]bool{}
+		}
+		out[instance] = true
+	}
+	return out
+}
+
+// outlook is what this machine itself knows of whether its routes lead anywhere.
+type outlook struct {
+	ready   bool // the data plane does what the state says
+	linksUp bool
+	quorum  bool // the lease is valid, or ended only just now
+	fresh   bool // it may take something up
+}
+
+// leaseGrace is for how long a lease that is over is not believed to be: most come
+// back with the next answer, and to withdraw a route and announce it again moves
+// every connection twice. lease is its length.
+func leaseGrace(lease time.Duration) time.Duration { return lease / 2 }
+
+// allowed picks from the routes of a plan those that this machine may announce.
+//
+// What is wrong with it and not known to the cluster yet takes all of them back at
+// once: others announce them, too. Once the cluster knows, it has decided, and has
+// kept this node in its place only if nobody else could do better. me is the node
+// as the cluster knows it; before is what was announced.
+func (o outlook) allowed(routes []plan.Route, me fsm.Node, before []plan.Route) []plan.Route {
+	if !o.ready && me.Ready || !o.linksUp && me.LinksUp {
+		return nil
+	}
+	if o.fresh && o.quorum {
+		return routes
+	}
+	had := make(map[netip.Prefix]bool, len(before))
+	for _, r := range before {
+		had[r.Prefix] = true
+	}
+	return slices.DeleteFunc(slices.Clone(routes), func(r plan.Route) bool {
+		return !o.fresh && !had[r.Prefix] || !o.quorum && r.Bound
+	})
+}

@@ -1,0 +1,130 @@
+package node
+
+import (
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pontoon/fsm"
+	"pontoon/node/plan"
+)
+
+func routeTo(a string, bound bool) plan.Route {
+	addr := netip.MustParseAddr(a)
+	return plan.Route{Prefix: netip.PrefixFrom(addr, addr.BitLen()), MED: 10, Bound: bound}
+}
+
+func prefixesOf(routes []plan.Route) []string {
+	var out []string
+	for _, r := range routes {
+		out = append(out, r.Prefix.Addr().String())
+	}
+	return out
+}
+
+func TestWhatAMachineMayAnnounceBeforeTheClusterKnowsOfItsTrouble(t *testing.T) {
+	const free, bound = "203.0.113.1", "203.0.113.2"
+	routes := []plan.Route{routeTo(free, false), routeTo(bound, true)}
+	well := outlook{ready: true, linksUp: true, quorum: true, fresh: true}
+	is := func(change ...func(*outlook)) outlook {
+		o := well
+		for _, c := range change {
+			c(&o)
+		}
+		return o
+	}
+	notReady := func(o *outlook) { o.ready = false }
+	linkDown := func(o *outlook) { o.linksUp = false }
+	cutOff := func(o *outlook) { o.quorum = false }
+	stale := func(o *outlook) { o.fresh = false }
+	healthy := fsm.Node{Ready: true, LinksUp: true}
+	for name, tc := range map[string]struct {
+		o      outlook
+		me     fsm.Node
+		before []plan.Route
+		want   []string
+	}{
+		"all is well":                      {well, healthy, nil, []string{free, bound}},
+		"not ready":                        {is(notReady), healthy, routes, nil},
+		"not ready, and kept all the same": {is(notReady), fsm.Node{LinksUp: true}, routes, []string{free, bound}},
+		"a link down":                      {is(linkDown), healthy, routes, nil},
+		"a link down, and kept":            {is(linkDown), fsm.Node{Ready: true}, nil, []string{free, bound}},
+		"a link down since, and kept for want of a data plane": {is(linkDown, notReady), fsm.Node{LinksUp: true}, routes, nil},
+		"cut off":                  {is(cutOff, stale), healthy, routes, []string{free}},
+		"cut off, and had nothing": {is(cutOff, stale), healthy, nil, nil},
+		"not sure yet":             {is(stale), healthy, routes[:1], []string{free}},
+		"not sure, and had both":   {is(stale), healthy, routes, []string{free, bound}},
+	} {
+		if got := prefixesOf(tc.o.allowed(routes, tc.me, tc.before)); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+	if len(routes) != 2 || routes[1].Prefix.Addr().String() != bound {
+		t.Error("the plan was written to")
+	}
+}
+
+// stateWith applies more commands to a state.
+func stateWith(t *testing.T, s *fsm.State, cmds ...fsm.Command) *fsm.State {
+	t.Helper()
+	for _, c := range cmds {
+		next, err := s.Apply(s.Index()+1, c)
+		if err != nil {
+			t.Fatalf("%T: %v", c, err)
+		}
+		s = next
+	}
+	return s
+}
+
+func TestADrainedNodePartsForAWhile(t *testing.T) {
+	var p partings
+	s := takeUpState(t, false, 1) // lb1 is master, lb2 follows
+	began := time.Unix(1000, 0)
+	if got := p.step(s, "lb1", began); len(got) > 0 {
+		t.Errorf("parting from %v although nothing happened", got)
+	}
+	s = stateWith(t, s, fsm.DrainNode{Node: "lb1", Draining: true})
+	for after, want := range map[time.Duration]bool{0: true, partWait - 1: true, partWait: false, time.Hour: false} {
+		q := partings{announcing: map[string]bool{fsm.DefaultInstance: true}}
+		q.step(s, "lb1", began)
+		if got := q.step(s, "lb1", began.Add(after)); got[fsm.DefaultInstance] != want {
+			t.Errorf("%s after: %v", after, got)
+		}
+	}
+	// Nobody parts who announced nothing before: a drained node whose daemon was started again.
+	var anew partings
+	if got := anew.step(s, "lb1", began); len(got) > 0 {
+		t.Errorf("%v", got)
+	}
+	// Resumed meanwhile, and drained again: the time begins anew.
+	p.step(s, "lb1", began)
+	p.step(stateWith(t, s, fsm.DrainNode{Node: "lb1"}), "lb1", began.Add(partWait/2))
+	p.step(s, "lb1", began.Add(partWait))
+	if got := p.step(s, "lb1", began.Add(partWait*3/2)); !got[fsm.DefaultInstance] {
+		t.Error("the time of the first drain counted on")
+	}
+}
+
+// Whatever else takes its place away may keep the node from forwarding.
+func TestOnlyADecisionLetsANodePart(t *testing.T) {
+	for name, c := range map[string]fsm.Command{
+		"dead":        fsm.NodeVerdict{Node: "lb1"},
+		"not ready":   fsm.NodeReport{Node: "lb1", LinksUp: true, InSync: true},
+		"link down":   fsm.NodeReport{Node: "lb1", Ready: true, InSync: true},
+		"not in sync": fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true},
+		"removed":     fsm.RemoveNode{Node: "lb1", Force: true},
+	} {
+		p := partings{announcing: map[string]bool{fsm.DefaultInstance: true}}
+		if got := p.step(stateWith(t, takeUpState(t, false, 1), c), "lb1", time.Unix(1, 0)); len(got) > 0 {
+			t.Errorf("%s: parting from %v", name, got)
+		}
+	}
+	p := partings{announcing: map[string]bool{fsm.DefaultInstance: true}}
+	moved := stateWith(t, takeUpState(t, false, 1), fsm.PutInstance{Name: fsm.DefaultInstance, AnnouncePolicy: fsm.PolicyMasterOnly},
+		fsm.MoveInstance{Name: fsm.DefaultInstance, To: "lb2"})
+	if got := p.step(moved, "lb1", time.Unix(1, 0)); !got[fsm.DefaultInstance] {
+		t.Error("the old master of a move does not wait for the new one's route")
+	}
+}
