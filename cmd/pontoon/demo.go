@@ -11,6 +11,8 @@ import (
 
 	"pontoon/fsm"
 	"pontoon/internal/lab"
+	"pontoon/internal/lab/router"
+	"pontoon/internal/logging"
 )
 
 // demoFlags are the settings of `demo`.
@@ -21,7 +23,8 @@ type demoFlags struct {
 	keep        bool
 	clean       string
 	endpoint    string
-	bgp         unsupported
+	router      string
+	bgp         bool
 }
 
 func newDemoCmd(a *app) *cobra.Command {
@@ -38,6 +41,10 @@ way of --failures:
   link   its links go down
   pause  its daemon is stopped (SIGSTOP) while its kernel goes on
 
+With --bgp a router stands between clients and nodes and learns the service's
+address by BGP, with BFD beside it. Everything is then done twice: with one master
+and the others ranked behind it, and with all nodes active at once (ECMP).
+
 It tells what happens while it goes and ends with a verdict. The exit status is 1
 if a connection was lost or corrupted. It cleans up after itself, also when
 interrupted.`,
@@ -50,10 +57,13 @@ interrupted.`,
 	fs.IntVar(&f.connections, "connections", 1000, "how many long-lived connections")
 	fs.StringSliceVar(&f.failures, "failures", lab.Failures(), "what to do to the master, in this order, with commas between")
 	fs.BoolVar(&f.keep, "keep", false, "leave it running at the end, and say how to look around and clean up")
-	f.bgp.addTo(cmd, "bgp", "true", "the demo announces its virtual addresses by ARP")
+	fs.BoolVar(&f.bgp, "bgp", false, "reach the service through a BGP router: with one master, and with all nodes active")
 	// What --keep leaves behind as its endpoints are processes of this program.
 	fs.StringVar(&f.endpoint, "endpoint", "", "serve as `name=address:port`, an endpoint of a kept demo, and do nothing else")
 	_ = fs.MarkHidden("endpoint") // fails only for a flag that is not defined
+	// BGP's sockets have to be opened in the router's namespace: it is a process of its own.
+	fs.StringVar(&f.router, "router", "", "be the router that `file` describes, and do nothing else")
+	_ = fs.MarkHidden("router")
 	fs.StringVar(&f.clean, "clean", "", "remove what a demo with this `prefix` left, and do nothing else")
 	format := newChoice(formatTable, formatTable, formatJSON).
 		addTo(cmd, "output", "o", "how to print the verdict; with json, what happens goes to standard error")
@@ -61,6 +71,8 @@ interrupted.`,
 		switch {
 		case f.endpoint != "":
 			return lab.ServeEndpoint(cmd.Context(), f.endpoint)
+		case f.router != "":
+			return a.demoRouter(cmd.Context(), f.router)
 		case f.clean != "":
 			return a.cleanDemo(f.clean)
 		}
@@ -80,6 +92,7 @@ func (a *app) demo(ctx context.Context, f demoFlags, asJSON bool) error {
 		Connections: f.connections,
 		Failures:    append([]string{}, f.failures...), // nil would mean all of them
 		Keep:        f.keep,
+		BGP:         f.bgp,
 		JSON:        asJSON,
 		Out:         a.out,
 		Err:         a.err,
@@ -99,6 +112,19 @@ func (a *app) demo(ctx context.Context, f demoFlags, asJSON bool) error {
 	}
 	_, err = lab.RunDemo(ctx, cfg)
 	return err
+}
+
+// demoRouter is the router of a demo with BGP, until it is ended.
+func (a *app) demoRouter(ctx context.Context, file string) error {
+	cfg, err := lab.ReadRouterConfig(file)
+	if err != nil {
+		return err
+	}
+	logger, err := logging.New(a.err, logging.Config{})
+	if err != nil {
+		return err
+	}
+	return router.Run(ctx, cfg, logger)
 }
 
 func (a *app) cleanDemo(prefix string) error {

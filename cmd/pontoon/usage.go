@@ -24,9 +24,6 @@ func flagError(_ *cobra.Command, err error) error {
 	if !errors.As(err, &invalid) {
 		return usageError{err}
 	}
-	if not, ok := invalid.GetFlag().Value.(*unsupported); ok {
-		return usagef("--%s is not supported yet: %s", invalid.GetFlag().Name, not.instead)
-	}
 	want := invalid.Unwrap().Error()
 	switch kind := invalid.GetFlag().Value.Type(); kind {
 	case "duration":
@@ -169,25 +166,6 @@ func (c *choice) addTo(cmd *cobra.Command, name, short, usage string) *choice {
 	// cannot do: pflag refuses to define a flag twice.
 	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(c.allowed, cobra.ShellCompDirectiveNoFileComp))
 	return c
-}
-
-// unsupported is a flag the contract names and this version cannot honour,
-// whatever its value: it is refused with what is so instead, and not offered.
-type unsupported struct{ instead string }
-
-func (u *unsupported) String() string { return "" }
-
-func (u *unsupported) Type() string { return "value" }
-
-// Set refuses; flagError finds the words.
-func (u *unsupported) Set(string) error { return errors.ErrUnsupported }
-
-// addTo defines the flag on cmd, hidden; bare is its value when none is given,
-// and "" for a flag that needs one.
-func (u *unsupported) addTo(cmd *cobra.Command, name, bare, instead string) {
-	u.instead = instead
-	f := cmd.Flags().VarPF(u, name, "", "not supported yet")
-	f.NoOptDefVal, f.Hidden = bare, true
 }
 
 func orList(words []string) string {

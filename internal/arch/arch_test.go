@@ -19,7 +19,7 @@ import (
 // rooms lists for each package the packages of ours it may import, outside
 // tests. A room that is not here fails the test: decide where it belongs.
 var rooms = map[string][]string{
-	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/logging", "internal/sdnotify"},
+	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/lab/router", "internal/logging", "internal/sdnotify"},
 	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect", "node/stable"},
 	"node/plan":            {"fsm", "bpf"},
 	"web":                  {"fsm"},
@@ -32,6 +32,7 @@ var rooms = map[string][]string{
 	"node/stable":          {},
 	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/traffic"},
+	"internal/lab/router":  {"internal/lab", "node/announce", "node/detect"}, // a router made of the product's own BGP and BFD
 	"internal/lab/traffic": {},
 	"internal/lab/impair":  {},
 	"internal/lab/arping":  {},
@@ -43,7 +44,7 @@ var rooms = map[string][]string{
 // fences lists who may import a library, itself or what is below it.
 var fences = map[string][]string{
 	"github.com/cilium/ebpf":              {"bpf", "internal/lab/impair"}, // the lab's bad cables are no part of the product
-	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab"},
+	"github.com/vishvananda/netlink":      {"bpf", "node/host", "internal/lab", "internal/lab/router"},
 	"github.com/vishvananda/netns":        {"node/host", "internal/lab", "bpf"},
 	"github.com/mdlayher/packet":          {"node/announce"},
 	"github.com/osrg/gobgp":               {"node/announce"}, // and there only by some files: see below

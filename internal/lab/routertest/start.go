@@ -39,6 +39,7 @@ const (
 type Daemon struct {
 	kind  Kind
 	host  *lab.Router
+	nodes int
 	dir   string
 	procs []*lab.Process
 }
@@ -48,26 +49,32 @@ type Daemon struct {
 func Start(t testing.TB, kind Kind, host *lab.Router, nodes int, o Options) *Daemon {
 	t.Helper()
 	need(t, kind)
-	config, err := render(kind, host, nodes, o)
-	if err != nil {
-		t.Fatal(err)
-	}
 	// Not below the lab's directory: FRR gives up its rights to a user who may not look in there.
 	dir, err := os.MkdirTemp("/run", "ptrouter")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	d := &Daemon{kind: kind, host: host, dir: dir}
-	write(t, d.file("router.conf"), config)
+	d := &Daemon{kind: kind, host: host, nodes: nodes, dir: dir}
 	t.Cleanup(func() {
 		if t.Failed() {
 			t.Logf("%s on %s:\n%s", kind, host.Name(), d.Dump())
 		}
 		d.end(t, syscall.SIGKILL)
 	})
-	d.Restart(t)
+	d.Change(t, o)
 	return d
+}
+
+// Change begins anew with other options.
+func (d *Daemon) Change(t testing.TB, o Options) {
+	t.Helper()
+	config, err := render(d.kind, d.host, d.nodes, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, d.file("router.conf"), config)
+	d.Restart(t)
 }
 
 func (d *Daemon) file(name string) string { return filepath.Join(d.dir, name) }
