@@ -48,6 +48,7 @@ const (
 	flagReply   = uint8(pontoonFlowFlagFLOW_F_REPLY)
 	flagReplica = uint8(pontoonFlowFlagFLOW_F_REPLICA)
 	flagQuiet   = uint8(pontoonFlowFlagFLOW_F_QUIET)
+	flagGuest   = flagReplica | flagQuiet
 	flagDoomed  = uint8(pontoonFlowFlagFLOW_F_DOOMED)
 	flagOwn     = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_OWN_RST)
 	flagFins    = uint8(pontoonFlowFlagFLOW_F_OWN_FIN | pontoonFlowFlagFLOW_F_PEER_FIN)
@@ -62,10 +63,15 @@ func (f *pontoonFlow) told() bool { return f.Flags&uint8(pontoonFlowFlagFLOW_F_O
 
 func (f *pontoonFlow) reply() bool     { return f.Flags&flagReply != 0 }
 func (f *pontoonFlow) doomed() bool    { return f.Flags&flagDoomed != 0 }
-func (f *pontoonFlow) quiet() bool     { return f.Flags&flagQuiet != 0 }
 func (f *pontoonFlow) replica() bool   { return f.Flags&flagReplica != 0 }
 func (f *pontoonFlow) packets() uint64 { return uint64(f.PacketsHi)<<32 | uint64(f.PacketsLo) }
 func (f *pontoonFlow) bytes() uint64   { return uint64(f.BytesHi)<<32 | uint64(f.BytesLo) }
+
+// quiet tells whether nobody else is told of this node's flow.
+func (f *pontoonFlow) quiet() bool { return f.Flags&flagGuest == flagQuiet }
+
+// guest tells whether this half of a replica is forwarded here beside its owner.
+func (f *pontoonFlow) guest() bool { return f.Flags&flagGuest == flagGuest }
 
 func (f *pontoonFlow) setCounters(packets, bytes uint64) {
 	f.PacketsLo, f.PacketsHi = uint32(packets), uint16(packets>>32)

@@ -41,6 +41,9 @@ func (in *importer) stands(l *connection, it *importItem) bool {
 	if reason == reasonHearsay {
 		return l.idle(in.now) < c.idle(in.now)
 	}
+	if FlowState(l.forward.State) == StateClosed && in.bornLater(c, l) {
+		return false // the tuple is that of another connection by now
+	}
 	replica := l.forward.replica()
 	if replica && (mine == owner || in.d.owners.orphan(&l.forward, in.now)) {
 		return false

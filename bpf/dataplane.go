@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -60,6 +61,9 @@ type Dataplane struct {
 	doomedBefore    int        // of the last sweep
 	turns           turns
 	affinitiesSwept time.Time
+	guestsSeen      time.Time
+
+	shares atomic.Bool // some service is shared
 
 	linksChanged chan struct{}
 
@@ -321,7 +325,15 @@ func (d *Dataplane) SetOwnersAlive(alive map[uint8]bool) (died bool) {
 		d.log.Warn("clock not read", "err", err)
 		return false
 	}
-	return d.owners.set(alive, now)
+	// Before their deaths are noted: who meets a replica from here on takes it over.
+	if err := d.setLiving(alive); err != nil {
+		d.log.Warn("data plane not told which nodes live", "err", err)
+	}
+	died = d.owners.set(alive, now)
+	if died && d.shares.Load() {
+		d.wakeSweep() // which takes over what was forwarded here beside them
+	}
+	return died
 }
 
 // Close lets go of the kernel objects and leaves all pinned: packets go on flowing.

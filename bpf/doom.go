@@ -37,6 +37,18 @@ func (d *doomer) mark(key pontoonFlowKey, forward *pontoonFlow, stamp uint32) er
 	return nil
 }
 
+// learn sets and clears flags of both halves of a connection, and says whether that changed anything. One that is
+// gone, doomed, or another one by now learns nothing.
+func (d *doomer) learn(l *lesson) (bool, error) {
+	ending := pontoonEnding{Key: l.key, Created: l.of.Created, Endpoint: l.of.Endpoint, Learn: 1, Set: l.set, Clear: l.clear}
+	data := unsafe.Slice((*byte)(unsafe.Pointer(&ending)), unsafe.Sizeof(ending))
+	changed, err := d.program.Run(&ebpf.RunOptions{Data: data})
+	if err != nil {
+		return false, fmt.Errorf("have a flow learn: %w", err)
+	}
+	return changed != 0, nil
+}
+
 func (d *doomer) close() {
 	if d != nil {
 		_ = d.program.Close()

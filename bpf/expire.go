@@ -2,6 +2,7 @@ package bpf
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -48,6 +49,7 @@ func (d *Dataplane) sweepOnce(ctx context.Context) (int, error) {
 	d.sweepMu.Lock()
 	defer d.sweepMu.Unlock()
 	s := sweeper{d: d, wall: time.Now(), figures: newTally(), crowded: d.crowded()}
+	s.guests.begin(d, s.wall)
 	before, changes := d.accounts.read(), d.changes()
 	for _, m := range d.flowTables() {
 		var err error
@@ -99,6 +101,7 @@ type sweeper struct {
 	doomed  int
 	urgent  int
 	telling telling
+	guests  guests
 	pokes   []poke
 }
 
@@ -112,12 +115,13 @@ func (s *sweeper) chunk(m flowTable, part chunk) error {
 			s.count(m, &c)
 			if m == s.d.flowTable() {
 				s.telling.look(s, &c.key, &c.seen)
+				s.guests.visit(s.d, &c.key, &c.seen)
 			}
 			continue
 		}
 		candidates = append(candidates, c)
 	}
-	if err := s.tell(); err != nil {
+	if err := errors.Join(s.tell(), s.guests.settle(s.d)); err != nil {
 		return err
 	}
 	if len(candidates) == 0 {

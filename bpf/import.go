@@ -75,6 +75,7 @@ type importer struct {
 	seen    []pontoonFlowKey // forward halves that stay, and were seen elsewhere
 	stamps  []uint32         // then
 	gone    removal
+	learned []lesson // by connections that stay, of what other nodes have seen of them
 	hard    []*importItem // that other connections are in the way of
 
 	arrivals []connection // half-open ones
@@ -116,7 +117,7 @@ func (in *importer) clear() {
 	in.halves, in.drafts = in.halves[:0], in.drafts[:0]
 	in.items, in.keys, in.hard, in.arrivals = in.items[:0], in.keys[:0], in.hard[:0], in.arrivals[:0]
 	in.gone.forwards, in.gone.replies = in.gone.forwards[:0], in.gone.replies[:0]
-	in.seen, in.stamps, in.words = in.seen[:0], in.stamps[:0], nil
+	in.seen, in.stamps, in.words, in.learned = in.seen[:0], in.stamps[:0], nil, in.learned[:0]
 	in.writes.clear()
 	in.claimed.reset()
 }
@@ -206,7 +207,7 @@ func (in *importer) connections() error {
 	if named > 0 {
 		in.unknown = known < named/2
 	}
-	err := errors.Join(in.write(), in.d.finder.stamp(in.seen, in.stamps), in.d.remove(in.d.flowTable(), in.gone))
+	err := errors.Join(in.write(), in.d.finder.stamp(in.seen, in.stamps), in.d.remove(in.d.flowTable(), in.gone), in.learn())
 	for _, it := range in.hard {
 		if err != nil {
 			return err
@@ -279,6 +280,8 @@ func (in *importer) decide(it *importItem) {
 	c.inherit(&l)
 	if it.reason == reasonCounters {
 		c.advance(&l)
+	} else if in.speaksOf(it, &l) {
+		c.keepFins(&l)
 	}
 	in.add(it)
 }
@@ -287,6 +290,7 @@ func (in *importer) decide(it *importItem) {
 // this node goes on to own, it lives by that: it must not idle out here while it is in use there.
 func (in *importer) stay(it *importItem, l *connection) {
 	in.result.Kept++
+	in.teach(it, l)
 	if it.op != opUpdate || l.forward.replica() || it.reason == reasonHearsay || it.reason == reasonOrphan ||
 		it.c.idle(in.now)+doubt >= l.idle(in.now) {
 		return

@@ -88,6 +88,7 @@ func configure(spec *ebpf.CollectionSpec, opts Options, hz uint64) error {
 		pontoonVarCfgMaxFlows:    spec.Maps[pontoonMapFlows].MaxEntries / 2,
 		pontoonVarCfgNextHopTtl:  uint32(hz * uint64(opts.nextHopLife/time.Second)),
 		pontoonVarCfgXdpMax:      opts.XDPMax,
+		pontoonVarCfgBringMax:    opts.bringMax,
 		pontoonVarCfgXdpFrags:    xdpFrags(spec, opts.Hook),
 	}
 	for name, value := range settings {

@@ -111,6 +111,13 @@ func (o *owners) toldAll(owner uint8) bool {
 	return o.complete[owner]
 }
 
+// lives says whether the holder of a slot does, as far as is known.
+func (o *owners) lives(slot uint8) bool {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	return slot != nobody && (!o.known || o.alive[slot])
+}
+
 // orphan says whether nobody answers for the replica f at present.
 func (o *owners) orphan(f *pontoonFlow, now instant) bool {
 	o.mu.RLock()

@@ -113,6 +113,8 @@ const (
 	pontoonCounterDROP_SCTP_FRAGMENT     pontoonCounter = 24
 	pontoonCounterDROP_NOT_HELD          pontoonCounter = 25
 	pontoonCounterDROP_NO_LEASE          pontoonCounter = 26
+	pontoonCounterDROP_BROUGHT           pontoonCounter = 27
+	pontoonCounterDROP_BRING_LIMIT       pontoonCounter = 28
 	pontoonCounterCOUNTER_REFUSED        pontoonCounter = 32
 	pontoonCounterCOUNTER_CREATED        pontoonCounter = 33
 	pontoonCounterCOUNTER_PROMOTED       pontoonCounter = 34
@@ -140,6 +142,8 @@ const (
 	pontoonCounterCOUNTER_HALF_EVICTED   pontoonCounter = 56
 	pontoonCounterCOUNTER_HALF_UNTOLD    pontoonCounter = 57
 	pontoonCounterCOUNTER_BROUGHT_BACK   pontoonCounter = 58
+	pontoonCounterCOUNTER_BROUGHT        pontoonCounter = 59
+	pontoonCounterCOUNTER_GUEST          pontoonCounter = 60
 	pontoonCounterCOUNTER_MAX            pontoonCounter = 64
 )
 
@@ -150,7 +154,10 @@ type pontoonEnding struct {
 	Created  uint32
 	LastSeen uint32
 	Endpoint uint16
-	Pad      [6]uint8
+	Learn    uint8
+	Set      uint8
+	Clear    uint8
+	Pad      [3]uint8
 }
 
 type pontoonEndpoint struct {
@@ -168,9 +175,10 @@ type pontoonEndpoint struct {
 type pontoonEndpointFlag uint32
 
 const (
-	pontoonEndpointFlagENDPOINT_F_NEW   pontoonEndpointFlag = 1
-	pontoonEndpointFlagENDPOINT_F_QUIET pontoonEndpointFlag = 2
-	pontoonEndpointFlagENDPOINT_F_EARLY pontoonEndpointFlag = 4
+	pontoonEndpointFlagENDPOINT_F_NEW    pontoonEndpointFlag = 1
+	pontoonEndpointFlagENDPOINT_F_QUIET  pontoonEndpointFlag = 2
+	pontoonEndpointFlagENDPOINT_F_EARLY  pontoonEndpointFlag = 4
+	pontoonEndpointFlagENDPOINT_F_SHARED pontoonEndpointFlag = 8
 )
 
 type pontoonEndpointStats struct {
@@ -404,6 +412,15 @@ const (
 	pontoonPacketFlagPACKET_F_MALFORMED   pontoonPacketFlag = 64
 )
 
+type pontoonPeerLink struct {
+	_       structs.HostLayout
+	Ifindex uint32
+	There   uint32
+	Own     [6]uint8
+	Mac     [8][6]uint8
+	Pad     [2]uint8
+}
+
 type pontoonPredecessor struct {
 	_       structs.HostLayout
 	Until   uint64
@@ -527,7 +544,8 @@ const (
 	pontoonTailTAIL_NEW       pontoonTail = 7
 	pontoonTailTAIL_GATE      pontoonTail = 8
 	pontoonTailTAIL_BACK      pontoonTail = 9
-	pontoonTailTAIL_MAX       pontoonTail = 10
+	pontoonTailTAIL_BRING     pontoonTail = 10
+	pontoonTailTAIL_MAX       pontoonTail = 11
 )
 
 type pontoonTrace struct {
@@ -583,6 +601,7 @@ type pontoonVipFlag uint32
 
 const (
 	pontoonVipFlagVIP_F_RANGES pontoonVipFlag = 1
+	pontoonVipFlagVIP_F_SHARED pontoonVipFlag = 2
 )
 
 type pontoonVocabulary struct {
@@ -666,15 +685,20 @@ type pontoonVocabulary struct {
 		Created  uint32
 		LastSeen uint32
 		Endpoint uint16
-		Pad      [6]uint8
+		Learn    uint8
+		Set      uint8
+		Clear    uint8
+		Pad      [3]uint8
 	}
 }
 
 type pontoonWorkspace struct {
-	_      structs.HostLayout
-	Second uint32
-	Errors uint32
-	Quote  [520]uint8
+	_           structs.HostLayout
+	Second      uint32
+	Errors      uint32
+	BringSecond uint32
+	Brought     [2]uint32
+	Quote       [520]uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -697,7 +721,10 @@ const (
 	pontoonMapFragments        = "fragments"
 	pontoonMapHalfOpen         = "half_open"
 	pontoonMapLeases           = "leases"
+	pontoonMapLiving           = "living"
 	pontoonMapNextHops         = "next_hops"
+	pontoonMapOrigins          = "origins"
+	pontoonMapPeers            = "peers"
 	pontoonMapPredecessors     = "predecessors"
 	pontoonMapRanges           = "ranges"
 	pontoonMapScratch          = "scratch"
@@ -718,6 +745,7 @@ const (
 	pontoonMapXdpTails         = "xdp_tails"
 	pontoonProgPontoonAnswer   = "pontoon_answer"
 	pontoonProgPontoonBack     = "pontoon_back"
+	pontoonProgPontoonBring    = "pontoon_bring"
 	pontoonProgPontoonClock    = "pontoon_clock"
 	pontoonProgPontoonDoom     = "pontoon_doom"
 	pontoonProgPontoonEnter    = "pontoon_enter"
@@ -735,6 +763,7 @@ const (
 	pontoonProgPontoonXdpSlow  = "pontoon_xdp_slow"
 	pontoonProgPontoonXlat     = "pontoon_xlat"
 	pontoonProgPontoonXlatIcmp = "pontoon_xlat_icmp"
+	pontoonVarCfgBringMax      = "cfg_bring_max"
 	pontoonVarCfgFormer        = "cfg_former"
 	pontoonVarCfgHalfBuckets   = "cfg_half_buckets"
 	pontoonVarCfgHalfSeed      = "cfg_half_seed"
@@ -797,6 +826,7 @@ type pontoonSpecs struct {
 type pontoonProgramSpecs struct {
 	PontoonAnswer   *ebpf.ProgramSpec `ebpf:"pontoon_answer"`
 	PontoonBack     *ebpf.ProgramSpec `ebpf:"pontoon_back"`
+	PontoonBring    *ebpf.ProgramSpec `ebpf:"pontoon_bring"`
 	PontoonClock    *ebpf.ProgramSpec `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.ProgramSpec `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.ProgramSpec `ebpf:"pontoon_enter"`
@@ -836,7 +866,10 @@ type pontoonMapSpecs struct {
 	Fragments    *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen     *ebpf.MapSpec `ebpf:"half_open"`
 	Leases       *ebpf.MapSpec `ebpf:"leases"`
+	Living       *ebpf.MapSpec `ebpf:"living"`
 	NextHops     *ebpf.MapSpec `ebpf:"next_hops"`
+	Origins      *ebpf.MapSpec `ebpf:"origins"`
+	Peers        *ebpf.MapSpec `ebpf:"peers"`
 	Predecessors *ebpf.MapSpec `ebpf:"predecessors"`
 	Ranges       *ebpf.MapSpec `ebpf:"ranges"`
 	Scratch      *ebpf.MapSpec `ebpf:"scratch"`
@@ -861,6 +894,7 @@ type pontoonMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type pontoonVariableSpecs struct {
+	CfgBringMax     *ebpf.VariableSpec `ebpf:"cfg_bring_max"`
 	CfgFormer       *ebpf.VariableSpec `ebpf:"cfg_former"`
 	CfgHalfBuckets  *ebpf.VariableSpec `ebpf:"cfg_half_buckets"`
 	CfgHalfSeed     *ebpf.VariableSpec `ebpf:"cfg_half_seed"`
@@ -915,7 +949,10 @@ type pontoonMaps struct {
 	Fragments    *ebpf.Map `ebpf:"fragments"`
 	HalfOpen     *ebpf.Map `ebpf:"half_open"`
 	Leases       *ebpf.Map `ebpf:"leases"`
+	Living       *ebpf.Map `ebpf:"living"`
 	NextHops     *ebpf.Map `ebpf:"next_hops"`
+	Origins      *ebpf.Map `ebpf:"origins"`
+	Peers        *ebpf.Map `ebpf:"peers"`
 	Predecessors *ebpf.Map `ebpf:"predecessors"`
 	Ranges       *ebpf.Map `ebpf:"ranges"`
 	Scratch      *ebpf.Map `ebpf:"scratch"`
@@ -954,7 +991,10 @@ func (m *pontoonMaps) Close() error {
 		m.Fragments,
 		m.HalfOpen,
 		m.Leases,
+		m.Living,
 		m.NextHops,
+		m.Origins,
+		m.Peers,
 		m.Predecessors,
 		m.Ranges,
 		m.Scratch,
@@ -980,6 +1020,7 @@ func (m *pontoonMaps) Close() error {
 //
 // It can be passed to loadPontoonObjects or ebpf.CollectionSpec.LoadAndAssign.
 type pontoonVariables struct {
+	CfgBringMax     *ebpf.Variable `ebpf:"cfg_bring_max"`
 	CfgFormer       *ebpf.Variable `ebpf:"cfg_former"`
 	CfgHalfBuckets  *ebpf.Variable `ebpf:"cfg_half_buckets"`
 	CfgHalfSeed     *ebpf.Variable `ebpf:"cfg_half_seed"`
@@ -1004,6 +1045,7 @@ type pontoonVariables struct {
 type pontoonPrograms struct {
 	PontoonAnswer   *ebpf.Program `ebpf:"pontoon_answer"`
 	PontoonBack     *ebpf.Program `ebpf:"pontoon_back"`
+	PontoonBring    *ebpf.Program `ebpf:"pontoon_bring"`
 	PontoonClock    *ebpf.Program `ebpf:"pontoon_clock"`
 	PontoonDoom     *ebpf.Program `ebpf:"pontoon_doom"`
 	PontoonEnter    *ebpf.Program `ebpf:"pontoon_enter"`
@@ -1027,6 +1069,7 @@ func (p *pontoonPrograms) Close() error {
 	return _PontoonClose(
 		p.PontoonAnswer,
 		p.PontoonBack,
+		p.PontoonBring,
 		p.PontoonClock,
 		p.PontoonDoom,
 		p.PontoonEnter,

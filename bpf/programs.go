@@ -24,6 +24,7 @@ var tailPrograms = map[pontoonTail]string{
 	pontoonTailTAIL_ICMP:      pontoonProgPontoonIcmp,
 	pontoonTailTAIL_GATE:      pontoonProgPontoonGate,
 	pontoonTailTAIL_BACK:      pontoonProgPontoonBack,
+	pontoonTailTAIL_BRING:     pontoonProgPontoonBring,
 }
 
 // xdpTailPrograms are those of the XDP hook.
@@ -161,6 +162,9 @@ func (m *pontoonMaps) take(by map[string]*ebpf.Map) {
 	m.HalfOpen = by[pontoonMapHalfOpen]
 	m.Leases = by[pontoonMapLeases]
 	m.NextHops = by[pontoonMapNextHops]
+	m.Living = by[pontoonMapLiving]
+	m.Origins = by[pontoonMapOrigins]
+	m.Peers = by[pontoonMapPeers]
 	m.Predecessors = by[pontoonMapPredecessors]
 	m.Ranges = by[pontoonMapRanges]
 	m.Selection = by[pontoonMapSelection]

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/bits"
+	"net/netip"
 
 	"github.com/cilium/ebpf"
 )
@@ -31,14 +32,14 @@ func portPrefixes(first, last uint16) []portPrefix {
 	return out
 }
 
-// rangeKeys are the entries by which a service of several ports is found.
-func rangeKeys(s Service) []pontoonRangeKey {
+// rangeKeys are the entries by which some ports of an address are found.
+func rangeKeys(addr netip.Addr, protocol uint8, first, last uint16) []pontoonRangeKey {
 	var keys []pontoonRangeKey
-	vip := s.VIP.Addr().As16()
-	for _, p := range portPrefixes(s.VIP.Port(), s.PortEnd) {
-		key := pontoonRangeKey{PrefixLen: uint32(rangePrefixBits + p.length), Proto: s.Protocol, Port: swap16(p.port)}
+	a := addr.As16()
+	for _, p := range portPrefixes(first, last) {
+		key := pontoonRangeKey{PrefixLen: uint32(rangePrefixBits + p.length), Proto: protocol, Port: swap16(p.port)}
 		for i := range key.Vip {
-			key.Vip[i] = uint32(vip[4*i]) | uint32(vip[4*i+1])<<8 | uint32(vip[4*i+2])<<16 | uint32(vip[4*i+3])<<24
+			key.Vip[i] = uint32(a[4*i]) | uint32(a[4*i+1])<<8 | uint32(a[4*i+2])<<16 | uint32(a[4*i+3])<<24
 		}
 		keys = append(keys, key)
 	}
@@ -52,30 +53,35 @@ func (t *tables) syncRanges(services []Service) error {
 		if !s.ranged() {
 			continue
 		}
-		for _, key := range rangeKeys(s) {
+		for _, key := range rangeKeys(s.VIP.Addr(), s.Protocol, s.VIP.Port(), s.PortEnd) {
 			want[key] = pontoonRange{FirstPort: swap16(s.VIP.Port())}
 		}
 	}
+	return syncMap(t.maps.Ranges, "port range", t.ranges, want)
+}
+
+// syncMap makes a map hold what is wanted. have is what it holds, and is kept up.
+func syncMap[K, V comparable](m *ebpf.Map, what string, have, want map[K]V) error {
 	var errs []error
 	for key, value := range want {
-		if have, ok := t.ranges[key]; ok && have == value {
+		if there, ok := have[key]; ok && there == value {
 			continue
 		}
-		if err := t.maps.Ranges.Put(key, value); err != nil {
-			errs = append(errs, fmt.Errorf("write port range: %w", roomFor("port range", t.maps.Ranges, err)))
+		if err := m.Put(key, value); err != nil {
+			errs = append(errs, fmt.Errorf("write %s: %w", what, roomFor(what, m, err)))
 			continue
 		}
-		t.ranges[key] = value
+		have[key] = value
 	}
-	for key := range t.ranges {
+	for key := range have {
 		if _, ok := want[key]; ok {
 			continue
 		}
-		if err := t.maps.Ranges.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("remove port range: %w", err))
+		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove %s: %w", what, err))
 			continue
 		}
-		delete(t.ranges, key)
+		delete(have, key)
 	}
 	return errors.Join(errs...)
 }

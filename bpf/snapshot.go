@@ -99,8 +99,8 @@ func (d *Dataplane) EndSnapshot(ctx context.Context, owner uint8) (int, error) {
 	return removed, nil
 }
 
-// removeReplicas removes those of an owner that stale says. It reads each again before it goes: a packet may
-// have adopted it.
+// removeReplicas removes those of an owner that stale says, but not what is in use here, whatever its owner has
+// forgotten. It reads each again before it goes: a packet may have adopted it.
 func (d *Dataplane) removeReplicas(part chunk, owner uint8, now instant, stale func(*pontoonFlowKey, *pontoonFlow) bool) (int, error) {
 	d.flowMu.Lock()
 	defer d.flowMu.Unlock()
@@ -114,7 +114,14 @@ func (d *Dataplane) removeReplicas(part chunk, owner uint8, now instant, stale f
 		if err != nil {
 			return 0, err
 		}
-		if found && f.replica() && f.OwnerSlot == owner && stale(&key, &f) && !d.owners.orphan(&f, now) {
+		if !found || !f.replica() || f.OwnerSlot != owner || !stale(&key, &f) || d.owners.orphan(&f, now) {
+			continue
+		}
+		used, err := d.usedHere(&key, &f, now)
+		if err != nil {
+			return 0, err
+		}
+		if !used {
 			gone.add(key, &f)
 		}
 	}

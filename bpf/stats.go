@@ -92,6 +92,8 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterDROP_SCTP_FRAGMENT:     "drop/sctp_fragment",
 	pontoonCounterDROP_NOT_HELD:          "drop/not_held",
 	pontoonCounterDROP_NO_LEASE:          "drop/no_lease",
+	pontoonCounterDROP_BROUGHT:           "drop/brought",
+	pontoonCounterDROP_BRING_LIMIT:       "drop/bring_limit",
 	pontoonCounterCOUNTER_FLOOD_REPEATED: "flood_repeated",
 	pontoonCounterCOUNTER_ICMP_ERROR:     "icmp_error",
 	pontoonCounterCOUNTER_FRAGMENT:       "fragment",
@@ -118,6 +120,8 @@ var counterNames = map[pontoonCounter]string{
 	pontoonCounterCOUNTER_NEXT_HOP_MISS:  "next_hop_miss",
 	pontoonCounterCOUNTER_NEIGHBOUR_MISS: "neighbour_miss",
 	pontoonCounterCOUNTER_BROUGHT_BACK:   "brought_back",
+	pontoonCounterCOUNTER_BROUGHT:        "brought",
+	pontoonCounterCOUNTER_GUEST:          "guest",
 	pontoonCounterCOUNTER_ECHO:           "echo",
 }
 

@@ -62,6 +62,7 @@ func (s *stock) told(d *Dataplane) {
 type kind struct {
 	slot                            uint8
 	flows, halfOpen, events, xdpMax uint32
+	bring                           uint32
 	hops                            time.Duration
 	xdp, generic                    bool
 	without                         string
@@ -70,7 +71,7 @@ type kind struct {
 func kindOf(o Options) kind {
 	o = o.withDefaults()
 	return kind{
-		slot: o.Slot, flows: o.MaxFlows, halfOpen: o.MaxHalfOpen, events: o.EventsBytes, xdpMax: o.XDPMax, hops: o.nextHopLife,
+		slot: o.Slot, flows: o.MaxFlows, halfOpen: o.MaxHalfOpen, events: o.EventsBytes, xdpMax: o.XDPMax, bring: o.bringMax, hops: o.nextHopLife,
 		xdp: o.Hook == HookXDP || o.Hook == HookXDPGeneric, generic: o.Hook == HookXDPGeneric,
 		without: strings.Join(o.without, " "),
 	}
@@ -287,7 +288,8 @@ func (g *goods) clear() error {
 			if n, _ := counter(g.maps[pontoonMapCounters], pontoonCounterDROP_FLOOD); n > 0 {
 				err = zero(m, allOf(m))
 			}
-		case pontoonMapCounters, pontoonMapControl, pontoonMapStations, pontoonMapTerms, pontoonMapPredecessors:
+		case pontoonMapCounters, pontoonMapControl, pontoonMapStations, pontoonMapTerms, pontoonMapPredecessors,
+			pontoonMapPeers, pontoonMapLiving:
 			err = zero(m, allOf(m))
 		case pontoonMapEvents:
 			err = drain(m)

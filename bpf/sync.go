@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -48,9 +49,10 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 			errs = append(errs, d.tables.remove(key, now))
 		}
 	}
-	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
+	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.syncOrigins(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
 	d.epochs.set(want.Services)
+	d.shares.Store(slices.ContainsFunc(want.Services, func(s Service) bool { return s.Shared }))
 	if want.Retired {
 		d.endings.forget()
 	} else if d.endings.replace(want.Services) {
@@ -108,12 +110,22 @@ func (d *Dataplane) serviceValue(s *Service) pontoonService {
 	return value
 }
 
-// setVIPs adds the VIPs that are missing and notes which have services of several ports.
+// setVIPs adds the VIPs that are missing and notes which have services of several ports, and which are
+// everybody's: those of shared services, and what their endpoints see as source.
 func (d *Dataplane) setVIPs(want Desired) error {
 	flags := make(map[netip.Addr]uint32, len(want.VIPs))
 	for _, s := range want.Services {
 		if s.ranged() {
 			flags[s.VIP.Addr().Unmap()] |= uint32(pontoonVipFlagVIP_F_RANGES)
+		}
+		if !s.Shared {
+			continue
+		}
+		flags[s.VIP.Addr().Unmap()] |= uint32(pontoonVipFlagVIP_F_SHARED)
+		for _, e := range s.Endpoints {
+			for _, source := range e.Sources {
+				flags[source.Unmap()] |= uint32(pontoonVipFlagVIP_F_SHARED)
+			}
 		}
 	}
 	var errs []error

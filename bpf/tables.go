@@ -27,6 +27,7 @@ type tables struct {
 	endpoints map[uint16]pontoonEndpoint
 	leaving   map[uint16]time.Time // entries that no table names any more, and since when
 	ranges    map[pontoonRangeKey]pontoonRange
+	origins   map[pontoonRangeKey]uint32
 	blocks    blocks // of the selection map, in entries
 	sources   sourceLists
 	traffic   *trafficBook
@@ -61,6 +62,9 @@ func (t *tables) load(m *pontoonMaps) error {
 		return fmt.Errorf("read port ranges: %w", err)
 	}
 	t.ranges = ranges
+	if t.origins, err = readMap[pontoonRangeKey, uint32](m.Origins); err != nil {
+		return fmt.Errorf("read origins: %w", err)
+	}
 	return nil
 }
 
@@ -208,6 +212,9 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_QUIET)
 	} else if s.Replicate == ReplicateAll {
 		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_EARLY)
+	}
+	if s.Shared {
+		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_SHARED)
 	}
 	old, ok := t.endpoints[id]
 	if ok && old == value {

@@ -171,6 +171,7 @@ const (
 	recordBatchAge       = 2 * time.Millisecond
 	eventBatches         = 256 // batches that may wait for the consumer
 	dumpChunk            = 2048
+	bringMax             = 1 << 16
 	blockGrace           = 2 * time.Second
 	minSweep             = time.Second
 	sweepCPUShareInverse = 20 // a sweep may take 1/20 of one CPU
@@ -212,6 +213,8 @@ type Options struct {
 	// nextHopLife is how long a next hop is not asked for again; longer for tests that look at every byte:
 	// the packet that asks has its MAC addresses written by the kernel, later.
 	nextHopLife time.Duration
+	// bringMax bounds the frames brought to other nodes in a second, on each CPU and for each side.
+	bringMax uint32
 	// betweenTables is for tests: it is called while both flow tables of a change of size are in use.
 	betweenTables func(*Dataplane) error
 	// without names programs that a test can do without: the kernel takes long to look through them.
@@ -266,6 +269,9 @@ func (o Options) withDefaults() Options {
 	if o.nextHopLife == 0 {
 		o.nextHopLife = nextHopLife
 	}
+	if o.bringMax == 0 {
+		o.bringMax = bringMax
+	}
 	if o.timeouts == (timeouts{}) {
 		o.timeouts = defaultTimeouts()
 	}
@@ -304,7 +310,11 @@ type Service struct {
 	ReplicateMinAge time.Duration
 	// Epoch is that of the mastership, its low 32 bits, under which this node forwards the service's
 	// packets; 0: it is not the master. Of two nodes that claim a flow the one with the higher epoch owns it.
-	Epoch     uint32
+	Epoch uint32
+	// Shared says that routers bring its packets to any node at any time, because the instance of its
+	// VIP has no master: what is not known here is brought to the other nodes (SetPeers), and a
+	// flow whose directions pass two nodes stays with one of them.
+	Shared    bool
 	Endpoints []Endpoint
 }
 

@@ -31,6 +31,8 @@ enum counter {
 	DROP_SCTP_FRAGMENT = 24, /* the first one, whose ports would have to change */
 	DROP_NOT_HELD = 25,      /* who has a VIP that another node holds */
 	DROP_NO_LEASE = 26,      /* who has a VIP that this node holds, but its lease has run out */
+	DROP_BROUGHT = 27,       /* another node brought it, and it is not known here either */
+	DROP_BRING_LIMIT = 28,   /* of an unknown connection, and enough were brought to other nodes this second */
 	COUNTER_REFUSED = 32,           /* answered with a reset, an abort or an unreachable */
 	COUNTER_CREATED = 33,           /* half-open flows created */
 	COUNTER_PROMOTED = 34,          /* flows established */
@@ -58,6 +60,8 @@ enum counter {
 	COUNTER_HALF_EVICTED = 56,      /* half-open entries that gave way to newer ones */
 	COUNTER_HALF_UNTOLD = 57,       /* half-open connections kept from the ring: it was filling up */
 	COUNTER_BROUGHT_BACK = 58,      /* packets of unknown connections brought to the master before */
+	COUNTER_BROUGHT = 59,           /* frames brought to other nodes, which may know their connection */
+	COUNTER_GUEST = 60,             /* replicas forwarded here beside their owner, which lives */
 	COUNTER_MAX = 64,
 };
 

@@ -77,6 +77,7 @@ enum flow_flag {
 #define FLOW_F_OWN (FLOW_F_OWN_FIN | FLOW_F_OWN_RST)
 #define FLOW_F_PEER (FLOW_F_PEER_FIN | FLOW_F_PEER_RST)
 #define FLOW_F_CLOSING (FLOW_F_OWN | FLOW_F_PEER)
+#define FLOW_F_GUEST (FLOW_F_REPLICA | FLOW_F_QUIET) /* forwarded here beside the owner, which lives */
 
 /* One half of a connection: what becomes of a packet that matches the key. It holds no
  * number that means something on this node only, so it can be written into the map of
@@ -170,12 +171,14 @@ enum service_flag {
 
 enum vip_flag {
 	VIP_F_RANGES = 1, /* a service on it has more than one port */
+	VIP_F_SHARED = 2, /* packets to it may come to any node */
 };
 
 enum endpoint_flag {
 	ENDPOINT_F_NEW = 1,   /* takes new flows */
 	ENDPOINT_F_QUIET = 2, /* they are FLOW_F_QUIET at first */
 	ENDPOINT_F_EARLY = 4, /* the other nodes hear of them from the first packet on */
+	ENDPOINT_F_SHARED = 8, /* any node may get packets of its flows at any time */
 };
 
 struct service_key {
@@ -305,6 +308,8 @@ _Static_assert(sizeof(struct fragment) == 8, "fragment");
 struct workspace {
 	__u32 second; /* in which errors were counted */
 	__u32 errors;
+	__u32 bring_second; /* in which frames brought to other nodes were counted */
+	__u32 brought[2];   /* those of clients, those of endpoints */
 	__u8 quote[QUOTE_MAX + 8]; /* zeros after the quoted bytes complete the last word */
 };
 
@@ -383,6 +388,21 @@ struct predecessor {
 
 _Static_assert(sizeof(struct predecessor) == 24, "predecessor");
 
+/* The other nodes that a packet of a connection which is not known here can be brought to, on one
+ * interface; in a table by the low bits of its index. */
+#define PEER_LINKS 256
+#define PEER_SLOTS 8
+
+struct peer_link {
+	__u32 ifindex;
+	__u32 there; /* one bit for each slot whose node can be reached there */
+	__u8 own[ETH_ALEN];
+	__u8 mac[PEER_SLOTS][ETH_ALEN]; /* by slot */
+	__u8 pad[2];
+};
+
+_Static_assert(sizeof(struct peer_link) == 64, "peer_link");
+
 struct control_block {
 	__u32 generation; /* of the next-hop cache */
 	__u32 half_seed;  /* of the half-open table's hash; for the next who opens the maps */
@@ -394,14 +414,18 @@ struct clock {
 };
 
 /* What user space hands to pontoon_doom, in the place of a packet: the connection, told from a later
- * one of the same tuple, and when both halves are to have been seen last. */
+ * one of the same tuple, and when both halves are to have been seen last. With learn set it is not
+ * ended: the flags are set and cleared, in terms of the forward half. */
 struct ending {
 	__u8 link[16]; /* a frame begins with a link header; zero */
 	struct flow_key key; /* of the forward half */
 	__u32 created;
 	__u32 last_seen;
 	__u16 endpoint;
-	__u8 pad[6];
+	__u8 learn;
+	__u8 set;
+	__u8 clear;
+	__u8 pad[3];
 };
 
 _Static_assert(sizeof(struct ending) == 72, "ending");

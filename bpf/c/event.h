@@ -96,6 +96,12 @@ static __always_inline __u8 other_side(__u8 flags)
 	return (flags & FLOW_F_OWN) << 1 | (flags & FLOW_F_PEER) >> 1;
 }
 
+/* other_way is other_side with the flags that both halves have alike. */
+static __always_inline __u8 other_way(__u8 flags)
+{
+	return other_side(flags) | (flags & FLOW_F_GUEST);
+}
+
 /* The closing bits as the forward half has them. */
 static __always_inline __u8 forward_flags(__u8 flags)
 {

@@ -4,11 +4,18 @@
 
 #include "early.h"
 
+#define FLOW_F_CARE (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_PEER_RST | FLOW_F_DOOMED)
+
 /* A packet that is more than "one more packet" of an established flow. */
 static __always_inline int needs_care(const struct packet *p, const struct flow *f)
 {
-	return (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) ||
-	       (f->flags & (FLOW_F_REPLICA | FLOW_F_OWN_RST | FLOW_F_PEER_RST | FLOW_F_DOOMED));
+	__u8 flags = f->flags;
+
+	if (p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		return 1;
+	if (!(flags & FLOW_F_CARE))
+		return 0;
+	return (flags & (FLOW_F_CARE | FLOW_F_QUIET)) != FLOW_F_GUEST;
 }
 
 /* age_of is how much older than now a stamp is; that of another CPU may be ahead. */
@@ -156,7 +163,21 @@ static __always_inline int begins_anew(const struct packet *p, const struct flow
 	       !(f->flags & FLOW_F_REPLY);
 }
 
-/* doom marks both halves of a connection that user space ends. */
+/* teach sets and clears flags of both halves as another node has told. Those of a doomed connection say
+ * who has been told, and stay. */
+static __always_inline int teach(const struct ending *e, struct flow *f, struct flow *other)
+{
+	if (f->flags & FLOW_F_DOOMED || !change_word(f, e->set, e->clear))
+		return 0;
+	if (other)
+		change_word(other, other_way(e->set), other_way(e->clear));
+	if (e->clear & FLOW_F_REPLICA)
+		count(COUNTER_ADOPTED);
+	return 1;
+}
+
+/* doom marks both halves of a connection that user space ends, or has them learn what another node
+ * knows of it. */
 static __always_inline int doom(const struct ending *e)
 {
 	struct flow *f = bpf_map_lookup_elem(&flows, &e->key), *other;
@@ -165,6 +186,8 @@ static __always_inline int doom(const struct ending *e)
 	if (!f || f->flags & FLOW_F_REPLY || f->created != e->created || f->endpoint != e->endpoint)
 		return 0;
 	other = other_half(&e->key, f, &okey);
+	if (e->learn)
+		return teach(e, f, other);
 	f->last_seen = e->last_seen;
 	change_word(f, FLOW_F_DOOMED, 0);
 	if (!other)
@@ -172,6 +195,30 @@ static __always_inline int doom(const struct ending *e)
 	other->last_seen = e->last_seen;
 	change_word(other, FLOW_F_DOOMED, 0);
 	return 2;
+}
+
+/* After so long without a word of the owner a guest takes its flow over. Owners speak of what they forward
+ * every five seconds. */
+#define GUEST_SECONDS 8
+
+/* is_guest tells whether this node is to forward a replica beside its owner instead of taking it over:
+ * where the two directions of a connection pass two nodes, those would take it from each other for ever.
+ * What is seen of the owner is its word about the direction that passes there. Whoever gets both is no
+ * guest. */
+static __always_inline int is_guest(const struct packet *p, const struct flow *f, const struct flow *other)
+{
+	__u32 id = f->endpoint, zero = 0, *alive;
+	struct endpoint *ep;
+
+	if ((f->flags & FLOW_F_CARE) != FLOW_F_REPLICA || f->owner_slot == cfg_slot || !other ||
+	    other->flags & FLOW_F_QUIET || p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST))
+		return 0;
+	ep = bpf_map_lookup_elem(&endpoints, &id);
+	if (!ep || !(ep->flags & ENDPOINT_F_SHARED))
+		return 0;
+	alive = bpf_map_lookup_elem(&living, &zero);
+	return alive && *alive >> (f->owner_slot & 31) & 1 &&
+	       age_of(p->now, other->last_seen) < GUEST_SECONDS * (cfg_hz ? cfg_hz : 250);
 }
 
 /* doomed_step has the sender told that the connection is over, and notes that. */
@@ -200,9 +247,14 @@ static __noinline int flow_care(const struct packet *p, struct flow *f)
 	if (f->flags & FLOW_F_DOOMED)
 		return doomed_step(p, f);
 	other = other_half(&p->key, f, &okey);
-	if (f->flags & FLOW_F_REPLICA && change_word(f, 0, FLOW_F_REPLICA)) {
+	if (is_guest(p, f, other)) {
+		change_word(f, FLOW_F_QUIET, 0);
+		count(COUNTER_GUEST);
+		return V_FORWARD;
+	}
+	if (f->flags & FLOW_F_REPLICA && change_word(f, 0, FLOW_F_GUEST)) {
 		if (other)
-			change_word(other, 0, FLOW_F_REPLICA);
+			change_word(other, 0, FLOW_F_GUEST);
 		count(COUNTER_ADOPTED);
 		reason = RECORD_ADOPT;
 	}

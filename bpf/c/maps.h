@@ -15,6 +15,7 @@ const volatile __u32 cfg_xdp_max = 0;         /* bytes from the IP header on; 0:
 const volatile __u32 cfg_half_buckets = 1;
 const volatile __u32 cfg_half_seed = 0;
 const volatile __u8 cfg_xdp_frags = 0;        /* frames may come in several buffers */
+const volatile __u32 cfg_bring_max = 65536;   /* frames brought to other nodes in a second, on each CPU */
 const volatile __u8 cfg_former = 0;           /* flows is filled from former at present */
 
 /* Never read: it mentions the types that no map does, so that bpf2go finds them in the BTF
@@ -182,6 +183,30 @@ struct {
 	__type(key, __u32);
 	__type(value, struct predecessor);
 } predecessors SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PEER_LINKS);
+	__type(key, __u32);
+	__type(value, struct peer_link);
+} peers SEC(".maps");
+
+/* One word: a bit for each slot whose node lives. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} living SEC(".maps");
+
+/* Where answers of flows that any node may get come from: the endpoints' addresses and ports. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct range_key);
+	__type(value, __u32);
+} origins SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -31,7 +31,8 @@ enum tail {
 	TAIL_NEW = 7,       /* to a VIP, by an entry neither in flows nor in half_open */
 	TAIL_GATE = 8,      /* who has this address: ARP requests, neighbour solicitations */
 	TAIL_BACK = 9,      /* of a connection that is not known here, after a planned move */
-	TAIL_MAX = 10,
+	TAIL_BRING = 10,    /* the same, where every node of an instance gets packets */
+	TAIL_MAX = 11,
 };
 
 /* What TAIL_ANSWER is to say; in skb->cb[0], with a number in cb[1]. */

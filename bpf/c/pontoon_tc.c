@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* The data plane on the TC ingress hook (TCX, or clsact on kernels before 6.6). */
 #include "tc_parse.h"
-#include "tc_back.h"
+#include "tc_bring.h"
 #include "tc_echo.h"
 #include "tc_gate.h"
 #include "tc_icmp.h"
@@ -176,6 +176,10 @@ static __always_inline int slow(struct __sk_buff *skb)
 		skb->cb[0] = verdict;
 		bpf_tail_call(skb, &tails, TAIL_BACK);
 	}
+	if (!f && may_stray(p, verdict, skb->ifindex)) {
+		skb->cb[0] = verdict;
+		bpf_tail_call(skb, &tails, TAIL_BRING);
+	}
 	return tc_conclude(skb, p, f, verdict);
 }
 
@@ -216,6 +220,27 @@ int pontoon_back(struct __sk_buff *skb)
 	return tc_done(skb, back(skb));
 }
 
+static __always_inline int bring_to_others(struct __sk_buff *skb)
+{
+	struct packet *p = current_packet();
+	int verdict = skb->cb[0], action;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	action = tc_bring(skb, p, verdict);
+	if (action >= 0)
+		return action;
+	if (verdict == V_ICMP)
+		return icmp_unknown(p);
+	return verdict == V_PASS ? TC_ACT_UNSPEC : tc_jump(skb, TAIL_NEW);
+}
+
+SEC("tc")
+int pontoon_bring(struct __sk_buff *skb)
+{
+	return tc_done(skb, bring_to_others(skb));
+}
+
 SEC("tc")
 int pontoon_new(struct __sk_buff *skb)
 {
@@ -230,6 +255,20 @@ int pontoon_answer(struct __sk_buff *skb)
 	if (!p)
 		return tc_done(skb, TC_ACT_SHOT);
 	return tc_done(skb, skb->cb[0] == ANSWER_ECHO ? tc_echo(skb, p) : tc_answer(skb, p));
+}
+
+/* icmp_astray brings an error about what another node has sent, as far as is known, to that node. */
+static __always_inline int icmp_astray(struct __sk_buff *skb, struct packet *p, const struct quoted *q)
+{
+	__u32 *vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
+
+	if (!vip || !(*vip & VIP_F_SHARED) || !has_ports(q) || !peers_on(skb->ifindex))
+		return icmp_unknown(p);
+	p->vip = *vip;
+	p->key.dport = q->key.sport;
+	p->key.proto = q->key.proto;
+	skb->cb[0] = V_ICMP;
+	return tc_jump(skb, TAIL_BRING);
 }
 
 /* icmp sends an error on to the one whose packet it is about. */
@@ -253,7 +292,7 @@ static __always_inline int icmp(struct __sk_buff *skb)
 	}
 	f = has_ports(&q) ? find_quoting(&q) : NULL;
 	if (!f)
-		return icmp_unknown(p);
+		return icmp_astray(skb, p, &q);
 	note_flow(STEP_SEND, f);
 	if (p->ttl <= 1)
 		return tc_drop(DROP_TTL);

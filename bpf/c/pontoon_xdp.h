@@ -5,7 +5,7 @@
 #pragma once
 
 #include "tc_trace.h"
-#include "back.h"
+#include "sharing.h"
 #include "xdp_forward.h"
 
 /* Returns XDP_PASS for what is not ours or not plain. */
@@ -71,6 +71,8 @@ int pontoon_xdp_slow(struct xdp_md *ctx)
 	f = find_slow(p, &verdict);
 	if (!f && goes_on(p, verdict) && predecessor_on(ctx->ingress_ifindex))
 		return xdp_leave(); /* TC brings it there */
+	if (!f && may_stray(p, verdict, ctx->ingress_ifindex))
+		return xdp_leave(); /* the same */
 	if (verdict == V_NEW) {
 		bpf_tail_call(ctx, &xdp_tails, TAIL_NEW);
 		return XDP_PASS;
