@@ -41,8 +41,11 @@ func (in *importer) stands(l *connection, it *importItem) bool {
 	if reason == reasonHearsay {
 		return l.idle(in.now) < c.idle(in.now)
 	}
-	if FlowState(l.forward.State) == StateClosed && in.bornLater(c, l) {
-		return false // the tuple is that of another connection by now
+	switch apart := in.bornApart(c, l); { // a tuple that was used again
+	case apart > 0 && FlowState(l.forward.State) == StateClosed:
+		return false
+	case apart < 0 && FlowState(c.forward.State) == StateClosed:
+		return true
 	}
 	replica := l.forward.replica()
 	if replica && (mine == owner || in.d.owners.orphan(&l.forward, in.now)) {

@@ -327,7 +327,8 @@ func (in *importer) delete(it *importItem) {
 	}
 	// Who held the connection before another adopted it has no say in its end.
 	l := connection{key: c.key, forward: *local, reply: *local}
-	former := c.forward.OwnerSlot != nobody && local.OwnerSlot != c.forward.OwnerSlot && l.idle(in.now) < c.idle(in.now)
+	another := c.forward.OwnerSlot != nobody && local.OwnerSlot != c.forward.OwnerSlot
+	former := another && (l.idle(in.now) < c.idle(in.now) || in.bornApart(c, &l) < 0)
 	if !local.replica() || former {
 		in.result.Kept++
 		return

@@ -27,8 +27,8 @@ func closingState(flags uint8) FlowState {
 	return StateEstablished
 }
 
-// bornApart is by how many units of created c is the younger of two connections, beyond what two nodes
-// may be apart; 0: they may be the same.
+// bornApart is by how many units of created c is the younger of two connections of the same tuples, beyond what two
+// nodes may be apart; 0: they may be the same.
 func (in *importer) bornApart(c, l *connection) int32 {
 	apart := int32(c.forward.Created - l.forward.Created)
 	slack := int32(in.d.clock.units(birthSlack + in.now.age(l.forward.Created)/1000))
@@ -40,9 +40,6 @@ func (in *importer) bornApart(c, l *connection) int32 {
 	}
 	return 0
 }
-
-// bornLater says whether c, of the same tuples as l, is a later connection.
-func (in *importer) bornLater(c, l *connection) bool { return in.bornApart(c, l) > 0 }
 
 // speaksOf says whether a record tells of a packet of the connection l itself.
 func (in *importer) speaksOf(it *importItem, l *connection) bool {
