@@ -75,7 +75,7 @@ type importer struct {
 	seen    []pontoonFlowKey // forward halves that stay, and were seen elsewhere
 	stamps  []uint32         // then
 	gone    removal
-	learned []lesson // by connections that stay, of what other nodes have seen of them
+	learned []lesson      // by connections that stay, of what other nodes have seen of them
 	hard    []*importItem // that other connections are in the way of
 
 	arrivals []connection // half-open ones
