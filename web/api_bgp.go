@@ -83,8 +83,9 @@ func (s *server) bgpPeerRoutes() {
 		method: http.MethodDelete, path: "/v1/bgp/peers/{address}", id: "delete-bgp-peer", tag: "bgp",
 		summary: "Delete a BGP peer", text: "Its sessions end. " + dryRunText,
 	}, func(ctx context.Context, in *struct {
-		peerPath
-		DryRun bool `query:"dry_run"`
+		Address netip.Addr `path:"address" doc:"The peer."`
+		Node    fsm.NodeID `query:"node" doc:"The entry of this node; the one for all nodes when left out."`
+		DryRun  bool       `query:"dry_run"`
 	},
 	) (*answer[BGPWritten], error) {
 		return s.writeBGP(ctx, fsm.DeleteBGPPeer{Address: in.Address, Node: in.Node}, in.DryRun)

@@ -45,6 +45,18 @@ func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
 		{"one node alone", func(s *Status) { s.Nodes = s.Nodes[:1] }, LevelWarn, "1 of 1 node healthy, lb1 leads", "1 voter"},
 		{"a warning of this node", func(s *Status) { s.Warnings = []string{"the flow table is full"} }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"rebuilt from one node", func(s *Status) { s.Cluster.Without = []fsm.NodeID{"lb7", "lb8"} }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "rebuilt without lb7 and lb8"},
+		{"a BGP session down", func(s *Status) {
+			s.BGP = []BGPPeer{{Peer: "192.0.2.254", State: BGPActive, Error: "connection refused"}, {Peer: "192.0.2.253", State: BGPEstablished}}
+		}, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "BGP with 192.0.2.254 is not established (active): connection refused."},
+		{"BGP is well", func(s *Status) {
+			s.VIPs[0].Announce, s.BGP = fsm.AnnounceBGP, []BGPPeer{{Peer: "192.0.2.253", State: BGPEstablished}}
+		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"nobody to tell", func(s *Status) {
+			s.Self, s.VIPs[0].Announce, s.VIPs[0].Address = "lb1", fsm.AnnounceBGP, ap("192.0.2.1:1").Addr()
+		}, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "VIP 192.0.2.1 is announced by BGP, and lb1 has no peer to tell"},
+		{"a witness tells nobody", func(s *Status) {
+			s.Self, s.VIPs[0].Announce, s.Nodes[0].Role = "lb1", fsm.AnnounceBGP, fsm.RoleWitness
+		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"two voters", func(s *Status) { s.Nodes[2].Raft = RaftNonvoter }, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "2 voters"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
