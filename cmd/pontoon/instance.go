@@ -12,9 +12,10 @@ import (
 )
 
 func newInstanceCmd(a *app) *cobra.Command {
-	cmd := group("instance", "List, create and move instances",
+	cmd := group("instance", "List, create, update and move instances",
 		`An instance is a group of virtual addresses and services that fails over
-together; each has one master node. The instance "default" always exists.`)
+together; each has one master node, or all nodes serve it (kind ecmp). The instance
+"default" always exists.`)
 	cmd.AddCommand(
 		shows(a, &cobra.Command{
 			Use:     "list",
@@ -24,6 +25,7 @@ together; each has one master node. The instance "default" always exists.`)
 			Args:    wantArgs(),
 		}, func([]string) string { return "/v1/instances" }, drawInstances),
 		newInstanceCreateCmd(a),
+		newInstanceUpdateCmd(a),
 		newInstanceMoveCmd(a),
 		a.completing(a.changes(&cobra.Command{
 			Use:     "delete NAME",
@@ -40,23 +42,29 @@ together; each has one master node. The instance "default" always exists.`)
 func instancePath(name string) string { return "/v1/instances/" + url.PathEscape(name) }
 
 func newInstanceCreateCmd(a *app) *cobra.Command {
-	prio := priorities{}
+	f := instanceFlags{priorities: priorities{}}
 	cmd := &cobra.Command{
 		Use:   "create NAME",
-		Short: "Create an instance, or set its priorities",
-		Long: `Create an instance. For one that exists, the priorities are replaced.
+		Short: "Create an instance, or set its priorities and settings",
+		Long: `Create an instance. For one that exists, the priorities are replaced, and with one
+of the other flags all settings are; see "pontoon instance update" to change some.
 
 The eligible node with the highest priority becomes the first master; without
 priorities a hash of the names spreads instances over the nodes. A master stays
-master while it can: a higher priority elsewhere moves nothing by itself.`,
-		Example: "  pontoon instance create blue --priority lb2=100 --priority lb3=50",
-		Args:    wantArgs("NAME"),
+master while it can: a higher priority elsewhere moves nothing by itself.
+
+With --kind ecmp there is no master: all nodes serve, and routers spread the traffic
+over them. The virtual addresses of such an instance are announced by BGP.`,
+		Example: `  pontoon instance create blue --priority lb2=100 --priority lb3=50
+  pontoon instance create wide --kind ecmp`,
+		Args: wantArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			body := web.InstanceRequest{Priorities: prio}
+			body := web.InstanceRequest{Priorities: f.priorities}
+			f.merge(cmd, &body)
 			return a.write(cmd, http.MethodPut, instancePath(args[0]), body, "instance "+args[0]+" is in place")
 		},
 	}
-	cmd.Flags().Var(prio, "priority", "preference for a node; higher is preferred, default 0 (repeat)")
+	f.addTo(a, cmd)
 	return cmd
 }
 
@@ -82,10 +90,17 @@ func newInstanceMoveCmd(a *app) *cobra.Command {
 }
 
 func drawInstances(t *table, instances []web.InstanceStatus) {
-	t.head("INSTANCE", "MASTER", "SUCCESSION", "EPOCH", "ADDRESSES")
+	t.head("INSTANCE", "MASTER", "SUCCESSION", "EPOCH", "ADDRESSES", "SETTINGS")
 	for _, i := range instances {
-		t.row(i.Name, master(i.Master), join(i.Succession), i.Epoch, join(i.VIPs))
+		t.row(i.Name, masterOf(i), join(i.Succession), i.Epoch, join(i.VIPs), settingsWords(i.InstanceSettings))
 	}
+}
+
+func masterOf(i web.InstanceStatus) cell {
+	if i.Kind == fsm.InstanceECMP && len(i.Succession) > 0 {
+		return cell{"all", plain}
+	}
+	return master(i.Master)
 }
 
 func master(n fsm.NodeID) cell {

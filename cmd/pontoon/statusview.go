@@ -25,6 +25,7 @@ func drawStatus(t *table, st web.Status) {
 	t.line("\nOn %s:", st.Self)
 	drawFlowSummary(t, st.Flows)
 	drawReplication(t, st.Replication)
+	drawBGP(t, st.BGP)
 	drawDrops(t, st.Drops)
 	drawInterfaces(t, st.Interfaces)
 	for i, w := range st.Warnings {

@@ -28,7 +28,7 @@ func flagError(_ *cobra.Command, err error) error {
 	switch kind := invalid.GetFlag().Value.Type(); kind {
 	case "duration":
 		want = "want " + wantDuration
-	case "int", "uint16", "uint32":
+	case "int", "uint8", "uint16", "uint32":
 		want = "want a whole number"
 		if size, bits := strings.CutPrefix(kind, "uint"); bits {
 			want += " of at most " + size + " bits"
@@ -133,7 +133,6 @@ func requireFlags(cmd *cobra.Command, names ...string) error {
 type choice struct {
 	value   string
 	allowed []string
-	later   []string // words the contract names and this version cannot do
 }
 
 func newChoice(value string, allowed ...string) *choice {
@@ -149,11 +148,6 @@ func (c *choice) Set(s string) error {
 		if s == word {
 			c.value = s
 			return nil
-		}
-	}
-	for _, word := range c.later {
-		if s == word {
-			return fmt.Errorf("%s is not supported yet: want %s", s, orList(c.allowed))
 		}
 	}
 	return fmt.Errorf("want %s", orList(c.allowed))

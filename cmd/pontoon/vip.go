@@ -65,8 +65,14 @@ A node that is cut off from the quorum cannot know whether another has taken its
 place. By default it stops claiming the address within its lease (see "pontoon
 run --help"), so that clients find one node only; connections that still reach it
 go on. With --on-quorum-loss hold it goes on claiming it: better where the rest of
-the cluster is more likely to be down than out of sight.`,
+the cluster is more likely to be down than out of sight.
+
+With --announce bgp the address is in no subnet of a link. The nodes tell routers
+the way to it (see "pontoon bgp"): the master the best one, and those who follow it
+others that are used when it is gone. In an instance of kind ecmp all nodes tell the
+same, and routers spread the traffic over them.`,
 		Example: `  pontoon vip create 192.168.80.200
+  pontoon vip create 203.0.113.10 --announce bgp
   pontoon vip create 10.2.0.1 --kind gateway
   pontoon vip create 2001:db8:2::101 --kind snat`,
 		Args: wantAddress,
@@ -76,11 +82,12 @@ the cluster is more likely to be down than out of sight.`,
 	cmd.Flags().StringVar(&iface, "interface", "", "the interface that holds it (default: the one whose subnet contains it)")
 	kind := newChoice(string(fsm.VIPService), string(fsm.VIPService), string(fsm.VIPGateway), string(fsm.VIPSNAT)).
 		addTo(cmd, "kind", "", "service: clients connect to it; gateway: the endpoints' next hop; snat: a source towards endpoints")
-	mode := newChoice(string(fsm.AnnounceL2), string(fsm.AnnounceL2), string(fsm.AnnounceNone))
-	mode.later = []string{"bgp"}
-	mode.addTo(cmd, "announce", "", "l2: gratuitous ARP or unsolicited neighbour advertisement; none: something else brings traffic here")
+	mode := newChoice(string(fsm.AnnounceL2), string(fsm.AnnounceL2), string(fsm.AnnounceBGP), string(fsm.AnnounceNone)).
+		addTo(cmd, "announce", "", "l2: ARP and neighbour discovery on a link; bgp: routes to the BGP peers; none: something else brings traffic here")
 	loss := newChoice(string(fsm.QuorumRelease), string(fsm.QuorumRelease), string(fsm.QuorumHold)).
 		addTo(cmd, "on-quorum-loss", "", "release: a node that is cut off stops claiming it within its lease; hold: it goes on, and two may claim it")
+	empty := newChoice("", string(fsm.NoEndpointWithdraw), string(fsm.NoEndpointKeep)).
+		addTo(cmd, "on-no-endpoint", "", "with --announce bgp, while no service of it has an endpoint that takes new flows: withdraw the routes, or keep them (default withdraw)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		address := netip.MustParseAddr(args[0]) // wantAddress has seen to it
 		body := fsm.VIP{
@@ -91,6 +98,7 @@ the cluster is more likely to be down than out of sight.`,
 			Announce:  fsm.AnnounceMode(mode.value),
 
 			OnQuorumLoss: fsm.QuorumLoss(loss.value),
+			OnNoEndpoint: fsm.NoEndpoint(empty.value),
 		}
 		return a.write(cmd, http.MethodPut, "/v1/vips/"+url.PathEscape(address.String()), body, "virtual address "+address.String()+" is in place")
 	}
@@ -98,12 +106,15 @@ the cluster is more likely to be down than out of sight.`,
 }
 
 func drawVIPs(t *table, vips []fsm.VIP) {
-	t.head("ADDRESS", "KIND", "INSTANCE", "INTERFACE", "ANNOUNCED BY", "WITHOUT QUORUM")
+	t.head("ADDRESS", "KIND", "INSTANCE", "INTERFACE", "ANNOUNCED BY", "WITHOUT QUORUM", "WITHOUT ENDPOINTS")
 	for _, v := range vips {
 		iface := v.Interface
-		if iface == "" {
+		switch {
+		case iface == "" && v.Announce == fsm.AnnounceBGP:
+			iface = "-"
+		case iface == "":
 			iface = "by subnet"
 		}
-		t.row(v.Address, v.Kind, v.Instance, iface, v.Announce, cmp.Or(v.OnQuorumLoss, fsm.QuorumRelease))
+		t.row(v.Address, v.Kind, v.Instance, iface, v.Announce, cmp.Or(v.OnQuorumLoss, fsm.QuorumRelease), v.OnNoEndpoint)
 	}
 }
