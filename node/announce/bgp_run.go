@@ -268,10 +268,7 @@ func (r *bgpRun) applyPeers() error {
 	for _, p := range r.have.Peers {
 		s, ok := r.sessions[p.Address]
 		if ok {
-			if s.peer.MaxPrefixes != p.MaxPrefixes {
-				s.peer = p
-				errs = append(errs, r.engine.setLimit(r.ctx, p, r.have.RestartTime))
-			}
+			errs = append(errs, r.newLimit(s, p))
 			continue
 		}
 		if err := r.engine.addPeer(r.ctx, p, r.have.RestartTime, true); err != nil {
@@ -282,6 +279,20 @@ func (r *bgpRun) applyPeers() error {
 		r.setStatus(p.Address, func(s *PeerStatus) { s.State = StateIdle })
 	}
 	return errors.Join(errs...)
+}
+
+// newLimit changes how many prefixes a neighbour may send. One that sent too many
+// gets another chance.
+func (r *bgpRun) newLimit(s *session, p BGPPeer) error {
+	if s.peer.MaxPrefixes == p.MaxPrefixes {
+		return nil
+	}
+	s.peer = p
+	if s.limited {
+		s.revive = time.Now()
+		return nil
+	}
+	return r.engine.setLimit(r.ctx, p, r.have.RestartTime)
 }
 
 // drop takes a neighbour away, for good or to be made anew.

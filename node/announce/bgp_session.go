@@ -26,6 +26,8 @@ type session struct {
 	peer    BGPPeer
 	state   PeerState // as the server said last
 	conn    *watched  // the one handed over last
+	busy    bool      // conn was handed over, and did not end yet
+	gaveWay bool      // conn was closed for pending
 	pending *watched  // accepted while the server could not take it
 	dialing bool
 	retry   time.Time     // when to dial, in state active; zero: not
@@ -58,6 +60,14 @@ func (s *session) close() {
 	}
 }
 
+// keep keeps a connection until the server can take it.
+func (s *session) keep(conn *watched) {
+	if s.pending != nil {
+		_ = s.pending.Close()
+	}
+	s.pending = conn
+}
+
 // jittered is d, a fifth more or less, so that two ends do not try at the same times.
 func jittered(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
@@ -73,7 +83,7 @@ func (r *bgpRun) onState(ev stateEvent) {
 	s.state = ev.state
 	switch ev.state {
 	case StateActive:
-		s.kept, s.revive = false, time.Time{}
+		s.kept, s.busy, s.revive = false, false, time.Time{}
 		s.retry = time.Now().Add(time.Duration(rand.Int64N(int64(firstTry))))
 		if s.pending != nil {
 			conn := s.pending
@@ -90,7 +100,11 @@ func (r *bgpRun) onState(ev stateEvent) {
 		r.findHops()
 		_ = r.applyRoutes() // tried again
 	case StateIdle:
-		if before != StateIdle {
+		s.busy = false
+		switch {
+		case s.gaveWay:
+			s.gaveWay, s.revive = false, time.Now()
+		case before != StateIdle:
 			r.onIdle(s, ev, before == StateEstablished)
 		}
 	default:
@@ -157,7 +171,7 @@ func (r *bgpRun) onTime(s *session, now time.Time) {
 		r.reviveNow(s)
 		return
 	}
-	s.dialing = true
+	s.dialing, s.busy = true, false // what was handed over led to nothing
 	p := s.peer
 	r.setStatus(p.Address, func(st *PeerStatus) { st.State = StateConnect })
 	r.group.Go(func() error {
@@ -208,7 +222,7 @@ func (r *bgpRun) onDialled(d dialled) {
 		r.down(s, dialWords(s.peer, d.err), false)
 		r.setStatus(s.peer.Address, func(st *PeerStatus) { st.State = StateActive })
 	case d.err != nil:
-	case s.closed || s.state != StateActive:
+	case s.closed || s.state != StateActive || s.busy:
 		_ = d.conn.Close()
 	default:
 		r.hand(s, d.conn)
@@ -222,15 +236,16 @@ func (r *bgpRun) onAccepted(conn *watched) {
 	case !ok:
 		r.log.Debug("refused a BGP connection from no neighbour", "from", conn.remote())
 		_ = conn.Close()
-	case s.limited:
+	case s.limited, s.peer.Source.IsValid() && s.peer.Source != addrOf(conn.LocalAddr()):
 		_ = conn.Close()
-	case s.state == StateActive:
+	case s.state == StateActive && !s.busy:
 		r.hand(s, conn)
+	case s.conn != nil && s.conn.collides(conn):
+		s.keep(conn)
+		s.gaveWay = true
+		_ = s.conn.Close()
 	case s.state == StateIdle:
-		if s.pending != nil {
-			_ = s.pending.Close()
-		}
-		s.pending = conn
+		s.keep(conn)
 		if !s.revive.IsZero() && s.backoff < time.Second {
 			s.revive = time.Now()
 		}
@@ -241,7 +256,7 @@ func (r *bgpRun) onAccepted(conn *watched) {
 
 // hand gives a connection to the server.
 func (r *bgpRun) hand(s *session, conn *watched) {
-	s.conn = conn
+	s.conn, s.busy, s.gaveWay = conn, true, false
 	s.retry = time.Now().Add(taken)
 	select {
 	case r.engine.queue <- conn:

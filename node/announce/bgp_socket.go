@@ -24,6 +24,7 @@ const maxTTL = 255
 // that its end can be explained.
 type watched struct {
 	*net.TCPConn
+	mine    bool // opened from here
 	mu      sync.Mutex
 	in, out transcript
 }
@@ -52,12 +53,22 @@ func (w *watched) ending() ending {
 }
 
 // remote is the neighbour's address.
-func (w *watched) remote() netip.Addr {
-	a, ok := w.RemoteAddr().(*net.TCPAddr)
+func (w *watched) remote() netip.Addr { return addrOf(w.RemoteAddr()) }
+
+func addrOf(a net.Addr) netip.Addr {
+	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
 		return netip.Addr{}
 	}
-	return a.AddrPort().Addr().Unmap().WithZone("")
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
+}
+
+// collides reports whether a connection opened from here has to give way to one that
+// the neighbour opened at the same time. The one with the higher address keeps its own:
+// RFC 4271, section 6.8, compares router ids, which are not known before both have
+// said OPEN; that is too late for two ends that wait for each other.
+func (w *watched) collides(with *watched) bool {
+	return w.mine && !w.ending().opened && with.remote().Compare(addrOf(w.LocalAddr())) > 0
 }
 
 // dial opens a connection to a neighbour the way it wants to be connected to.
@@ -74,7 +85,11 @@ func dial(ctx context.Context, p BGPPeer) (*watched, error) {
 	if err != nil {
 		return nil, err
 	}
-	return watch(conn)
+	w, err := watch(conn)
+	if err == nil {
+		w.mine = true
+	}
+	return w, err
 }
 
 func watch(conn net.Conn) (*watched, error) {
