@@ -17,6 +17,7 @@ const (
 	reviveMin  = 100 * time.Millisecond
 	reviveMax  = 5 * time.Second
 	afterLimit = time.Minute
+	steady     = 10 * time.Second // a session that lasted for longer is no flapping one
 	// taken is by when a connection handed to the server must have led to something.
 	taken = 5 * time.Second
 )
@@ -32,6 +33,7 @@ type session struct {
 	dialing bool
 	retry   time.Time     // when to dial, in state active; zero: not
 	revive  time.Time     // when to make the neighbour anew, in state idle; zero: not
+	up      time.Time     // when it was established last
 	backoff time.Duration // before the next revival
 	limited bool          // it sent too many prefixes, and is not in the server
 	kept    bool          // the server keeps its routes and goes on by itself
@@ -92,7 +94,7 @@ func (r *bgpRun) onState(ev stateEvent) {
 		}
 		r.setStatus(ev.peer, func(st *PeerStatus) { st.State = StateActive })
 	case StateEstablished:
-		s.backoff = reviveMin
+		s.up = time.Now()
 		r.setStatus(ev.peer, func(st *PeerStatus) {
 			st.State, st.Since, st.Error, st.RouterID = StateEstablished, time.Now(), "", ev.routerID
 		})
@@ -135,10 +137,11 @@ func (r *bgpRun) onIdle(s *session, ev stateEvent, established bool) {
 	case ev.graceful && len(r.have.Import) > 0:
 		s.kept = true
 	default:
-		s.revive = time.Now().Add(jittered(s.backoff))
-		if !established {
-			s.backoff = min(2*s.backoff, reviveMax)
+		if established && time.Since(s.up) > steady {
+			s.backoff = reviveMin
 		}
+		s.revive = time.Now().Add(jittered(s.backoff))
+		s.backoff = min(2*s.backoff, reviveMax)
 	}
 }
 
