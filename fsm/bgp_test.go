@@ -324,12 +324,16 @@ func TestSessionChangesSayWhatIsResetAndWhy(t *testing.T) {
 		"family":           {put(func(p *BGPPeer) { p.Family = FamilyIPv6 }), everywhere(SessionReset, "family both -> ipv6")},
 		"graceful restart": {put(func(p *BGPPeer) { p.NoGracefulRestart = true }), everywhere(SessionReset, "graceful restart 2m -> off")},
 		"restart time":     {bgp(func(b *BGP) { b.RestartTime = Duration(time.Minute) }), everywhere(SessionReset, "graceful restart 2m -> 1m")},
-		"listen port":      {bgp(func(b *BGP) { b.Port = 0 }), everywhere(SessionReset, "listen port 179 -> none")},
+		"listen port": {bgp(func(b *BGP) { b.Port = 0 }), nil},
 		"own as":           {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb2", AS: 5}} }), everywhere(SessionReset, "own AS 64512 -> 5")[1:2]},
 		"router id":        {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb1", RouterID: addr("1.1.1.1")}} }), everywhere(SessionReset, "router id 192.0.2.1 -> 1.1.1.1")[:1]},
 		"one node's": {
 			PutBGPPeer{Peer: BGPPeer{Address: at, AS: 65001, Node: "lb3", Source: addr("192.0.2.3")}},
 			everywhere(SessionReset, "source any -> 192.0.2.3")[2:],
+		},
+		"own AS behind a local one": {
+			Batch{Commands: []Command{put(func(p *BGPPeer) { p.LocalAS = 64512 }), bgp(func(b *BGP) { b.AS = 7 })}},
+			everywhere(SessionReset, "the node's AS 64512 -> 7"),
 		},
 		"removed": {DeleteBGPPeer{Address: at}, everywhere(SessionRemoved, "")},
 		"another": {PutBGPPeer{Peer: BGPPeer{Address: addr("2001:db8::f"), AS: 1, Node: "lb1"}}, []SessionChange{{Peer: addr("2001:db8::f"), Node: "lb1", Verb: SessionAdded}}},

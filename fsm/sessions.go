@@ -3,7 +3,6 @@ package fsm
 import (
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
 )
 
@@ -31,14 +30,13 @@ type session struct {
 	BGPPeer
 	as       uint32
 	routerID netip.Addr
-	listen   uint16
 	restart  Duration
 }
 
 // SessionChanges tells which BGP sessions the step from one state to another adds,
 // resets and removes, by node and peer. What is not listed goes on without
-// interruption: VIPs, services, mastership, import rules, limits and BFD touch no
-// session.
+// interruption: VIPs, services, mastership, import rules, limits, the listen port
+// and BFD touch no session.
 func SessionChanges(before, after *State) []SessionChange {
 	var names []NodeID
 	diffTables(&before.nodes, &after.nodes, func(n *Node) string { return string(n.Name) }, func(name string, v ChangeVerb) {
@@ -62,7 +60,7 @@ func (s *State) sessions(node NodeID) []session {
 	as, id := s.BGPOf(node)
 	var out []session
 	for _, p := range s.BGPPeersOf(node) {
-		out = append(out, session{BGPPeer: p, as: as, routerID: id, listen: b.Port, restart: b.RestartTime})
+		out = append(out, session{BGPPeer: p, as: as, routerID: id, restart: b.RestartTime})
 	}
 	return out
 }
@@ -101,8 +99,10 @@ func (s session) differs(o session) string {
 	}
 	turn("AS", s.AS, o.AS)
 	turn("own AS", s.ownAS(), o.ownAS())
+	if s.ownAS() == o.ownAS() {
+		turn("the node's AS", s.as, o.as) // it identifies the speaker, whatever this peer is told
+	}
 	turn("router id", s.routerID, o.routerID)
-	turn("listen port", portOrNone(s.listen), portOrNone(o.listen))
 	turn("port", s.Port, o.Port)
 	if s.Password != o.Password {
 		why = append(why, "another password")
@@ -137,13 +137,6 @@ func onOff(b bool) string {
 		return "on"
 	}
 	return "off"
-}
-
-func portOrNone(p uint16) string {
-	if p == 0 {
-		return "none"
-	}
-	return strconv.Itoa(int(p))
 }
 
 func addrOrAny(a netip.Addr) string {

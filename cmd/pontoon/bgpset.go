@@ -44,7 +44,7 @@ nodes; given once or more often, it replaces all rules. PREFIX alone means exact
 that one, ge=N and le=N bound the length of those within it: 10.0.0.0/8,le=24. For
 the default route: 0.0.0.0/0; for all routes: 0.0.0.0/0,le=32.
 
-Another AS, router id, listen port or restart time resets sessions: --dry-run says
+Another AS, router id or restart time resets sessions: --dry-run says
 which, and changes nothing.`,
 		Example: `  pontoon bgp set --as 65010
   pontoon bgp set --node lb1 --router-id 192.0.2.11 --dry-run

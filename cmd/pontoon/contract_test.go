@@ -17,7 +17,7 @@ var contractCommands = map[string][]string{
 		"echo-interval", "echo-misses", "gossip-port", "hook", "interface",
 		"lease", "log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
 	},
-	"demo":            {"clean", "connections", "failures", "keep", "nodes", "output"},
+	"demo":            {"bgp", "clean", "connections", "failures", "keep", "nodes", "output"},
 	"init":            {},
 	"join":            {"no-wait", "timeout", "token"},
 	"leave":           {"force"},
