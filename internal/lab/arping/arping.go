@@ -165,6 +165,9 @@ func bigEndian(v uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v))
 }
 
+// Targets are the addresses asked for.
+func (p *Prober) Targets() []netip.Addr { return slices.Clone(p.cfg.Targets) }
+
 // Claims are all so far, in the order in which they came.
 func (p *Prober) Claims() []Claim {
 	p.mu.Lock()

@@ -40,7 +40,7 @@ func (v Violation) String() string {
 func Check(h *History, l Limits) []Violation {
 	var all []Violation
 	for _, check := range []func(*History, Limits) []Violation{
-		oneMasterPerEpoch, epochsGrow, converges, oneAnswerer, noTwoAnswer, fenced, readyBeforeAnswer,
+		oneMasterPerEpoch, epochsGrow, converges, oneAnswerer, noTwoAnswer, fenced, heldIsHeld, readyBeforeAnswer,
 		configurationKept, connectionsKept, flowsAgree, cleanLogs,
 	} {
 		all = append(all, check(h, l)...)
@@ -170,6 +170,9 @@ func noTwoAnswer(h *History, l Limits) (out []Violation) {
 		return nil
 	}
 	for _, address := range sortedKeys(h.VIPs) {
+		if slices.Contains(h.Held, address) {
+			continue // two may, as long as they do not hear each other
+		}
 		var since, at time.Duration // of the windows with two answerers in a row
 		var first, other string
 		flush := func() {
@@ -209,11 +212,11 @@ func fenced(h *History, l Limits) (out []Violation) {
 		return nil
 	}
 	for _, s := range h.Spans {
-		if s.What == Forgot {
+		if s.What != Stopped && s.What != Alone {
 			continue
 		}
 		for _, c := range h.Claims {
-			if c.Node == s.Node && c.Asked && c.At > s.From+l.Lease+l.Margin && c.At < s.To {
+			if c.Node == s.Node && c.Asked && !slices.Contains(h.Held, c.Address) && c.At > s.From+l.Lease+l.Margin && c.At < s.To {
 				out = append(out, Violation{"silent after the lease", c.At, fmt.Sprintf(
 					"%s answers for %s, %s after it was %s", c.Node, c.Address, c.At-s.From, s.What)})
 				break
@@ -221,6 +224,42 @@ func fenced(h *History, l Limits) (out []Violation) {
 		}
 	}
 	return out
+}
+
+// heldIsHeld: what is to be claimed without a quorum is answered for also while the daemon of its
+// master does not run. Only times are looked at in which nothing else was hurt.
+func heldIsHeld(h *History, l Limits) (out []Violation) {
+	const before = 200 * time.Millisecond
+	for _, s := range h.Spans {
+		if s.What != Unattended || h.alsoHurt(s.From-time.Second, s.To) {
+			continue
+		}
+		for _, address := range h.Held {
+			last, mine := s.From, false
+			for _, c := range h.answersFor(address) {
+				mine = mine || c.Node == s.Node && c.At > s.From-before && c.At <= s.From
+				if c.At > last && c.At <= s.To && c.At-last <= l.Silence {
+					last = c.At
+				}
+			}
+			if mine && s.To-last > l.Silence {
+				out = append(out, Violation{"what is held is held", last, fmt.Sprintf(
+					"nobody answers for %s, although the kernel of %s runs", address, s.Node)})
+			}
+		}
+	}
+	return out
+}
+
+// alsoHurt says whether more than one fault lay in a time.
+func (h *History) alsoHurt(from, to time.Duration) bool {
+	n := 0
+	for _, f := range h.Faults {
+		if f.From < to && f.To > from {
+			n++
+		}
+	}
+	return n > 1
 }
 
 // readyBeforeAnswer: nobody claims an address while all who were asked say that its
@@ -249,7 +288,8 @@ func readyBeforeAnswer(h *History, l Limits) (out []Violation) {
 		}
 		for _, c := range h.Claims {
 			in := slices.IndexFunc(unready, func(s span) bool { return c.At > s.from+l.Lease+l.Margin && c.At < s.to })
-			if c.Node == node && in >= 0 {
+			// Who is taken for dead is not ready, and holds what is to be held.
+			if c.Node == node && in >= 0 && !slices.Contains(h.Held, c.Address) {
 				out = append(out, Violation{"ready before it answers", c.At, fmt.Sprintf("%s claims %s and is not ready", node, c.Address)})
 				break
 			}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 )
 
 func sortedKeys[K cmp.Ordered, V any](m map[K]V) []K { return slices.Sorted(maps.Keys(m)) }
@@ -53,10 +54,14 @@ func configurationKept(h *History, _ Limits) (out []Violation) {
 }
 
 // connectionsKept: every connection goes on with its bytes. Only where at one time
-// no node's kernel knew the flows may they be gone.
+// no node's kernel knew the flows may they be gone; and a kernel in front of which no program
+// stands resets the connections to an address that it has.
 func connectionsKept(h *History, _ Limits) (out []Violation) {
 	for _, t := range h.Traffic {
 		lost := t.Reset + t.Stalled
+		if h.bareAnswered() {
+			lost = t.Stalled
+		}
 		if t.Corrupted > 0 {
 			out = append(out, Violation{"connections keep their bytes", h.Ended, fmt.Sprintf("%d of %d of %s were corrupted: %v", t.Corrupted, t.Connections, t.Name, t.Errors)})
 		}
@@ -66,6 +71,19 @@ func connectionsKept(h *History, _ Limits) (out []Violation) {
 		}
 	}
 	return out
+}
+
+// bareAnswered says whether a node had the addresses while its programs were off its interfaces.
+func (h *History) bareAnswered() bool {
+	const around = 200 * time.Millisecond
+	for _, s := range h.Spans {
+		if s.What == Bare && slices.ContainsFunc(h.Claims, func(c Claim) bool {
+			return c.Node == s.Node && c.Asked && c.At > s.From-around && c.At < s.To
+		}) {
+			return true
+		}
+	}
+	return false
 }
 
 // allForgot says whether there was a moment at which no node knew the flows.

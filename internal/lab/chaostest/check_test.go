@@ -85,6 +85,11 @@ func TestEachInvariantCanBeBroken(t *testing.T) {
 			}
 		}, "no two answer for long"},
 		{"a stopped one goes on", func(h *History) { h.Claims = append(h.Claims, Claim{2600 * ms, "192.0.2.1", "a", true}) }, "silent after the lease"},
+		{"what is to be held is not", func(h *History) {
+			h.Held = []string{"192.0.2.1"}
+			h.Spans[0].What = Unattended
+			h.Claims = append(answersOf("a", 0, 1200*ms), answersOf("b", 1800*ms, 8000*ms)...)
+		}, "what is held is held"},
 		{"not ready and answers", func(h *History) {
 			for _, n := range h.Nodes {
 				v := viewBy(n, 4000*ms, "b", 9)
@@ -145,6 +150,24 @@ func TestWhatIsInDoubtOrLostForAllIsAllowed(t *testing.T) {
 	}
 }
 
+func TestAKernelWithoutProgramsMayReset(t *testing.T) {
+	h := clean()
+	h.Spans = append(h.Spans, Span{"b", Bare, 2000 * ms, 3000 * ms})
+	h.Traffic[0].Reset = 5
+	if bad := Check(h, DefaultLimits()); len(bad) > 0 {
+		t.Error(bad)
+	}
+	h.Traffic[0].Stalled = 1
+	if bad := Check(h, DefaultLimits()); len(bad) != 1 {
+		t.Errorf("one stands still: %v", bad)
+	}
+	h.Traffic[0].Stalled = 0
+	h.Spans[len(h.Spans)-1].Node = "c" // who had no address
+	if bad := Check(h, DefaultLimits()); len(bad) != 1 {
+		t.Errorf("another one was bare: %v", bad)
+	}
+}
+
 func TestWithoutALeaseTheFenceIsNotChecked(t *testing.T) {
 	h := clean()
 	h.Claims = append(h.Claims, Claim{2600 * ms, "192.0.2.1", "a", true})
@@ -176,7 +199,7 @@ func TestASeedDrawsTheSamePlan(t *testing.T) {
 		if diff := cmp.Diff(p, Draw(seed)); diff != "" {
 			t.Fatal(diff)
 		}
-		if len(p.Faults) < 3 || len(p.Faults) > 10 {
+		if len(p.Faults) < 3 || len(p.Faults) > 11 {
 			t.Errorf("seed %d: %d faults", seed, len(p.Faults))
 		}
 		for _, f := range p.Faults {
@@ -189,7 +212,7 @@ func TestASeedDrawsTheSamePlan(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range kinds() {
+	for _, k := range append(kinds(), KindDetach) {
 		if seen[k] == 0 {
 			t.Errorf("%s is never drawn", k)
 		}

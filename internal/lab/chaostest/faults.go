@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -115,9 +117,9 @@ func (r *run) hurt(ctx context.Context, n *lab.Node, f Fault) (done, error) {
 	}
 	switch f.Kind {
 	case KindKill:
-		return done{n.Start, []Condition{Stopped}}, n.Kill(ctx)
+		return done{n.Start, []Condition{Stopped, Unattended}}, n.Kill(ctx)
 	case KindPause:
-		return done{plain(n.Resume), []Condition{Stopped}}, n.Pause()
+		return done{plain(n.Resume), []Condition{Stopped, Unattended}}, n.Pause()
 	case KindPower:
 		return r.powerOff(ctx, n)
 	case KindLinks:
@@ -134,6 +136,8 @@ func (r *run) hurt(ctx context.Context, n *lab.Node, f Fault) (done, error) {
 		return done{}, r.move(ctx, n)
 	case KindRejoin:
 		return r.leave(ctx, n)
+	case KindDetach:
+		return done{func(ctx context.Context) error { return r.attached(ctx, n) }, []Condition{Bare}}, detach(n)
 	}
 	return r.hurtDisk(n, f)
 }
@@ -155,6 +159,35 @@ func (r *run) powerOff(ctx context.Context, n *lab.Node) (done, error) {
 		return r.cables.reopen(n)
 	}
 	return done{back, []Condition{Stopped}}, n.PowerOff(ctx)
+}
+
+// detach takes the programs off a node's interfaces, as a foreign hand may.
+func detach(n *lab.Node) error {
+	links, err := pinnedLinks(n)
+	if err == nil && len(links) == 0 {
+		return fmt.Errorf("%w: no program is attached", errNotNow)
+	}
+	for _, link := range links {
+		err = errors.Join(err, os.Remove(link))
+	}
+	return err
+}
+
+func pinnedLinks(n *lab.Node) ([]string, error) {
+	return filepath.Glob(filepath.Join(n.PinDir(), "links", "*"))
+}
+
+// attached waits until the daemon has mended that: no other fault of it may begin before, or nobody would.
+func (r *run) attached(ctx context.Context, n *lab.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	defer cancel()
+	return lab.WaitFor(ctx, n.Name()+" to attach its programs again", func(context.Context) error {
+		links, err := pinnedLinks(n)
+		if err == nil && len(links) == 0 {
+			return errors.New("none is")
+		}
+		return err
+	})
 }
 
 // part cuts a node off from one other or from all others.

@@ -13,6 +13,7 @@ type History struct {
 	Seed   uint64
 	Nodes  []string
 	VIPs   map[string]string // address to instance
+	Held   []string          // of these, those that are claimed also without a quorum
 	Faults []FaultRecord
 	Spans  []Span
 	Claims []Claim
@@ -41,6 +42,10 @@ type Condition string
 const (
 	// Stopped: its daemon did not run, so nothing of it could hear the others.
 	Stopped Condition = "stopped"
+	// Unattended: its daemon did not run, and its kernel did.
+	Unattended Condition = "unattended"
+	// Bare: its programs were taken off its interfaces. Its daemon puts them back, some time in it.
+	Bare Condition = "bare"
 	// Alone: it could exchange nothing with a majority of the cluster, though
 	// clients may still reach it.
 	Alone Condition = "alone"

@@ -39,6 +39,7 @@ const (
 	KindDiskFull  Kind = "diskfull"  // there is no room on the disk
 	KindMove      Kind = "move"      // an operator moves the instance
 	KindRejoin    Kind = "rejoin"    // the node leaves the cluster and joins it again
+	KindDetach    Kind = "detach"    // the programs are taken off the node's interfaces, while its daemon lives
 )
 
 // Target says which node a fault is for, at the moment when it happens.
@@ -120,8 +121,19 @@ func Draw(seed uint64) Plan {
 			p.Faults = append(p.Faults, twin)
 		}
 	}
+	p.Faults = append(p.Faults, drawLater(seed)...)
 	slices.SortStableFunc(p.Faults, func(a, b Fault) int { return cmp.Compare(a.At, b.At) })
 	return p
+}
+
+// drawLater adds what later versions of this package thought of, by a chance of its own, so that
+// the other faults of a seed stay what they were.
+func drawLater(seed uint64) []Fault {
+	rnd := rand.New(rand.NewPCG(seed, 0x70746368616f74))
+	if rnd.IntN(3) > 0 {
+		return nil
+	}
+	return []Fault{drawFault(rnd, []Kind{KindDetach})}
 }
 
 func drawFault(rnd *rand.Rand, from []Kind) Fault {

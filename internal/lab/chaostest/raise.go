@@ -59,6 +59,8 @@ func (r *run) raise(ctx context.Context) error {
 func (r *run) declare(ctx context.Context, n *lab.Node) error {
 	orders := [][]string{
 		{"vip", "create", lab.ServiceVIP().String()},
+		{"vip", "create", lab.ServiceVIP6().String()},
+		{"vip", "create", heldVIP().String(), "--on-quorum-loss", "hold"},
 		{"vip", "create", lab.GatewayVIP().String(), "--kind", "gateway"},
 	}
 	for i, mode := range modes {

@@ -43,6 +43,14 @@ const (
 	progressTime = 25 * time.Second
 )
 
+// heldVIP is one that is claimed also without a quorum.
+func heldVIP() netip.Addr { return netip.AddrFrom4([4]byte{192, 168, 80, 222}) }
+
+// clientsVIPs are those that clients ask for.
+func clientsVIPs() []netip.Addr {
+	return []netip.Addr{lab.ServiceVIP(), lab.ServiceVIP6(), heldVIP()}
+}
+
 // run is one run under way.
 type run struct {
 	cfg    Config
@@ -90,9 +98,10 @@ func Run(ctx context.Context, cfg Config) (h *History, err error) {
 	r := &run{
 		cfg: cfg, lab: l, began: time.Now(), macs: map[string]string{}, busy: map[string]bool{}, forgot: map[string]time.Duration{},
 		away: map[string]bool{}, joins: map[string]int{},
-		h: &History{Seed: cfg.Plan.Seed, VIPs: map[string]string{
-			lab.ServiceVIP().String(): "default", lab.GatewayVIP().String(): "default",
-		}},
+		h: &History{Seed: cfg.Plan.Seed, VIPs: map[string]string{}, Held: []string{heldVIP().String()}},
+	}
+	for _, vip := range append(clientsVIPs(), lab.GatewayVIP()) {
+		r.h.VIPs[vip.String()] = "default"
 	}
 	for _, n := range l.Nodes() {
 		r.h.Nodes = append(r.h.Nodes, n.Name())
@@ -133,9 +142,9 @@ func (r *run) perform(ctx context.Context) error {
 func (r *run) observe(ctx context.Context, g *errgroup.Group) error {
 	for _, at := range []struct {
 		host *lab.Host
-		vip  netip.Addr
-	}{{r.lab.Clients()[1], lab.ServiceVIP()}, {r.lab.Endpoints()[2], lab.GatewayVIP()}} {
-		p, err := arping.New(arping.Config{Do: at.host.Do, Interface: "eth1", Targets: []netip.Addr{at.vip}})
+		vips []netip.Addr
+	}{{r.lab.Clients()[1], clientsVIPs()}, {r.lab.Endpoints()[2], []netip.Addr{lab.GatewayVIP()}}} {
+		p, err := arping.New(arping.Config{Do: at.host.Do, Interface: "eth1", Targets: at.vips})
 		if err != nil {
 			return err
 		}
@@ -281,15 +290,17 @@ func (r *run) whole(ctx context.Context) (master string, err error) {
 // onlyAnswers is an error unless of late the node alone has answered.
 func (r *run) onlyAnswers(master string) error {
 	for _, p := range r.asking {
-		answers := 0
+		answers := map[string]int{}
 		for _, c := range r.claimsOf(p, p.Since(200*time.Millisecond)) {
 			if c.Asked && c.Node != master {
 				return fmt.Errorf("%s answers for %s, whose master is %s", c.Node, c.Address, master)
 			}
-			answers++
+			answers[c.Address]++
 		}
-		if answers < 5 {
-			return fmt.Errorf("%s does not answer for its addresses", master)
+		for _, vip := range p.Targets() {
+			if answers[vip.String()] < 5 {
+				return fmt.Errorf("%s does not answer for %s", master, vip)
+			}
 		}
 	}
 	return nil
