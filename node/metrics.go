@@ -46,6 +46,7 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge("raft_applied_index", "Raft index applied on this node.", float64(s.Cluster.Applied))
 	gauge("plan_index", "Raft index whose plan this node has carried out.", float64(m.local.get().plan))
 	clusterMetrics(s, gauge)
+	detectionMetrics(s.BFD, gauge)
 	flowMetrics(s, gauge, counter)
 	if m.routing != nil {
 		bgpMetrics(s.BGP, m.routing.announcedNow(), m.routing.importedNow(), gauge, counter)

@@ -31,7 +31,9 @@ type RunOptions struct {
 }
 
 // Run is the daemon. It returns nil when ctx ends, and leaves the data plane
-// forwarding: what is pinned stays, and the next Run adopts it.
+// forwarding: what is pinned stays, and the next Run adopts it. When the end takes
+// longer than eight seconds, because a disk hangs, it returns an error before all of it has ended; the process
+// should end then.
 func Run(ctx context.Context, cfg Config, opts RunOptions) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -65,7 +67,7 @@ func Run(ctx context.Context, cfg Config, opts RunOptions) error {
 		call(opts.Stopping)
 		return n.stop()
 	})
-	err = g.Wait()
+	err = endOf(gctx, g.Wait, endTime, n.holdUp)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -94,7 +96,8 @@ type daemon struct {
 	mu      sync.Mutex
 	member  *member
 	running *memberRun
-	absent  error // why there is no member, where that passes; nil for "in no cluster"
+	ending  *member // the last one that was asked to stop
+	absent  error   // why there is no member, where that passes; nil for "in no cluster"
 }
 
 // memberRun is a running member's handle.
@@ -168,6 +171,9 @@ func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bo
 func (d *daemon) stopMember() error {
 	d.mu.Lock()
 	run := d.running
+	if d.member != nil {
+		d.ending = d.member
+	}
 	d.member, d.running = nil, nil
 	d.mu.Unlock()
 	if run == nil {

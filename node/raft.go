@@ -107,7 +107,8 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	votes := patientVotes{injectVotes(dir, st.votes), watch, over}
 	conf := raftConfig(name, hl)
 	if bootstrap {
-		err = raft.BootstrapCluster(conf, cache, votes, st.snaps, transport, onlyVoter(name, address))
+		// Without patience: a disk that takes nothing is reason enough not to begin.
+		err = raft.BootstrapCluster(conf, cache, injectVotes(dir, st.votes), st.snaps, transport, onlyVoter(name, address))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("bootstrap raft: %w", err), g.closeFiles())
 		}

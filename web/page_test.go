@@ -47,7 +47,7 @@ func newBrowser(t *testing.T, width, height int64) *browser {
 		t.Skip("no chromium here")
 	}
 	opts := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(int(width), int(height)),
+		chromedp.ExecPath(path), chromedp.UserDataDir(t.TempDir()), chromedp.Env("TMPDIR="+t.TempDir()), chromedp.WindowSize(int(width), int(height)),
 		chromedp.NoSandbox, chromedp.DisableGPU, chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true))
 	ctx, cancelAll := chromedp.NewExecAllocator(context.Background(), opts...)
@@ -150,7 +150,7 @@ func (b *browser) innocent(server string) {
 }
 
 // picture keeps a screenshot of the whole page: in PONTOON_ARTIFACTS if that is
-// set, else only after a failure.
+// set, else, of a failure only, where go test -artifacts keeps what tests leave.
 func (b *browser) picture(name string) {
 	b.t.Helper()
 	dir := os.Getenv("PONTOON_ARTIFACTS")
@@ -163,10 +163,7 @@ func (b *browser) picture(name string) {
 		return
 	}
 	if dir == "" {
-		if dir, err = os.MkdirTemp("", "pt-web-"); err != nil {
-			b.t.Logf("no screenshot: %v", err)
-			return
-		}
+		dir = b.t.ArtifactDir() // kept with go test -artifacts
 	}
 	file := filepath.Join(dir, strings.ReplaceAll(name, "/", "-")+".png")
 	if err := os.WriteFile(file, png, 0o600); err != nil {

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // hurtDisk says what is wrong with a node's disk from now on; "" heals it.
@@ -76,4 +78,51 @@ func TestANodeWhoseDiskFailsIsReplaced(t *testing.T) {
 			unharmed(t, w)
 		})
 	}
+}
+
+// A disk that hangs does not keep the daemon from ending when it is told to, and it says why.
+func TestADaemonEndsAlthoughItsDiskHangs(t *testing.T) {
+	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Binary: faultsBinary(t)})
+	n := l.Node(status(t, l.Nodes()[0]).Cluster.Leader)
+	process := n.Process()
+	hurtDisk(t, n, `{"delay_ms":600000}`)
+	waitEvent(t, n, "disk", "disk of the data directory")
+	began := time.Now()
+	if err := n.Terminate(within(t, 30*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took > roottest.Patient(10*time.Second) {
+		t.Errorf("it took %s", took)
+	}
+	if err := process.Wait(t.Context()); err == nil {
+		t.Error("it says that all is well")
+	}
+	if log, err := os.ReadFile(n.LogFile()); err != nil || !strings.Contains(string(log), "pontoon: stop: not done within 8s") || !strings.Contains(string(log), "hangs") {
+		t.Errorf("its log does not say why: %v\n%s", err, log)
+	}
+	hurtDisk(t, n, "")
+	if err := n.Start(within(t, 10*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	waitHealthy(t, l)
+}
+
+// A machine whose disk takes nothing is told so by init, and begins when it is well.
+func TestInitOnAFailingDiskIsRefused(t *testing.T) {
+	l := newLab(t, lab.Config{Topology: lab.OneLeg, Nodes: 1, Binary: faultsBinary(t)})
+	n := l.Nodes()[0]
+	if err := os.MkdirAll(n.DataDir(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	hurtDisk(t, n, `{"error":"no space left on device"}`)
+	began := time.Now()
+	if _, err := n.CLI(within(t, 30*time.Second), "init"); err == nil || !strings.Contains(err.Error(), "no space left on device") {
+		t.Errorf("init: %v", err)
+	}
+	if took := time.Since(began); took > roottest.Patient(5*time.Second) {
+		t.Errorf("it took %s", took)
+	}
+	hurtDisk(t, n, "")
+	cli(t, n, "init")
+	waitHealthy(t, l)
 }
