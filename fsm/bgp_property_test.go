@@ -14,7 +14,7 @@ var propPeers = []string{"10.0.0.1", "192.0.2.3", "192.0.2.201", "192.0.2.201", 
 
 func genSettings(t *rapid.T, name string) PutInstance {
 	c := PutInstance{
-		Name: name, Kind: pick(t, "kind", []InstanceKind{"", InstanceBackup, InstanceBackup, InstanceECMP}),
+		Name: name, Kind: pick(t, "kind", []InstanceKind{"", InstanceBackup, InstanceECMP, InstanceECMP}),
 		AnnouncePolicy: pick(t, "policy", []AnnouncePolicy{"", "", PolicyRanked, PolicyMasterOnly, "x"}),
 		ASPrepend:      dice(t, "prepend", 4) == 0,
 		Communities:    pick(t, "communities", [][]Community{nil, {"65000:01"}, {"65000:1:2", "65000:1"}, {GracefulShutdown}}),

@@ -95,6 +95,10 @@ func (c MoveInstance) apply(d *draft) error {
 	if err != nil {
 		return err
 	}
+	if inst.Kind == InstanceECMP {
+		return refuse(ErrInvalid, "instance %s is of kind %s and has no master: every eligible node serves it; to take node %s out of it, drain one with \"pontoon node drain\"",
+			inst.Name, InstanceECMP, n.Name)
+	}
 	if n.Name == inst.Master {
 		return nil
 	}

@@ -84,22 +84,35 @@ func rendezvous(instance string, node NodeID) uint64 {
 }
 
 // elect decides master and succession of one instance from the eligible
-// nodes. The epoch of the result is left as the instance has it.
+// nodes, in order. all are the nodes there are. The epoch of the result is left as the
+// instance has it.
 //
 //   - An eligible incumbent stays, whatever the order of the rest.
 //   - Otherwise the first in order takes over.
 //   - If nobody is eligible, an incumbent that is alive stays (draining or
 //     not): its data plane may still forward, and nobody can do better.
 //     With a dead or removed incumbent the instance has no master.
-func elect(inst Instance, able []Node, incumbent *Node) Assignment {
+//
+// An instance of kind InstanceECMP has no master: see electAll.
+func elect(inst Instance, able, all []Node) Assignment {
+	if inst.Kind == InstanceECMP {
+		return electAll(inst, able, all)
+	}
 	order := rank(inst, able)
+	incumbents := []NodeID{inst.Master}
+	if inst.Master == "" {
+		incumbents = inst.Succession // of an instance that had no master by its kind
+	}
 	master := inst.Master
 	switch {
 	case slices.Contains(order, master):
 	case len(order) > 0:
 		master = order[0]
-	case incumbent == nil || !incumbent.Alive:
+	default:
 		master = ""
+		if left := living(inst, incumbents, all); len(left) > 0 {
+			master = left[0]
+		}
 	}
 	succession := make([]NodeID, 0, len(order)+1)
 	if master != "" {
@@ -113,20 +126,45 @@ func elect(inst Instance, able []Node, incumbent *Node) Assignment {
 	return Assignment{Master: master, Succession: succession, Epoch: inst.Epoch}
 }
 
+// electAll is elect for an instance without a master: all who are eligible serve it
+// alike, and stand in the succession in order. If nobody is eligible, those of the
+// last succession that are alive go on: were their routes withdrawn, the addresses would be
+// gone for everybody.
+func electAll(inst Instance, able, all []Node) Assignment {
+	succession := rank(inst, able)
+	if len(succession) == 0 {
+		succession = living(inst, inst.Succession, all)
+	}
+	return Assignment{Succession: succession, Epoch: inst.Epoch}
+}
+
+// living are those of the names that are alive, in order.
+func living(inst Instance, names []NodeID, all []Node) []NodeID {
+	left := make([]Node, 0, len(names))
+	for _, n := range all {
+		if n.Alive && slices.Contains(names, n.Name) {
+			left = append(left, n)
+		}
+	}
+	return rank(inst, left)
+}
+
 // settle runs the election of every instance once, after all changes of a log
 // entry, and gives a new epoch to those whose master is another than before
-// the entry.
+// the entry, or that have come to do with or without one. Who serves an instance without a
+// master may change within an epoch: nobody has to be fenced off by it.
 func (d *draft) settle() {
-	able := eligible(d.nodes.values())
+	all := d.nodes.values()
+	able := eligible(all)
 	for _, r := range d.instances.rows {
 		inst := *r.val
-		next := elect(inst, able, d.nodes.get(inst.Master))
-		var before Assignment // an instance made by this entry had no master
+		next := elect(inst, able, all)
+		var before Instance // one made by this entry had no master
 		if old := d.base.instances.get(inst.Name); old != nil {
-			before = old.Assignment
+			before = *old
 		}
 		next.Epoch = before.Epoch
-		if next.Master != before.Master {
+		if next.Master != before.Master || inst.Kind != before.Kind {
 			next.Epoch = d.index
 		}
 		if next.Master != inst.Master || next.Epoch != inst.Epoch || !slices.Equal(next.Succession, inst.Succession) {

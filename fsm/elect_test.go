@@ -53,13 +53,7 @@ func TestElection(t *testing.T) {
 	} {
 		t.Run(r.name, func(t *testing.T) {
 			inst := Instance{Name: "i", Priorities: prio, Assignment: Assignment{Master: r.incumbent, Epoch: 5}}
-			var incumbent *Node
-			for i := range r.nodes {
-				if r.nodes[i].Name == r.incumbent {
-					incumbent = &r.nodes[i]
-				}
-			}
-			got := elect(inst, eligible(r.nodes), incumbent)
+			got := elect(inst, eligible(r.nodes), r.nodes)
 			want := Assignment{Master: r.master, Succession: r.want, Epoch: 5}
 			if diff := cmp.Diff(want, got); diff != "" {
 				t.Error(diff)
@@ -148,4 +142,84 @@ func TestMoveInstance(t *testing.T) {
 	refused(t, do(t, s, NodeReport{Node: "lb2", LinksUp: true, InSync: true}), move, ErrNotEligible, "no data plane ready")
 	refused(t, do(t, s, NodeReport{Node: "lb2", Ready: true, InSync: true}), move, ErrNotEligible, "without link")
 	refused(t, do(t, s, NodeReport{Node: "lb2", Ready: true, LinksUp: true}), move, ErrNotEligible, "does not hold all flows yet")
+}
+
+func TestElectionWithoutAMaster(t *testing.T) {
+	type nodes = []Node
+	prio := map[NodeID]int{"a": 3, "b": 2, "c": 1}
+	for _, r := range []struct {
+		name  string
+		was   []NodeID
+		nodes nodes
+		want  []NodeID
+	}{
+		{"all who are eligible, in order", nil, nodes{voterNode("c"), voterNode("b"), voterNode("a")}, []NodeID{"a", "b", "c"}},
+		{"who was there before has no preference", []NodeID{"c"}, nodes{voterNode("a"), voterNode("c")}, []NodeID{"a", "c"}},
+		{"a dead one is out", []NodeID{"a", "b"}, nodes{voterNode("a", dead), voterNode("b")}, []NodeID{"b"}},
+		{"a draining one is out", []NodeID{"a", "b"}, nodes{voterNode("a", draining), voterNode("b")}, []NodeID{"b"}},
+		{"one without a link is out", []NodeID{"a", "b"}, nodes{voterNode("a", noLink), voterNode("b")}, []NodeID{"b"}},
+		{"a lagging one is out while another is in sync", []NodeID{"a", "b"}, nodes{voterNode("a", lagging), voterNode("b")}, []NodeID{"b"}},
+		{"all lag: all serve", []NodeID{"a"}, nodes{voterNode("a", lagging), voterNode("b", lagging)}, []NodeID{"a", "b"}},
+		{"a witness never serves", nil, nodes{voterNode("a", witness), voterNode("b")}, []NodeID{"b"}},
+		{"nobody eligible: who is left alive goes on", []NodeID{"a", "b", "c"}, nodes{voterNode("a", draining), voterNode("b", dead), voterNode("c", noLink)}, []NodeID{"a", "c"}},
+		{"nobody eligible: who did not serve does not begin", []NodeID{"a"}, nodes{voterNode("a", dead), voterNode("b", notReady)}, []NodeID{}},
+		{"no nodes", nil, nil, []NodeID{}},
+	} {
+		t.Run(r.name, func(t *testing.T) {
+			inst := Instance{Name: "i", Kind: InstanceECMP, Priorities: prio, Assignment: Assignment{Succession: r.was, Epoch: 5}}
+			want := Assignment{Succession: r.want, Epoch: 5}
+			if diff := cmp.Diff(want, elect(inst, eligible(r.nodes), r.nodes)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// routedNodes are threeNodes whose VIP reaches the network by BGP.
+func routedNodes(t *testing.T) *State {
+	t.Helper()
+	return do(t, threeNodes(t), PutVIP{VIP: VIP{Address: addr("10.0.0.100"), Announce: AnnounceBGP}})
+}
+
+func TestInstanceBecomesOneWithoutAMasterAndBack(t *testing.T) {
+	s := do(t, routedNodes(t), PutInstance{Name: DefaultInstance, Kind: InstanceECMP})
+	now, _ := s.Instance(DefaultInstance)
+	if now.Master != "" || len(now.Succession) != 3 || now.Epoch != s.Index() {
+		t.Fatalf("%+v at %d", now, s.Index())
+	}
+	began := now.Epoch
+	s = do(t, s, NodeVerdict{Node: "lb2"})
+	now, _ = s.Instance(DefaultInstance)
+	if len(now.Succession) != 2 || now.Epoch != began {
+		t.Errorf("one node less is no new epoch: %+v", now)
+	}
+	if now.Serves("lb2") || !now.Serves("lb1") || now.Serves("") {
+		t.Errorf("%+v serves", now)
+	}
+	s = do(t, s, NodeVerdict{Node: "lb1"}, NodeReport{Node: "lb3", LinksUp: true, InSync: true}, PutInstance{Name: DefaultInstance, Kind: InstanceBackup})
+	now, _ = s.Instance(DefaultInstance)
+	if now.Master != "lb3" || now.Epoch != s.Index() {
+		t.Errorf("who is left of those who served is the master, eligible or not: %+v", now)
+	}
+	s = do(t, s, healthy("lb1")...)
+	s = do(t, s, PutInstance{Name: "other", Kind: InstanceECMP})
+	if other, _ := s.Instance("other"); other.Epoch != s.Index() {
+		t.Errorf("made without a master: %+v", other)
+	}
+}
+
+func TestInstanceWithoutAMasterIsNotMovedButHandedOver(t *testing.T) {
+	s := do(t, routedNodes(t), PutInstance{Name: DefaultInstance, Kind: InstanceECMP})
+	refused(t, s, MoveInstance{Name: DefaultInstance, To: "lb2"}, ErrInvalid, "has no master", "node drain")
+	if err := s.HandOver("lb1"); err != nil {
+		t.Errorf("two others serve it: %v", err)
+	}
+	s = do(t, s, NodeVerdict{Node: "lb2"}, NodeVerdict{Node: "lb3"})
+	if err := s.HandOver("lb1"); err == nil {
+		t.Error("nobody else serves it")
+	}
+	drained, _ := do(t, s, DrainNode{Node: "lb1", Draining: true}).Instance(DefaultInstance)
+	if diff := cmp.Diff([]NodeID{"lb1"}, drained.Succession); diff != "" {
+		t.Error(diff)
+	}
 }

@@ -8,14 +8,18 @@ import (
 
 // HandOver returns nil if the instances of a node can move to others without
 // loss of connections: each that has VIPs would find a master that holds all
-// flows. Otherwise the error matches ErrNotEligible and says what is in the way
-// of each other node. A node that is master of nothing loses nothing.
+// flows, and without a master another node that serves it. Otherwise the error matches ErrNotEligible and says what is in the way
+// of each other node. A node that serves nothing loses nothing.
 func (s *State) HandOver(node NodeID) error {
 	var owned []string
+	does := "is master of"
 	for _, in := range s.instances.values() {
 		used := slices.ContainsFunc(s.vips.values(), func(v VIP) bool { return v.Instance == in.Name })
-		if in.Master == node && used {
+		if used && in.Serves(node) {
 			owned = append(owned, in.Name)
+			if in.Kind == InstanceECMP {
+				does = "serves"
+			}
 		}
 	}
 	if len(owned) == 0 {
@@ -37,6 +41,6 @@ func (s *State) HandOver(node NodeID) error {
 	if len(why) == 0 {
 		why = []string{"there is no other node of role lb"}
 	}
-	return refuse(ErrNotEligible, "node %s is master of %s, and no other node can take that over without loss of connections: %s",
-		node, few(owned), strings.Join(why, ", "))
+	return refuse(ErrNotEligible, "node %s %s %s, and no other node can take that over without loss of connections: %s",
+		node, does, few(owned), strings.Join(why, ", "))
 }

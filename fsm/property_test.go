@@ -315,6 +315,10 @@ func TestMastershipInvariants(t *testing.T) {
 func checkAssignments(t *rapid.T, s *State) {
 	for _, inst := range s.Instances() {
 		order := s.Eligible(inst.Name)
+		if inst.Kind == InstanceECMP {
+			checkShared(t, s, inst, order)
+			continue
+		}
 		if inst.Master == "" {
 			if len(order) > 0 || len(inst.Succession) > 0 {
 				t.Fatalf("%+v has no master, eligible are %v", inst, order)
@@ -335,11 +339,27 @@ func checkAssignments(t *rapid.T, s *State) {
 	}
 }
 
+// checkShared holds what must be true of an instance without a master: all who are eligible serve it, and
+// without one those who are left of the last who did.
+func checkShared(t *rapid.T, s *State, inst Instance, order []NodeID) {
+	if inst.Master != "" || inst.Epoch == 0 {
+		t.Fatalf("%+v has a master, or no epoch", inst)
+	}
+	if len(order) > 0 && !slices.Equal(inst.Succession, order) {
+		t.Fatalf("%+v is served by others than %v, who are eligible", inst, order)
+	}
+	for _, name := range inst.Succession {
+		if n, ok := s.Node(name); !ok || n.Role != RoleLB || !n.Alive {
+			t.Fatalf("%+v is served by one that cannot: %+v", inst, n)
+		}
+	}
+}
+
 // checkMoves holds what must be true of the step between two states.
 func checkMoves(t *rapid.T, before, after *State, c Command, err error) {
 	for _, now := range after.Instances() {
 		was, existed := before.Instance(now.Name)
-		changed := was.Master != now.Master
+		changed := was.Master != now.Master || was.Kind != now.Kind
 		if now.Epoch < was.Epoch || changed != (now.Epoch != was.Epoch) {
 			t.Fatalf("%s: %+v became %+v", Kind(c), was, now)
 		}
@@ -349,7 +369,14 @@ func checkMoves(t *rapid.T, before, after *State, c Command, err error) {
 		if changed && err != nil {
 			t.Fatalf("refused %s moved %s", Kind(c), now.Name)
 		}
-		stays := existed && slices.Contains(after.Eligible(now.Name), was.Master)
+		stays := existed && was.Kind == now.Kind && slices.Contains(after.Eligible(now.Name), was.Master)
+		if was.Kind == InstanceECMP && now.Kind == InstanceECMP && len(after.Eligible(now.Name)) == 0 && !movesOnPurpose(c, now.Name) {
+			for _, n := range now.Succession {
+				if !slices.Contains(was.Succession, n) {
+					t.Fatalf("%+v: nobody is eligible, and %s serves %s, which it did not", c, n, now.Name)
+				}
+			}
+		}
 		if changed && stays && !movesOnPurpose(c, now.Name) {
 			t.Fatalf("%+v moved %s from %s to %s without need", c, now.Name, was.Master, now.Master)
 		}

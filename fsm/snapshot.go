@@ -170,6 +170,9 @@ func fill(in snapshot[storedService]) (*State, error) {
 		if inst.Master != "" && !s.nodes.has(inst.Master) {
 			return nil, fmt.Errorf("instance %s has master %s, which is no node", shown(inst.Name), shown(inst.Master))
 		}
+		if inst.Kind == InstanceECMP && inst.Master != "" {
+			return nil, fmt.Errorf("instance %s has master %s, which its kind does not have", shown(inst.Name), shown(inst.Master))
+		}
 		if inst.Succession == nil || inst.Epoch > in.Index {
 			return nil, fmt.Errorf("instance %s has an assignment that cannot be", shown(inst.Name))
 		}

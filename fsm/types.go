@@ -3,6 +3,7 @@ package fsm
 import (
 	"crypto/sha256"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -96,11 +97,21 @@ const (
 // DefaultInstance always exists.
 const DefaultInstance = "default"
 
-// Assignment is the committed outcome of an election.
+// Assignment is the committed outcome of an election. An instance of kind
+// InstanceECMP has no master: Succession is all who serve it.
 type Assignment struct {
 	Master     NodeID   `json:"master"`     // "" while nobody can be it
 	Succession []NodeID `json:"succession"` // the master first, then who follows, in order
-	Epoch      uint64   `json:"epoch"`      // index at which Master last changed; only grows; 0 before the first
+	Epoch      uint64   `json:"epoch"`      // index at which Master last changed, or whether there is one by kind; only grows; 0 before the first
+}
+
+// Serves says whether packets of the instance are meant to come to the node: to its
+// master, or, without one, to each of the succession.
+func (i Instance) Serves(node NodeID) bool {
+	if i.Kind == InstanceECMP {
+		return slices.Contains(i.Succession, node)
+	}
+	return node != "" && i.Master == node
 }
 
 // VIPKind says what a VIP is for.

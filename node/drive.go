@@ -79,6 +79,7 @@ type driver struct {
 	synced     bpf.Desired
 	syncedAt   time.Time
 	announced  []plan.Advert
+	sharing    map[int]peersOn       // what the data plane knows of the others, by link
 	masters    map[string]fsm.NodeID // when somebody was last taken up from
 	aliveNodes map[fsm.NodeID]bool
 	up         map[string]bool
@@ -230,11 +231,12 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	if same {
 		derr = d.syncDataplane(ctx, p.Dataplane, d.sameEpochs(s)) // what nobody waits for comes last
 	}
+	oerr := d.shareConnections(s, links)
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
 	if view.ready = v.ready; !view.ready {
 		d.route(s, p, view)
 	}
-	err := errors.Join(lerr, perr, derr, serr, herr, d.noticeDeath(s))
+	err := errors.Join(lerr, perr, derr, serr, herr, oerr, d.noticeDeath(s))
 	if err == nil {
 		v.plan = p.Gen
 	} else {

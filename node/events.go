@@ -206,6 +206,10 @@ func nodeEvents(prev, next *fsm.State, add func(Event)) {
 func instanceEvents(prev, next *fsm.State, add func(Event)) {
 	for _, in := range next.Instances() {
 		p, known := prev.Instance(in.Name)
+		if in.Kind == fsm.InstanceECMP {
+			sharedEvent(p, in, add)
+			continue
+		}
 		if known && p.Epoch == in.Epoch && p.Master == in.Master {
 			continue
 		}
@@ -223,6 +227,31 @@ func instanceEvents(prev, next *fsm.State, add func(Event)) {
 			Fields: map[string]string{"epoch": fmt.Sprint(in.Epoch), "from": string(p.Master)},
 		})
 	}
+}
+
+// sharedEvent tells who serves an instance without a master now.
+func sharedEvent(was, is fsm.Instance, add func(Event)) {
+	if was.Kind == is.Kind && slices.Equal(was.Succession, is.Succession) {
+		return
+	}
+	names := func(nodes []fsm.NodeID) string {
+		words := make([]string, len(nodes))
+		for i, n := range nodes {
+			words[i] = string(n)
+		}
+		return strings.Join(words, ", ")
+	}
+	text := fmt.Sprintf("%s is served by %s, without a master", is.Name, names(is.Succession))
+	switch gone := slices.DeleteFunc(slices.Clone(was.Succession), is.Serves); {
+	case len(is.Succession) == 0:
+		text = is.Name + " is served by nobody: no node is eligible"
+	case was.Kind == is.Kind && len(gone) > 0:
+		text += ": no more by " + names(gone)
+	}
+	add(Event{
+		Kind: web.EventFailover, Instance: is.Name, Text: text,
+		Fields: map[string]string{"epoch": fmt.Sprint(is.Epoch), "nodes": names(is.Succession)},
+	})
 }
 
 // configEvents tells what operators changed.

@@ -45,6 +45,8 @@ func TestEventsSayWhatAStepMeans(t *testing.T) {
 		{"death", oneNode(ready, fsm.NodeVerdict{Node: "lb1", Reason: "test"}), []string{"lb1 is dead"}},
 		{"configuration", oneNode(ready, vip), []string{"vip 192.0.2.100 was created"}},
 		{"a repeated report", oneNode(ready, ready), nil},
+		{"an instance without a master", oneNode(ready, fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}), []string{"instance x was created", "x is served by lb1, without a master"}},
+		{"nobody is left of one", oneNode(ready, fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, fsm.NodeVerdict{Node: "lb1", Reason: "test"}), []string{"lb1 is dead", "x is served by nobody"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			prev, next := history(t, tc.cmds...)

@@ -168,11 +168,11 @@ func (m *member) drained() bool {
 	return me.Draining && len(plan.Announcing(s, self)) == 0
 }
 
-// stillMasterOf names an instance with VIPs whose master is self.
+// stillMasterOf names an instance with VIPs that self serves.
 func (m *member) stillMasterOf(self fsm.NodeID) string {
 	s := m.store.State()
 	for _, v := range s.VIPs() {
-		if in, ok := s.Instance(v.Instance); ok && in.Master == self {
+		if in, ok := s.Instance(v.Instance); ok && in.Serves(self) {
 			return in.Name
 		}
 	}

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -70,6 +71,9 @@ func clusterMetrics(s web.Status, gauge metricFunc) {
 	for _, in := range s.Instances {
 		gauge("instance_epoch", "Raft index of the instance's last election.", float64(in.Epoch), "instance", in.Name)
 		gauge("instance_master", "1 while this node is master of the instance.", truth(in.Master == s.Self), "instance", in.Name)
+		if in.Kind == fsm.InstanceECMP {
+			gauge("instance_serving", "1 while this node is one of those that serve the instance, which has no master.", truth(slices.Contains(in.Succession, s.Self)), "instance", in.Name)
+		}
 	}
 	failoverMetrics(s.Failovers, gauge)
 }

@@ -140,8 +140,11 @@ func (m *member) nodeStatus(s *fsm.State, leader string) []web.NodeStatus {
 			ns.Raft = web.RaftVoter
 		}
 		for _, in := range s.Instances() {
-			if in.Master == n.Name {
+			switch {
+			case in.Master == n.Name:
 				ns.MasterOf = append(ns.MasterOf, in.Name)
+			case in.Serves(n.Name):
+				ns.Serves = append(ns.Serves, in.Name)
 			}
 		}
 		out = append(out, ns)

@@ -37,7 +37,13 @@ func Summarise(s Status) Summary {
 		}
 	}
 	for _, i := range s.Instances {
-		if i.Master == "" && len(i.VIPs) > 0 {
+		switch {
+		case len(i.VIPs) == 0:
+		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 0:
+			note(LevelBad, "Instance %s is served by no node: its addresses are not served.", i.Name)
+		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 1 && len(s.Nodes) > 1:
+			note(LevelWarn, "Instance %s is served by %s alone: no other node is eligible.", i.Name, i.Succession[0])
+		case i.Kind != fsm.InstanceECMP && i.Master == "":
 			note(LevelBad, "Instance %s has no master: its addresses are not served.", i.Name)
 		}
 	}

@@ -40,6 +40,15 @@ func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
 		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"no leader", func(s *Status) { s.Cluster.Leader = "" }, LevelBad, "3 of 3 nodes healthy, no leader", "electing"},
 		{"no quorum", func(s *Status) { s.Cluster.Quorum = false }, LevelBad, "No quorum; when last heard, 3 of 3 nodes healthy", "acquires nothing"},
+		{"none is wanted", func(s *Status) {
+			s.Instances[0].Master, s.Instances[0].Kind, s.Instances[0].Succession = "", fsm.InstanceECMP, []fsm.NodeID{"lb1", "lb2"}
+		}, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
+		{"one of all is left", func(s *Status) {
+			s.Instances[0].Master, s.Instances[0].Kind, s.Instances[0].Succession = "", fsm.InstanceECMP, []fsm.NodeID{"lb2"}
+		}, LevelWarn, "3 of 3 nodes healthy, lb1 leads", "served by lb2 alone"},
+		{"nobody of all is left", func(s *Status) {
+			s.Instances[0].Master, s.Instances[0].Kind, s.Instances[0].Succession = "", fsm.InstanceECMP, nil
+		}, LevelBad, "3 of 3 nodes healthy, lb1 leads", "served by no node"},
 		{"no master", func(s *Status) { s.Instances[0].Master = "" }, LevelBad, "3 of 3 nodes healthy, lb1 leads", "default has no master"},
 		{"no master and nothing to serve", func(s *Status) { s.Instances[0].Master, s.Instances[0].VIPs = "", nil }, LevelOK, "3 of 3 nodes healthy, lb1 leads", ""},
 		{"one node alone", func(s *Status) { s.Nodes = s.Nodes[:1] }, LevelWarn, "1 of 1 node healthy, lb1 leads", "1 voter"},

@@ -81,6 +81,7 @@ type NodeStatus struct {
 	Raft     RaftRole `json:"raft" enum:"leader,voter,nonvoter"`
 	Applied  uint64   `json:"applied" doc:"Index its data plane has reached, as last heard."`
 	MasterOf []string `json:"master_of" doc:"The instances it is master of."`
+	Serves   []string `json:"serves,omitempty" doc:"The instances without a master (kind ecmp) that it serves."`
 }
 
 // InstanceStatus is one instance, its election and its addresses.

@@ -144,6 +144,9 @@ func drawNode(t *table, n web.NodeStatus) {
 	t.row("gossip port", n.GossipPort)
 	t.row("raft", n.Raft)
 	t.row("master of", join(n.MasterOf))
+	if len(n.Serves) > 0 {
+		t.row("serves", join(n.Serves))
+	}
 	t.row("applied", n.Applied)
 	t.row("alive", yesNo(n.Alive))
 	if n.Role == fsm.RoleLB {

@@ -120,7 +120,8 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 }
 
 // Epochs are those of the masterships that a node has at s, by instance, as flow
-// records carry them: the low 32 bits.
+// records carry them: the low 32 bits. Of an instance without a master nobody has one: of
+// two nodes that forward a connection none has the better right to it.
 func Epochs(s *fsm.State, node fsm.NodeID) map[string]uint32 {
 	held := map[string]uint32{}
 	for _, in := range s.Instances() {
@@ -232,6 +233,9 @@ func (c *compiler) service(s fsm.Service) {
 	instance := fsm.DefaultInstance
 	if v, ok := c.state.VIP(s.VIP); ok {
 		instance = v.Instance
+	}
+	if in, ok := c.state.Instance(instance); ok {
+		d.Shared = in.Kind == fsm.InstanceECMP
 	}
 	d.Endpoints = make([]bpf.Endpoint, 0, len(s.Endpoints))
 	for _, e := range s.Endpoints {

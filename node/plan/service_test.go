@@ -241,3 +241,23 @@ func TestServicesHaveTheEpochOfTheirInstancesMastership(t *testing.T) {
 		t.Error("what plans share was written to")
 	}
 }
+
+func TestServicesOfAnInstanceWithoutAMasterAreShared(t *testing.T) {
+	s := build(t, base(
+		fsm.PutInstance{Name: "all", Kind: fsm.InstanceECMP},
+		fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.201"), Instance: "all", Announce: fsm.AnnounceBGP}},
+		fsm.PutService{Service: fsm.Service{Name: "shared", VIP: addr("192.168.80.201"), Port: 80, Endpoints: []fsm.Endpoint{up("10.2.0.2:80", 1)}}},
+		service(fsm.ModeFullNAT, up("10.2.0.2:8080", 1)),
+	)...)
+	for _, node := range []fsm.NodeID{"lb1", "lb2"} {
+		for _, svc := range Compile(s, twoLeg(node, "11")).Dataplane.Services {
+			all := svc.VIP.Addr() == addr("192.168.80.201")
+			if svc.Shared != all {
+				t.Errorf("%s: shared %v", svc.VIP, svc.Shared)
+			}
+			if all && svc.Epoch != 0 {
+				t.Errorf("%s: epoch %d, and nobody is its master", svc.VIP, svc.Epoch)
+			}
+		}
+	}
+}

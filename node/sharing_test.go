@@ -1,0 +1,56 @@
+package node
+
+import (
+	"net"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"pontoon/bpf"
+	"pontoon/fsm"
+)
+
+func TestConnectionsAreSharedWhileAnInstanceWithVIPsHasNoMaster(t *testing.T) {
+	vip := fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100"), Instance: "x", Announce: fsm.AnnounceBGP}}
+	for _, tc := range []struct {
+		name string
+		cmds []fsm.Command
+		want bool
+	}{
+		{"none", oneNode(), false},
+		{"without a VIP", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}), false},
+		{"with one", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, vip), true},
+		{"it has a master again", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, vip, fsm.PutInstance{Name: "x", Kind: fsm.InstanceBackup}), false},
+	} {
+		if _, s := history(t, tc.cmds...); isShared(s) != tc.want {
+			t.Errorf("%s: %v", tc.name, !tc.want)
+		}
+	}
+}
+
+func TestWhoForwardsMayKnowAConnection(t *testing.T) {
+	_, s := history(t, oneNode(
+		fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true, InSync: true},
+		fsm.DrainNode{Node: "lb1", Draining: true},
+	)...)
+	if got := forwarders(s, "lb2"); len(got) != 1 || got[0].Name != "lb1" {
+		t.Errorf("a drained node: %v", got)
+	}
+	if got := forwarders(s, "lb1"); len(got) != 0 {
+		t.Errorf("the node itself: %v", got)
+	}
+	_, s = history(t, oneNode(fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true, InSync: true}, fsm.NodeVerdict{Node: "lb1", Reason: "test"})...)
+	if got := forwarders(s, "lb2"); len(got) != 0 {
+		t.Errorf("a dead node: %v", got)
+	}
+}
+
+func TestPeersOnALinkAreToldBySlot(t *testing.T) {
+	var p peersOn
+	p.own = [6]byte{2, 0, 0, 0, 0, 1}
+	p.there[3], p.macs[3] = true, [6]byte{2, 0, 0, 0, 0, 3}
+	want := bpf.Peers{Own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MACs: map[uint8]net.HardwareAddr{3: {2, 0, 0, 0, 0, 3}}}
+	if diff := cmp.Diff(want, p.peers()); diff != "" {
+		t.Error(diff)
+	}
+}
