@@ -90,6 +90,7 @@ type driver struct {
 	readyIPv6 bool // the host was prepared for that
 
 	partings    partings     // what is announced as the last choice for a moment
+	climbs      climbs       // what places in successions neighbours are shown
 	routed      []plan.Route // what may be announced, as handed on last
 	routesKnown bool         // this process has had fresh contact: its routes are those of the cluster
 
@@ -272,7 +273,8 @@ func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same boo
 	if d.m.removed() {
 		self.Node, member = "", false // the state may not say it
 	}
-	self.Parting = d.partings.step(s, self.Node, time.Now())
+	now := time.Now()
+	self.Parting, self.Rank = d.partings.step(s, self.Node, now), d.climbs.step(s, self.Node, now)
 	same = d.from != nil && fsm.SharesConfig(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
 	if !same {
 		d.services = plan.CompileServices(s, self)

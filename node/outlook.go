@@ -52,6 +52,46 @@ func (p *partings) step(s *fsm.State, self fsm.NodeID, now time.Time) map[string
 	return out
 }
 
+// climbWait is how long a backup that moves up in the succession shows its old place.
+// When a master goes, every node behind it moves up at once; would a router hear of
+// the third before it hears of the second, both would look alike to it for a moment,
+// and it could go to the third and come back.
+const climbWait = 500 * time.Millisecond
+
+// climbs knows which places in successions this node shows. The zero value is that of
+// a node that has shown none.
+type climbs struct {
+	rows map[string]climb // by instance
+}
+
+type climb struct {
+	shown int
+	since time.Time // when it got a better one; zero: it has not
+}
+
+// step takes in the state at now, and returns the places to show, by instance.
+func (c *climbs) step(s *fsm.State, self fsm.NodeID, now time.Time) map[string]int {
+	rows, out := map[string]climb{}, map[string]int{}
+	for _, in := range s.Instances() {
+		rank := slices.Index(in.Succession, self)
+		if rank < 0 {
+			continue
+		}
+		row, known := c.rows[in.Name]
+		switch {
+		case !known || rank == 0 || rank >= row.shown:
+			row = climb{shown: rank}
+		case row.since.IsZero():
+			row.since = now
+		case now.Sub(row.since) >= climbWait:
+			row = climb{shown: rank}
+		}
+		rows[in.Name], out[in.Name] = row, row.shown
+	}
+	c.rows = rows
+	return out
+}
+
 // outlook is what this machine itself knows of whether its routes lead anywhere.
 type outlook struct {
 	ready   bool // the data plane does what the state says

@@ -128,3 +128,45 @@ func TestOnlyADecisionLetsANodePart(t *testing.T) {
 		t.Error("the old master of a move does not wait for the new one's route")
 	}
 }
+
+func TestOnlyTheNewMasterMovesUpAtOnce(t *testing.T) {
+	s := takeUpState(t, false, 1) // lb1 is master, lb2 follows
+	hash, began := make([]byte, 32), time.Unix(1000, 0)
+	s = stateWith(t, s,
+		fsm.CreateToken{Token: fsm.Token{ID: "t3", Hash: hash, Role: fsm.RoleLB, Expires: t0.Add(time.Minute)}, Now: t0},
+		fsm.JoinNode{TokenID: "t3", SecretHash: hash, Now: t0, Node: fsm.Node{
+			Name: "lb3", Role: fsm.RoleLB, Address: "192.168.80.13:7400", GossipPort: 7401, Key: make([]byte, fsm.KeySize),
+		}},
+		fsm.NodeVerdict{Node: "lb3", Alive: true}, fsm.NodeReport{Node: "lb3", Ready: true, LinksUp: true, InSync: true},
+		fsm.PutInstance{Name: fsm.DefaultInstance, Priorities: map[fsm.NodeID]int{"lb1": 3, "lb2": 2, "lb3": 1}})
+	var second, third climbs
+	shown := func(c *climbs, s *fsm.State, self fsm.NodeID, after time.Duration) int {
+		return c.step(s, self, began.Add(after))[fsm.DefaultInstance]
+	}
+	if a, b := shown(&second, s, "lb2", 0), shown(&third, s, "lb3", 0); a != 1 || b != 2 {
+		t.Fatalf("lb2 shows %d, lb3 %d", a, b)
+	}
+	gone := stateWith(t, s, fsm.NodeVerdict{Node: "lb1"})
+	if got := shown(&second, gone, "lb2", 0); got != 0 {
+		t.Errorf("the new master shows %d", got)
+	}
+	for after, want := range map[time.Duration]int{0: 2, climbWait - 1: 2, climbWait: 1, time.Hour: 1} {
+		c := climbs{rows: map[string]climb{fsm.DefaultInstance: {shown: 2}}}
+		shown(&c, gone, "lb3", 0)
+		if got := shown(&c, gone, "lb3", after); got != want {
+			t.Errorf("%s after, lb3 shows %d, want %d", after, got, want)
+		}
+	}
+	// Back down at once, and up to the master's place at once although it was on its way up.
+	shown(&third, gone, "lb3", 0)
+	if got := shown(&third, s, "lb3", 1); got != 2 {
+		t.Errorf("moved down, it shows %d", got)
+	}
+	shown(&third, gone, "lb3", 2)
+	if got := shown(&third, stateWith(t, gone, fsm.NodeVerdict{Node: "lb2"}), "lb3", 3); got != 0 {
+		t.Errorf("made master, it shows %d", got)
+	}
+	if got := third.step(s, "lb9", began); len(got) > 0 {
+		t.Errorf("who has no place shows %v", got)
+	}
+}

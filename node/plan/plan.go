@@ -24,6 +24,9 @@ type Self struct {
 	// Parting are the instances whose VIPs this machine announced until lately and
 	// is to announce for a moment yet, as the last choice; see MayPart.
 	Parting map[string]bool
+	// Rank is, for each instance, the place in the succession that this machine shows
+	// its neighbours while it is a worse one than it has; 0 is the master's.
+	Rank map[string]int
 }
 
 // Link is one data plane interface with the machine's own subnets on it.

@@ -94,7 +94,11 @@ func (c *compiler) standingIn(in fsm.Instance) standing {
 	me, _ := c.state.Node(self)
 	switch {
 	case announces(in, self) && !me.Draining:
-		st.like = attributes(in, slices.Index(in.Succession, self))
+		rank := slices.Index(in.Succession, self)
+		if in.Master != self {
+			rank = max(rank, c.self.Rank[in.Name])
+		}
+		st.like = attributes(in, rank)
 	case announces(in, self), c.self.Parting[in.Name] && MayPart(c.state, self, in.Name):
 		st.like = lastChoice()
 	default:

@@ -108,6 +108,23 @@ func TestEveryNodeOfTheSuccessionAnnouncesByItsRank(t *testing.T) {
 	}
 }
 
+// A backup may show a worse place than it has; the master never does.
+func TestAWorseRankIsShownWhileItIsAskedFor(t *testing.T) {
+	s := build(t, all(threeReady(), byBGP(client4))...)
+	for rank, node := range order(s) {
+		for shown, want := range []uint32{10 << rank, 10 << max(rank, 1), 10 << 2} {
+			if rank == 0 {
+				want = 10
+			}
+			self := twoLeg(node, "11")
+			self.Rank = map[string]int{"default": shown}
+			if r, _ := Compile(s, self).route(client4); r.MED != want {
+				t.Errorf("rank %d that shows %d: MED %d, want %d", rank, shown, r.MED, want)
+			}
+		}
+	}
+}
+
 func TestAMoveSwapsAttributesAndNothingElse(t *testing.T) {
 	before := build(t, all(threeReady(), byBGP(client4))...)
 	to := order(before)[1]
