@@ -86,6 +86,13 @@ func (r *routing) part() {
 	r.bgp.Leave(false)
 }
 
+// comesBack says whether the neighbours were asked to keep the routes at the end.
+func (r *routing) comesBack() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.handed && r.want.graceful && !r.final.Load()
+}
+
 // apply makes the speaker what is wanted, again and again while it cannot.
 func (r *routing) apply(ctx context.Context) error {
 	retry := time.NewTicker(bgpRetry)

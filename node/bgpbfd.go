@@ -66,10 +66,15 @@ func wayTo(p fsm.BGPPeer, links []host.Link) (detect.Key, bool) {
 func (d *detector) wantRouters(links []host.Link) {
 	var want []detect.Session
 	var problems []string
-	if d.m.routing != nil && d.m.contact.everFresh() && !d.m.removed() {
+	switch {
+	case d.m.routing == nil || d.m.removed():
+	case !d.m.contact.everFresh():
+		return // what was taken up stays
+	default:
 		want, problems = routerSessions(d.m.store.State().BGPPeersOf(fsm.NodeID(d.m.cfg.Name)), links)
 	}
 	d.mu.Lock()
+	want = resuming(want, d.routers)
 	same := reflect.DeepEqual(want, d.routers) && slices.Equal(problems, d.unwatched)
 	d.routers, d.unwatched = want, problems
 	d.mu.Unlock()

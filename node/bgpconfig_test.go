@@ -2,6 +2,8 @@ package node
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -262,5 +264,31 @@ func TestCommunitiesAreWrittenAsTheyAreRead(t *testing.T) {
 	r := webRoute(announce.RouteView{Peer: addr("192.0.2.1"), Communities: []uint32{65535 << 16, 65000<<16 | 100}, LargeCommunities: [][3]uint32{{65000, 1, 2}}}, true)
 	if want := []fsm.Community{fsm.GracefulShutdown, "65000:100", "65000:1:2"}; !slices.Equal(r.Communities, want) || !r.Best {
 		t.Errorf("%+v", r)
+	}
+}
+
+func TestRestingSessionsAreTakenUpOnceAndInTime(t *testing.T) {
+	left := `{"since":1000,"until":2000,"sessions":[{"Local":"10.0.0.1","Remote":"10.0.0.2","Interface":"eth1","Config":{"DesiredMinTx":50000000,"DetectMult":3},"Resume":{"local":7,"remote":8}}]}`
+	want := detect.Session{
+		Key:    detect.Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"), Interface: "eth1"},
+		Config: detect.Config{DesiredMinTx: 50 * time.Millisecond, DetectMult: 3}, Resume: detect.Resume{Local: 7, Remote: 8},
+	}
+	for now, there := range map[time.Duration]bool{999: false, 1000: true, 2000: true, 2001: false} {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, restFile), []byte(left), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := takeResting(dir, now)
+		if err != nil || there != (len(got) == 1 && got[0] == want) || !there && len(got) > 0 {
+			t.Errorf("at %d: %+v, %v", now, got, err)
+		}
+		if again, err := takeResting(dir, now); len(again) > 0 || err != nil {
+			t.Errorf("taken up twice: %+v, %v", again, err)
+		}
+	}
+	// What is wanted by the state goes on as it was taken up.
+	kept := resuming([]detect.Session{{Key: want.Key}, {Key: detect.Key{Interface: "eth2"}}}, []detect.Session{want})
+	if kept[0].Resume != want.Resume || kept[1].Resume != (detect.Resume{}) {
+		t.Errorf("%+v", kept)
 	}
 }

@@ -68,6 +68,11 @@ func newDetector(m *member) *detector {
 // run watches until ctx ends, and says goodbye then: who is told that a daemon stops need not
 // take it for failed.
 func (d *detector) run(ctx context.Context) error {
+	if d.m.routing != nil {
+		if err := d.resumeSessions(); err != nil {
+			d.m.logger.Warn("BFD sessions with routers begin anew", "err", err)
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return d.echo.Run(ctx) })
 	g.Go(func() error { return d.sessions.Run(ctx) })

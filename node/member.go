@@ -273,9 +273,9 @@ func (m *member) run(stop context.Context) error {
 	return errors.Join(err, m.close(), m.verifies.Wait())
 }
 
-// watchPaths watches the ways to others until ctx ends, and the BGP sessions after it:
-// a router that was told by BFD that this daemon stops, before it has seen that BGP
-// restarts, would drop the routes that are to stay.
+// watchPaths watches the ways to others until ctx ends, and a little longer: a router
+// whose BFD session ends before it has seen that BGP restarts would drop the routes
+// that are to stay.
 func (m *member) watchPaths(ctx context.Context) error {
 	if m.routing == nil {
 		return m.detector.run(ctx)
@@ -283,8 +283,14 @@ func (m *member) watchPaths(ctx context.Context) error {
 	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
+		defer cancel()
 		<-m.routing.done
-		cancel()
+		if !m.routing.comesBack() {
+			return
+		}
+		if err := m.detector.rest(restLength(m.cfg)); err != nil {
+			m.logger.Warn("some routers may take this restart for a failure", "err", err)
+		}
 	})
 	defer stop()
 	return m.detector.run(later)

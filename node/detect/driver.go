@@ -28,6 +28,7 @@ func (k Key) String() string { return fmt.Sprintf("%v on %s", k.Remote, k.Interf
 type Session struct {
 	Key
 	Config Config
+	Resume Resume // how a session that is begun goes on where another process has left it (see Rest); zero: anew
 }
 
 // Validate reports everything that is wrong with a wanted session.
@@ -192,6 +193,17 @@ func (d *Driver) newDiscr() uint32 {
 			return n
 		}
 	}
+}
+
+// takeDiscr takes a discriminator into use, if it is free.
+func (d *Driver) takeDiscr(n uint32) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if n == 0 || d.discrs[n] {
+		return false
+	}
+	d.discrs[n] = true
+	return true
 }
 
 func (d *Driver) freeDiscr(n uint32) {

@@ -17,7 +17,7 @@ func (c *cable) session(at int, v6 bool, cfg Config) Session {
 		pattern = "fd99::%d"
 	}
 	addr := func(i int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf(pattern, i+1)) }
-	return Session{Key{Local: addr(at), Remote: addr(1 - at), Interface: c.links[at]}, cfg}
+	return Session{Key: Key{Local: addr(at), Remote: addr(1 - at), Interface: c.links[at]}, Config: cfg}
 }
 
 func families(t *testing.T, test func(t *testing.T, v6 bool)) {
@@ -118,12 +118,12 @@ func TestNewTimersDoNotCostTheSession(t *testing.T) {
 func TestSessionsThatCannotBeAreRefused(t *testing.T) {
 	addr := netip.MustParseAddr
 	for name, s := range map[string]Session{
-		"no interface": {Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2")}, Config{}},
-		"two families": {Key{Local: addr("10.0.0.1"), Remote: addr("fd00::2"), Interface: "eth0"}, Config{}},
-		"no address":   {Key{Local: addr("10.0.0.1"), Interface: "eth0"}, Config{}},
-		"mapped":       {Key{Local: addr("::ffff:10.0.0.1"), Remote: addr("fd00::2"), Interface: "eth0"}, Config{}},
-		"too fast":     {Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"), Interface: "eth0"}, Config{DesiredMinTx: time.Microsecond}},
-		"far too slow": {Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"), Interface: "eth0"}, Config{RequiredMinRx: time.Hour}},
+		"no interface": {Key: Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2")}, Config: Config{}},
+		"two families": {Key: Key{Local: addr("10.0.0.1"), Remote: addr("fd00::2"), Interface: "eth0"}, Config: Config{}},
+		"no address":   {Key: Key{Local: addr("10.0.0.1"), Interface: "eth0"}, Config: Config{}},
+		"mapped":       {Key: Key{Local: addr("::ffff:10.0.0.1"), Remote: addr("fd00::2"), Interface: "eth0"}, Config: Config{}},
+		"too fast":     {Key: Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"), Interface: "eth0"}, Config: Config{DesiredMinTx: time.Microsecond}},
+		"far too slow": {Key: Key{Local: addr("10.0.0.1"), Remote: addr("10.0.0.2"), Interface: "eth0"}, Config: Config{RequiredMinRx: time.Hour}},
 	} {
 		if err := NewDriver(Options{}).SetSessions([]Session{s}); err == nil {
 			t.Errorf("%s: taken", name)

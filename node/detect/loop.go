@@ -234,7 +234,8 @@ func (l *loop) set(want []Session) {
 		switch {
 		case s == nil:
 			s = &session{key: key, cfg: w.Config, since: now}
-			s.machine = NewMachine(w.Config, l.d.newDiscr(), rand.Uint64(), now)
+			s.machine = l.begin(w, now)
+			s.wasUp = s.machine.SessionState == Up
 			l.sessions[key], l.byDiscr[s.machine.LocalDiscr] = s, s
 		case s.cfg != w.Config:
 			s.cfg = w.Config
@@ -244,9 +245,22 @@ func (l *loop) set(want []Session) {
 	l.wakeLocked()
 }
 
+// begin is a new machine, or one that goes on where another process has left it.
+func (l *loop) begin(w Session, now time.Time) Machine {
+	if w.Resume != (Resume{}) && l.d.takeDiscr(w.Resume.Local) {
+		return ResumeMachine(w.Config, w.Resume, rand.Uint64(), now)
+	}
+	return NewMachine(w.Config, l.d.newDiscr(), rand.Uint64(), now)
+}
+
 // end says goodbye and forgets a session.
 func (l *loop) end(s *session, now time.Time) {
 	l.step(s, Admin{Down: true}, now)
+	l.drop(s)
+}
+
+// drop forgets a session.
+func (l *loop) drop(s *session) {
 	if s.out != nil {
 		s.out.close()
 	}

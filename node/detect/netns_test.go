@@ -49,6 +49,7 @@ type report struct {
 	Status  Status
 	Echo    EchoStatus
 	Count   int // 1 more than there are paths
+	Resume  Resume
 }
 
 // child is what the environment asks for.
@@ -141,6 +142,12 @@ func driverChild(in io.Reader, out io.Writer) error {
 			}
 			continue
 		}
+		if span, ok := strings.CutPrefix(lines.Text(), "rest "); ok {
+			if err := restChild(d, span, say); err != nil {
+				return err
+			}
+			continue
+		}
 		var want []Session
 		if err := json.Unmarshal(lines.Bytes(), &want); err != nil {
 			return err
@@ -151,6 +158,25 @@ func driverChild(in io.Reader, out io.Writer) error {
 	}
 	cancel()
 	return <-done
+}
+
+// restChild has all sessions rest, and says how to go on with them.
+func restChild(d *Driver, span string, say func(report)) error {
+	length, err := time.ParseDuration(span)
+	if err != nil {
+		return err
+	}
+	var keys []Key
+	for _, s := range d.Sessions() {
+		keys = append(keys, s.Key)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	rest, err := d.Rest(ctx, keys, length)
+	for _, r := range rest {
+		say(report{State: "resting", Resume: r})
+	}
+	return err
 }
 
 // cable is two namespaces with a wire between them: 10.99.0.1 and .2, fd99::1 and ::2.
