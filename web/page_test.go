@@ -211,6 +211,7 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 			b.until("lb1 is master", master+` === "lb1"`)
 			b.until("live", `document.querySelector("#live").dataset.state === "live"`)
 			b.until("the headline", `document.querySelector("h1").innerText === "3 of 3 nodes healthy, lb1 leads"`)
+			b.until("a note on a session", `document.querySelector("#notes").innerText.includes("BGP with 192.168.180.1 is not established (connect)")`)
 			b.until("what becomes of a VIP without a quorum",
 				`document.querySelector("#instances").innerText.includes("2001:db8:8000:4000:2000:1000:800:400 held without quorum")`)
 			b.until("a service in full", `[
@@ -222,6 +223,11 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 				innerWidth > 900 && /192\.168\.200\.202:65432\s+180,000\s+[\d.,]+\/s\s+[\d.,]+K? in all\s+[\d.]+ Mbit\/s · [\d,]+ packets\/s\s+[\d.]+ MB · [\d.,]+K? packets/,
 			].filter(Boolean).every((s) => s.test(document.querySelector("#traffic").innerText))`)
 			b.until("a timeline", `/default\s+lb2 → lb1\s*its data plane was silent\s+58 ms\s+63 ms\s+–\s+75 ms\s+79 ms\s+83 ms/.test(document.querySelector("#failovers").innerText)`)
+			b.until("BGP sessions", `[
+				/2001:db8:8000:4000:2000:1000:800:1\s*AS 4294967294 · 192\.0\.2\.254\s+established since [\d:]+\s+up\s+16,384\s+1,048,576\s*12 let in\s+3/,
+				/192\.168\.180\.1\s*AS 65101\s+connect\s*no answer from 192\.168\.180\.1:179: the password may differ, or it is out of reach\s+off\s+0\s+0/,
+			].every((s) => s.test(document.querySelector("#bgp").innerText))`)
+			b.until("who serves without a master", `/wide\s+all\s[\s\S]*192\.168\.181\.1 by BGP/.test(document.querySelector("#instances").innerText)`)
 			b.until("events", `document.querySelector("#events").innerText.includes("lb1 is master of default")`)
 			b.fits()
 
@@ -257,6 +263,8 @@ func busy(t *testing.T, b *fakeBackend) {
 			},
 		}},
 		fsm.PutVIP{VIP: fsm.VIP{Address: vip6, OnQuorumLoss: fsm.QuorumHold}},
+		fsm.PutInstance{Name: "wide", Kind: fsm.InstanceECMP},
+		fsm.PutVIP{VIP: fsm.VIP{Address: netip.MustParseAddr("192.168.181.1"), Instance: "wide", Announce: fsm.AnnounceBGP}},
 		fsm.PutService{Service: fsm.Service{
 			Name: "zz-media", VIP: vip6, Port: 50000, PortEnd: 50100, Protocol: fsm.SCTP, Mode: fsm.ModeDSR, Tunnel: fsm.TunnelIPIP,
 			Algorithm: fsm.LeastConnections, Affinity: fsm.AffinityClientIP, DrainTimeout: fsm.Duration(10 * time.Minute),
@@ -295,6 +303,21 @@ func busy(t *testing.T, b *fakeBackend) {
 			}
 		}
 		st.BFD = []BFDSession{{Peer: "lb2", Address: "192.168.80.12", State: "up", IntervalMS: 50, Multiplier: 3}}
+		st.BGP = []BGPPeer{
+			{
+				Peer: "2001:db8:8000:4000:2000:1000:800:1", Node: "lb1", AS: 4294967294, State: BGPEstablished, Since: start, RouterID: "192.0.2.254",
+				Advertised: 16384, Received: 1048576, Accepted: 12, Flaps: 3, In: n, Out: n, BFD: BGPBFDUp,
+			},
+			{
+				Peer: "192.168.180.1", Node: "lb1", AS: 65101, State: BGPConnect, BFD: BGPBFDOff,
+				Error: "no answer from 192.168.180.1:179: the password may differ, or it is out of reach",
+			},
+		}
+		for i := range st.Instances { // as elections see it, whichever version this is built with
+			if st.Instances[i].Kind == fsm.InstanceECMP {
+				st.Instances[i].Master, st.Instances[i].Succession = "", []fsm.NodeID{"lb1", "lb2", "lb3"}
+			}
+		}
 		st.Warnings = []string{"eth2 has no address: gateway VIPs cannot be placed on it."}
 	}
 }

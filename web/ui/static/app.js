@@ -59,7 +59,7 @@ function show(st) {
   text("where", `seen from ${st.self}`);
   draw("flows", [st.flows, flowHistory], () => view.flows(st, flowHistory));
   draw("nodes", [st.nodes, st.cluster.applied, st.self], () => view.nodes(st));
-  draw("instances", st.instances, () => view.instances(st));
+  draw("instances", [st.instances, st.vips], () => view.instances(st));
   draw("failovers", st.failovers, () => view.failovers(st));
   const still = ({ traffic, ...rest }) => rest; // what grows all the time has a section of its own
   draw("services", st.services.map((s) => ({ ...still(s), endpoints: s.endpoints.map(still) })), () => view.services(st));
@@ -67,8 +67,11 @@ function show(st) {
   latest = st;
   traffic();
   draw("replication", [st.replication, [...lagHistory]], () => view.replication(st, lagHistory));
-  draw("routing", [st.bfd, st.bgp], () => view.routing(st));
-  byId("routing-section").hidden = !st.bfd.length && !st.bgp.length;
+  draw("liveness", st.bfd, () => view.liveness(st));
+  byId("liveness-section").hidden = !st.bfd.length;
+  const sessions = view.sessions(st);
+  draw("bgp", sessions, () => view.bgp(sessions));
+  byId("bgp-section").hidden = !sessions.length;
   draw("node", [st.interfaces, st.drops], () => view.node(st));
   byId("no-cluster").hidden = true;
   byId("content").hidden = false;

@@ -49,11 +49,13 @@ export function nodes(st) {
 
 export function instances(st) {
   const kept = new Set(st.vips.filter((v) => v.on_quorum_loss === "hold").map((v) => v.address));
-  const address = (a) => h("span", {}, h("span", { class: "mono" }, a), kept.has(a) && h("span", { class: "muted" }, " held without quorum"));
+  const routed = new Set(st.vips.filter((v) => v.announce === "bgp").map((v) => v.address));
+  const address = (a) => h("span", {}, h("span", { class: "mono" }, a), routed.has(a) && h("span", { class: "muted" }, " by BGP"),
+    kept.has(a) && h("span", { class: "muted" }, " held without quorum"));
   if (!st.instances.length) return empty("No instances.");
   return panel(table("Instances", [
     { name: "Instance", show: (i) => i.name },
-    { name: "Master", show: (i) => i.master ? chip(i.master, "key") : chip("none", "bad") },
+    { name: "Master", show: (i) => i.master ? chip(i.master, "key") : i.kind === "ecmp" && i.succession.length ? chip("all", "key") : chip("none", "bad") },
     { name: "Succession", show: (i) => i.succession.length ? h("ol", { class: "chain" }, i.succession.map((n) => h("li", {}, n))) : h("span", { class: "muted" }, "nobody is eligible") },
     { name: "Addresses", show: (i) => i.vips.length ? chips(...i.vips.map(address)) : h("span", { class: "muted" }, "none") },
     { name: "Epoch", num: true, show: (i) => num(i.epoch) },
@@ -178,7 +180,7 @@ export function replication(st, histories) {
   ], st.replication));
 }
 
-export function routing(st) {
+export function liveness(st) {
   const out = [];
   const state = (good) => (r) => chip(r.state, r.state === good ? "ok" : "bad");
   if (st.bfd.length) out.push(panel(table("BFD sessions", [
@@ -186,13 +188,23 @@ export function routing(st) {
     { name: "State", show: state("up") },
     { name: "Detects in", num: true, show: (b) => ms(b.interval_ms * b.multiplier) },
   ], st.bfd)));
-  if (st.bgp.length) out.push(panel(table("BGP neighbours", [
-    { name: "BGP neighbour", show: (b) => [b.peer, h("span", { class: "under" }, `AS ${b.as}`)] },
-    { name: "State", show: state("established") },
-    { name: "Received", num: true, show: (b) => num(b.received) },
-    { name: "Advertised", num: true, show: (b) => num(b.advertised) },
-  ], st.bgp)));
   return h("div", {}, out);
+}
+
+// bgp lists this node's sessions with routers; what counts messages is left out, it changes all the time.
+export const sessions = (st) => st.bgp.map(({ messages_in, messages_out, ...shown }) => shown);
+
+export function bgp(list) {
+  const under = (...text) => h("span", { class: "under" }, ...text);
+  const up = (b) => b.state === "established";
+  return panel(table("BGP sessions", [
+    { name: "Router", show: (b) => [address(b.peer), under(`AS ${b.as}`, b.router_id && ` · ${b.router_id}`)] },
+    { name: "State", show: (b) => [chip(b.state, up(b) ? "ok" : "bad"), b.since && h("span", { class: "muted" }, ` since ${clock(b.since)}`), b.error && under(b.error)].filter(Boolean) },
+    { name: "BFD", show: (b) => b.bfd === "off" ? h("span", { class: "muted" }, "off") : chip(b.bfd, b.bfd === "up" ? "ok" : "bad") },
+    { name: "Advertised", num: true, show: (b) => num(b.advertised) },
+    { name: "Received", num: true, show: (b) => [num(b.received), under(`${num(b.accepted)} let in`)] },
+    { name: "Lost", num: true, show: (b) => b.flaps ? chip(num(b.flaps), "warn") : "0" },
+  ], list));
 }
 
 export function node(st) {
