@@ -154,8 +154,8 @@ func (b *BGP) Peers() []PeerStatus {
 		if s.State == "" {
 			s.State = StateIdle
 		}
-		if s.Error == "" && running && !announced {
-			s.Error = "it is not spoken to yet: what to announce is not known"
+		if s.Error == "" && running {
+			s.Error = waiting(p, s.State, cfg.Port, announced)
 		}
 		out = append(out, s)
 	}
@@ -174,6 +174,21 @@ func (b *BGP) Peers() []PeerStatus {
 		}
 	}
 	return out
+}
+
+// waiting says why nothing happens where nothing went wrong.
+func waiting(p BGPPeer, state PeerState, port uint16, announced bool) string {
+	switch {
+	case !announced:
+		return "it is not spoken to yet: what to announce is not known"
+	case state != StateActive || !p.Passive:
+		return ""
+	case port == 0:
+		return "it is to connect, and this node listens on no port"
+	case p.Password != "":
+		return "it has not connected: it is out of reach, or its password differs"
+	}
+	return "it has not connected"
 }
 
 // Advertised tells what the neighbours with a session were told, by neighbour and prefix.

@@ -36,7 +36,7 @@ type ending struct {
 	opened      bool   // the neighbour's OPEN was seen
 	openAS      uint32 // what it says it is
 	sent, got   *notification
-	reason      string // the state machine's own word; the last resort
+	kept        bool // its routes are, for the restart time
 }
 
 // words says in plain words why a session with p ended.
@@ -50,8 +50,8 @@ func (e ending) words(p BGPPeer) string {
 		return "it closed the connection without a word: it may not know this node as a neighbour, or knows it by another address"
 	case !e.established:
 		return "it closed the connection while the session was being set up"
-	case e.reason != "":
-		return "the connection was lost (" + e.reason + ")"
+	case e.kept:
+		return "the connection was lost; its routes are kept while it may be restarting"
 	}
 	return "the connection was lost"
 }

@@ -33,7 +33,7 @@ type atRouter struct {
 }
 
 // bgpRouter is somebody else's BGP at the other end of the cable. Its sessions run over
-// both families, and each carries the routes of both; that over IPv4 has a password.
+// both families, each carries the routes of both, and has a password.
 type bgpRouter interface {
 	path(prefix string, from netip.Addr) (atRouter, bool)
 	count(v6 bool, from netip.Addr) int
@@ -105,7 +105,7 @@ func interopConfig(as uint32) BGPConfig {
 	}
 	return BGPConfig{
 		AS: 65001, RouterID: netip.MustParseAddr("10.98.0.1"), Port: 179,
-		Peers: []BGPPeer{peer(routerAddr4, "secret"), peer(routerAddr6, "")},
+		Peers: []BGPPeer{peer(routerAddr4, "secret"), peer(routerAddr6, "secret")},
 		Import: []ImportRule{
 			{Prefix: netip.MustParsePrefix("198.51.100.0/24")},
 			{Prefix: netip.MustParsePrefix("2001:db8:5::/48")},

@@ -297,7 +297,8 @@ func TestWordsForEnds(t *testing.T) {
 		{ending{sent: &notification{3, 1, nil}}, "it sent what cannot be read: UPDATE message error, subcode 1"},
 		{ending{}, "it closed the connection without a word: it may not know this node as a neighbour, or knows it by another address"},
 		{ending{opened: true}, "it closed the connection while the session was being set up"},
-		{ending{opened: true, established: true, reason: "read-failed"}, "the connection was lost (read-failed)"},
+		{ending{opened: true, established: true}, "the connection was lost"},
+		{ending{opened: true, established: true, kept: true}, "the connection was lost; its routes are kept while it may be restarting"},
 	} {
 		if got := c.e.words(p); got != c.want {
 			t.Errorf("%+v: %q, want %q", c.e, got, c.want)

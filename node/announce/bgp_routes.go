@@ -85,6 +85,16 @@ func (want routeSet) diff(have routeSet) (announce []Route, withdraw []netip.Pre
 	return announce, withdraw
 }
 
+// unsure is the same prefixes with attributes that differ from any: what is wanted
+// of them is announced again, and the rest is withdrawn.
+func (s routeSet) unsure() routeSet {
+	out := make(routeSet, len(s))
+	for p := range s {
+		out[p] = Route{}
+	}
+	return out
+}
+
 // count is how many routes a neighbour with these families sees.
 func (s routeSet) count(v4, v6 bool) int {
 	n := 0

@@ -236,7 +236,8 @@ func (r *bgpRun) findHops() {
 		}
 	}
 	if hops != r.hops {
-		r.hops, r.told = hops, routeSet{} // announced anew, with them
+		r.hops = hops
+		r.told = r.told.unsure() // announced anew, with them
 	}
 }
 
@@ -253,7 +254,7 @@ func (r *bgpRun) applyRoutes() error {
 		return nil
 	}
 	if err := r.engine.announce(add, r.hops, gone); err != nil {
-		r.told = routeSet{} // all of it the next time
+		r.told = routeSet(union(r.told, want)).unsure() // all of it the next time
 		err = fmt.Errorf("announce by bgp: %w", err)
 		r.failed(err)
 		return err
@@ -333,6 +334,7 @@ func (r *bgpRun) look() {
 	for addr, s := range r.sessions {
 		if k, ok := known[addr]; ok && k.state != s.state && k.state != StateIdle {
 			s.state = k.state
+			r.setStatus(addr, func(st *PeerStatus) { st.State = k.state })
 		} else if ok && k.state == StateIdle && s.revive.IsZero() && !s.kept {
 			s.revive = time.Now()
 		}

@@ -108,6 +108,8 @@ func (r *bgpRun) onState(ev stateEvent) {
 			s.gaveWay, s.revive = false, time.Now()
 		case before != StateIdle:
 			r.onIdle(s, ev, before == StateEstablished)
+		default:
+			r.changed() // routes that were kept may have gone
 		}
 	default:
 		r.setStatus(ev.peer, func(st *PeerStatus) { st.State = ev.state })
@@ -119,12 +121,13 @@ func (r *bgpRun) onState(ev stateEvent) {
 // can be spoken to at once. That forgets what the neighbour said, so it must not be
 // done while its routes are kept for it (RFC 4724, section 4.2) and anybody wants them.
 func (r *bgpRun) onIdle(s *session, ev stateEvent, established bool) {
-	e := ending{reason: ev.reason}
+	var e ending
 	if s.conn != nil {
 		e = s.conn.ending()
-		e.reason = ev.reason
 	}
 	e.established = established
+	// Silence is no restart, whatever GoBGP takes it for.
+	e.kept = ev.graceful && e.sent == nil && len(r.have.Import) > 0
 	words := e.words(s.peer)
 	if ev.limit {
 		words = notification{code: notifyCease, subcode: 1}.said(s.peer, e) + "; it is tried again in a minute"
@@ -134,7 +137,7 @@ func (r *bgpRun) onIdle(s *session, ev stateEvent, established bool) {
 	case ev.limit:
 		s.limited, s.revive = true, time.Now().Add(afterLimit)
 		_ = r.engine.removePeer(r.ctx, s.peer.Address) // what it sent must go as well
-	case ev.graceful && len(r.have.Import) > 0:
+	case e.kept:
 		s.kept = true
 	default:
 		if established && time.Since(s.up) > steady {

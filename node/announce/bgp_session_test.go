@@ -138,7 +138,7 @@ func TestMistakesShowInPlainWords(t *testing.T) {
 		"nobody listens":      {func(a, b *BGPPeer) { a.Port, b.Passive = 1, true }, "connection refused by 127.1.0.2:1", ""},
 		"no such source":      {func(a, b *BGPPeer) { a.Source, b.Passive = netip.MustParseAddr("198.51.100.1"), true }, "source address 198.51.100.1 is not", ""},
 		"not known there":     {func(a, b *BGPPeer) { b.Address = netip.MustParseAddr("127.1.0.9") }, "without a word", ""},
-		"everybody passive":   {func(a, b *BGPPeer) { a.Passive, b.Passive = true, true }, "", ""},
+		"everybody passive":   {func(a, b *BGPPeer) { a.Passive, b.Passive = true, true }, "it has not connected", "it has not connected"},
 		"unlike address used": {func(a, b *BGPPeer) { a.Source, b.Passive = netip.MustParseAddr("127.1.0.8"), true }, "without a word", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -236,8 +236,13 @@ func TestNothingHappensBeforeTheFirstAnnounce(t *testing.T) {
 		t.Fatal(err)
 	}
 	roottest.Eventually(t, "the router is refused", func() bool { return strings.Contains(router.peer(0).Error, "refused") })
-	if s := node.peer(0); s.State != StateIdle || !strings.Contains(s.Error, "not known") {
-		t.Errorf("status %+v", s)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range 50 {
+		if s := node.peer(0); s.State != StateIdle || !strings.Contains(s.Error, "not known") {
+			t.Fatalf("status %+v", s)
+		}
+		<-tick.C
 	}
 	must(t, node.Announce(t.Context(), nil))
 	router.waitUp(0)

@@ -257,7 +257,8 @@ func addressTowards(p BGPPeer, v4 bool) netip.Addr {
 			addr, _ := netip.AddrFromSlice(n.IP)
 			addr = addr.Unmap()
 			here = here || addr == local
-			if !found.IsValid() && addr.Is4() == v4 && addr.IsGlobalUnicast() {
+			// An address without a network is rather a VIP, and may go elsewhere.
+			if ones, bits := n.Mask.Size(); ones < bits && !found.IsValid() && addr.Is4() == v4 && addr.IsGlobalUnicast() {
 				found = addr
 			}
 		}
