@@ -93,6 +93,7 @@ type driver struct {
 	climbs      climbs       // what places in successions neighbours are shown
 	routed      []plan.Route // what may be announced, as handed on last
 	routesKnown bool         // this process has had fresh contact: its routes are those of the cluster
+	freshSince  time.Time    // when it first had that
 
 	services plan.Services // compiled from
 	from     *fsm.State    // this state

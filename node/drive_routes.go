@@ -2,6 +2,7 @@ package node
 
 import (
 	"slices"
+	"time"
 
 	"pontoon/fsm"
 	"pontoon/node/host"
@@ -13,11 +14,29 @@ import (
 func (d *driver) route(s *fsm.State, p plan.Plan, view outlook) {
 	me, _ := s.Node(d.self.Node)
 	d.routed = view.allowed(p.Routes, me, d.routed)
-	d.routesKnown = d.routesKnown || view.fresh
+	d.routesKnown = d.routesKnown || d.settled(view.fresh, len(d.routed) == len(p.Routes), time.Now())
 	d.m.routing.hand(speaking{
 		config: bgpConfig(s, d.self.Node), known: d.routesKnown, routes: d.routed, withheld: p.Withheld,
 		graceful: d.member && !me.Draining,
 	})
+}
+
+// settleTime is how long a daemon that has just started waits for its own links, data plane and lease before its
+// routes are final without what these hold back.
+const settleTime = 5 * time.Second
+
+// settled says whether the neighbours may be told the routes for the first time. Those that kept them over a restart of
+// this daemon then drop what is missing (RFC 4724, section 4.2), and the first moments of a daemon miss
+// everything: what is still to come must not cost the traffic that flows all the while. whole says that nothing
+// is held back.
+func (d *driver) settled(fresh, whole bool, now time.Time) bool {
+	if !fresh {
+		return false
+	}
+	if d.freshSince.IsZero() {
+		d.freshSince = now
+	}
+	return whole || now.Sub(d.freshSince) >= settleTime
 }
 
 // allUp says whether every link has a carrier.
