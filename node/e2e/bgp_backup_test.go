@@ -31,14 +31,14 @@ var plain = routertest.Options{Form: routertest.Backup}
 // in fullnat and in dnat. BGP_STEP names one of the steps.
 func TestBGPKeepsConnections(t *testing.T) {
 	eachRouter(t, func(t *testing.T, kind routertest.Kind) {
-		r := newRouted(t, plain, kind)
+		r := newBGPLab(t, plain, kind)
 		r.declare(t, "default", "rr")
 		r.ranked(t, lab.RoutedVIP(0))
 		r.forwards(t, 10*time.Second, lab.RoutedVIP(0), master(t, r.l, ""))
 		conns := r.crowd(t, 50)
 		for _, step := range []struct {
 			name string
-			run  func(*testing.T, *routed, crowd)
+			run  func(*testing.T, *bgpLab, crowd)
 		}{
 			{"the marks of an instance", checkMarks},
 			{"a move", checkMove},
@@ -65,7 +65,7 @@ func TestBGPKeepsConnections(t *testing.T) {
 var firstVIP = lab.RoutedVIP(0)
 
 // Prepending and communities reach the router's table, and no session is reset for them.
-func checkMarks(t *testing.T, r *routed, _ crowd) {
+func checkMarks(t *testing.T, r *bgpLab, _ crowd) {
 	flaps := r.flaps(t)
 	cli(t, r.node(), "instance", "update", "default", "--as-prepend", "--community", "65000:100", "--community", "65000:1:2")
 	names, err := succession(within(t, 5*time.Second), r.node(), "default")
@@ -99,7 +99,7 @@ func marked(p routertest.Path, parts ...string) bool {
 }
 
 // Mastership moves, the router follows, and no session and no connection notices.
-func checkMove(t *testing.T, r *routed, c crowd) {
+func checkMove(t *testing.T, r *bgpLab, c crowd) {
 	flaps := r.flaps(t)
 	from := master(t, r.l, "")
 	to := others(r.l, from)[0]
@@ -117,7 +117,7 @@ func checkMove(t *testing.T, r *routed, c crowd) {
 
 // A node that is drained says so to the routers (RFC 8326), then takes its routes back, and is ranked
 // again when it resumes.
-func checkDrain(t *testing.T, r *routed, c crowd) {
+func checkDrain(t *testing.T, r *bgpLab, c crowd) {
 	flaps := r.flaps(t)
 	old := master(t, r.l, "")
 	c.through(t, withBFD, func() {
@@ -140,7 +140,7 @@ func checkDrain(t *testing.T, r *routed, c crowd) {
 
 // watchRoute looks at the first router's kernel until stop is called, and says whether the VIP always
 // had a next hop.
-func (r *routed) watchRoute(t testing.TB, vip netip.Addr) (stop func() (gap time.Duration)) {
+func (r *bgpLab) watchRoute(t testing.TB, vip netip.Addr) (stop func() (gap time.Duration)) {
 	t.Helper()
 	table, err := r.l.Routers()[0].RouteTable()
 	if err != nil {
@@ -188,7 +188,7 @@ func restartDaemon(t testing.TB, n *lab.Node, pause time.Duration) {
 }
 
 // The only node that announces is restarted: the router keeps its route (RFC 4724), and nobody notices.
-func checkGracefulRestart(t *testing.T, r *routed, c crowd) {
+func checkGracefulRestart(t *testing.T, r *bgpLab, c crowd) {
 	cli(t, r.node(), "instance", "update", "default", "--announce-policy", "master-only")
 	only := master(t, r.l, "")
 	r.routers[0].AwaitPaths(t, single(firstVIP), "one path", func(p []routertest.Path) bool { return len(p) == 1 && p[0].From == only.Addr() })
@@ -208,7 +208,7 @@ func checkGracefulRestart(t *testing.T, r *routed, c crowd) {
 }
 
 // The same without graceful restart on either side: connections stand still until the daemon is back.
-func checkRestartWithoutGrace(t *testing.T, r *routed, c crowd) {
+func checkRestartWithoutGrace(t *testing.T, r *bgpLab, c crowd) {
 	r.change(t, 0, routertest.Options{Form: routertest.Backup, NoGracefulRestart: true})
 	cli(t, r.node(), "instance", "update", "default", "--announce-policy", "master-only")
 	only := master(t, r.l, "")
@@ -233,7 +233,7 @@ func checkRestartWithoutGrace(t *testing.T, r *routed, c crowd) {
 }
 
 // The master dies. By BFD the router leaves it for the next of the succession before anybody is elected.
-func checkPowerLoss(t *testing.T, r *routed, c crowd) {
+func checkPowerLoss(t *testing.T, r *bgpLab, c crowd) {
 	r.change(t, 0, routertest.Options{Form: routertest.Backup, BFD: someBFD})
 	r.ranked(t, firstVIP)
 	waitSameFlows(t, r.l.Nodes(), 100)
@@ -241,7 +241,7 @@ func checkPowerLoss(t *testing.T, r *routed, c crowd) {
 	r.change(t, 0, plain)
 }
 
-func (r *routed) loseMaster(t *testing.T, c crowd, gap time.Duration) {
+func (r *bgpLab) loseMaster(t *testing.T, c crowd, gap time.Duration) {
 	t.Helper()
 	victim := master(t, r.l, "")
 	order, err := succession(within(t, 5*time.Second), victim, "default")
@@ -264,13 +264,13 @@ func (r *routed) loseMaster(t *testing.T, c crowd, gap time.Duration) {
 }
 
 // Without BFD the death shows when the hold time is over.
-func checkSlowPowerLoss(t *testing.T, r *routed, c crowd) {
+func checkSlowPowerLoss(t *testing.T, r *bgpLab, c crowd) {
 	waitSameFlows(t, r.l.Nodes(), 100)
 	r.loseMaster(t, c, withoutBFD)
 }
 
 // A VIP that has nobody to send new flows to is withdrawn, unless it is to be kept, and comes back.
-func checkNoEndpoint(t *testing.T, r *routed, _ crowd) {
+func checkNoEndpoint(t *testing.T, r *bgpLab, _ crowd) {
 	gone, kept := lab.RoutedVIP(1), lab.RoutedVIP(2)
 	cli(t, r.node(), "vip", "create", gone.String(), "--announce", "bgp")
 	cli(t, r.node(), "vip", "create", kept.String(), "--announce", "bgp", "--on-no-endpoint", "keep")
@@ -300,7 +300,7 @@ func checkNoEndpoint(t *testing.T, r *routed, _ crowd) {
 
 // The router's software dies again and again and comes back: sessions and routes return, mastership rests, and the connections
 // go on.
-func checkRouterRestarts(t *testing.T, r *routed, c crowd) {
+func checkRouterRestarts(t *testing.T, r *bgpLab, c crowd) {
 	const times = 3
 	before, flaps := epoch(t, r.node()), r.flaps(t)
 	c.through(t, withoutBFD, func() {
@@ -320,7 +320,7 @@ func checkRouterRestarts(t *testing.T, r *routed, c crowd) {
 }
 
 // A password that only one side has shows, in words, and the session comes up when both have it.
-func checkPasswords(t *testing.T, r *routed, c crowd) {
+func checkPasswords(t *testing.T, r *bgpLab, c crowd) {
 	o := routertest.Options{Form: routertest.Backup, Password: "secret-of-two"}
 	router := r.l.Routers()[0].CoreAddr(lab.IPv4).String()
 	c.through(t, withoutBFD, func() {
@@ -346,7 +346,7 @@ func checkPasswords(t *testing.T, r *routed, c crowd) {
 }
 
 // In one AS the router prefers by local preference, which follows the ranks as well.
-func checkOneAS(t *testing.T, r *routed, _ crowd) {
+func checkOneAS(t *testing.T, r *bgpLab, _ crowd) {
 	r.change(t, 0, routertest.Options{Form: routertest.Backup, IBGP: true})
 	names, err := succession(within(t, 5*time.Second), r.node(), "default")
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"pontoon/internal/lab/traffic"
 )
 
-// routed is a cluster behind routers of other people.
-type routed struct {
+// bgpLab is a cluster behind routers of other people.
+type bgpLab struct {
 	l       *lab.Lab
 	routers []*routertest.Daemon
 	options []routertest.Options
@@ -25,12 +25,12 @@ type routed struct {
 // someBFD is the distance of BFD packets here; 50 ms are documented, and more than a busy test machine bears.
 const someBFD = 100 * time.Millisecond
 
-// newRouted forms a cluster of three behind routers of these kinds, r1 and r2, that have a
+// newBGPLab forms a cluster of three behind routers of these kinds, r1 and r2, that have a
 // session with each node.
-func newRouted(t testing.TB, o routertest.Options, kinds ...routertest.Kind) *routed {
+func newBGPLab(t testing.TB, o routertest.Options, kinds ...routertest.Kind) *bgpLab {
 	t.Helper()
 	l := newCluster(t, lab.Config{Topology: lab.Routed, Nodes: 3, Clients: len(kinds), Endpoints: 2, Routers: len(kinds)})
-	r := &routed{l: l}
+	r := &bgpLab{l: l}
 	for i, kind := range kinds {
 		r.routers = append(r.routers, routertest.Start(t, kind, l.Routers()[i], len(l.Nodes()), o))
 		r.options = append(r.options, o)
@@ -41,7 +41,7 @@ func newRouted(t testing.TB, o routertest.Options, kinds ...routertest.Kind) *ro
 }
 
 // addPeer tells the cluster of router i, or what has changed about it.
-func (r *routed) addPeer(t testing.TB, i int, more ...string) {
+func (r *bgpLab) addPeer(t testing.TB, i int, more ...string) {
 	t.Helper()
 	o := r.options[i]
 	as := lab.RouterAS
@@ -62,7 +62,7 @@ func (r *routed) addPeer(t testing.TB, i int, more ...string) {
 }
 
 // change sets router i up anew, on both sides.
-func (r *routed) change(t testing.TB, i int, o routertest.Options) {
+func (r *bgpLab) change(t testing.TB, i int, o routertest.Options) {
 	t.Helper()
 	cli(t, r.node(), "bgp", "peer", "remove", r.l.Routers()[i].CoreAddr(lab.IPv4).String())
 	r.options[i] = o
@@ -72,7 +72,7 @@ func (r *routed) change(t testing.TB, i int, o routertest.Options) {
 }
 
 // node is one that runs.
-func (r *routed) node() *lab.Node {
+func (r *bgpLab) node() *lab.Node {
 	for _, n := range r.l.Nodes() {
 		if n.Powered() {
 			return n
@@ -82,7 +82,7 @@ func (r *routed) node() *lab.Node {
 }
 
 // established waits until every running node and every router say that all sessions are up.
-func (r *routed) established(t testing.TB) {
+func (r *bgpLab) established(t testing.TB) {
 	t.Helper()
 	var addrs []netip.Addr
 	for _, n := range r.l.Nodes() {
@@ -104,7 +104,7 @@ func (r *routed) established(t testing.TB) {
 }
 
 // flaps is how often sessions of the nodes have ended so far.
-func (r *routed) flaps(t testing.TB) int {
+func (r *bgpLab) flaps(t testing.TB) int {
 	t.Helper()
 	n := 0
 	for _, node := range r.l.Nodes() {
@@ -138,7 +138,7 @@ func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) 
 
 // checkRanked compares a router's ways to a VIP with the committed succession: all of them, the
 // better the earlier.
-func (r *routed) checkRanked(ctx context.Context, d *routertest.Daemon, vip netip.Addr) error {
+func (r *bgpLab) checkRanked(ctx context.Context, d *routertest.Daemon, vip netip.Addr) error {
 	want, err := succession(ctx, r.node(), "default")
 	if err != nil {
 		return err
@@ -160,7 +160,7 @@ func (r *routed) checkRanked(ctx context.Context, d *routertest.Daemon, vip neti
 }
 
 // ranked waits until every router's ways to the VIP are ranked as committed.
-func (r *routed) ranked(t testing.TB, vip netip.Addr) {
+func (r *bgpLab) ranked(t testing.TB, vip netip.Addr) {
 	t.Helper()
 	for _, d := range r.routers {
 		eventually(t, 20*time.Second, string(d.Kind())+" to have ranked paths", func(ctx context.Context) error {
@@ -170,7 +170,7 @@ func (r *routed) ranked(t testing.TB, vip netip.Addr) {
 }
 
 // forwards waits until the kernel of each router sends what is for the VIP to exactly these nodes.
-func (r *routed) forwards(t testing.TB, d time.Duration, vip netip.Addr, to ...*lab.Node) {
+func (r *bgpLab) forwards(t testing.TB, d time.Duration, vip netip.Addr, to ...*lab.Node) {
 	t.Helper()
 	var want []netip.Addr
 	for _, n := range to {
@@ -202,7 +202,7 @@ var modePorts = map[string]uint16{"fullnat": 80, "dnat": 81}
 
 // declareRouted makes the VIPs and on the first routed one a service in each mode. The instance with the
 // services is "default" or one of its own; the endpoints' gateway is always the default's.
-func (r *routed) declare(t testing.TB, instance, algorithm string) {
+func (r *bgpLab) declare(t testing.TB, instance, algorithm string) {
 	t.Helper()
 	serve(t, r.l)
 	n := r.node()
@@ -214,7 +214,7 @@ func (r *routed) declare(t testing.TB, instance, algorithm string) {
 	waitApplied(t, r.l)
 }
 
-func (r *routed) service(t testing.TB, name string, at netip.AddrPort, mode, algorithm string) {
+func (r *bgpLab) service(t testing.TB, name string, at netip.AddrPort, mode, algorithm string) {
 	t.Helper()
 	args := []string{
 		"service", "create", name, "--vip", at.Addr().String(), "--port", fmt.Sprint(at.Port()), "--protocol", "tcp",
@@ -230,7 +230,7 @@ func (r *routed) service(t testing.TB, name string, at netip.AddrPort, mode, alg
 type crowd map[string]*traffic.Clients
 
 // crowd opens so many connections in each mode from the first client.
-func (r *routed) crowd(t testing.TB, each int) crowd {
+func (r *bgpLab) crowd(t testing.TB, each int) crowd {
 	t.Helper()
 	c := crowd{}
 	for mode, port := range modePorts {
@@ -286,7 +286,7 @@ func (c crowd) through(t testing.TB, gap time.Duration, what func()) map[string]
 }
 
 // off takes a node's power.
-func (r *routed) off(t testing.TB, n *lab.Node) {
+func (r *bgpLab) off(t testing.TB, n *lab.Node) {
 	t.Helper()
 	if err := n.PowerOff(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -294,7 +294,7 @@ func (r *routed) off(t testing.TB, n *lab.Node) {
 }
 
 // on gives it back and waits until all is as it was.
-func (r *routed) on(t testing.TB, n *lab.Node) {
+func (r *bgpLab) on(t testing.TB, n *lab.Node) {
 	t.Helper()
 	if err := n.PowerOn(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -303,7 +303,7 @@ func (r *routed) on(t testing.TB, n *lab.Node) {
 }
 
 // whole waits until every node is healthy and has its sessions.
-func (r *routed) whole(t testing.TB) {
+func (r *bgpLab) whole(t testing.TB) {
 	t.Helper()
 	waitHealthy(t, r.l)
 	r.established(t)
