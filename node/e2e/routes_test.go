@@ -93,7 +93,7 @@ func (r routed) succession(t testing.TB) []string {
 	return in.Succession
 }
 
-// awaitAll waits until all nodes have a place, and the router knows it.
+// awaitAll waits until all nodes have a place, and the router knows it and follows.
 func (r routed) awaitAll(t testing.TB) {
 	t.Helper()
 	eventually(t, 30*time.Second, "all nodes to be in the succession", func(context.Context) error {
@@ -103,6 +103,7 @@ func (r routed) awaitAll(t testing.TB) {
 		return nil
 	})
 	r.awaitRanks(t, r.succession(t)...)
+	r.awaitHops(t, r.vip, r.Node(r.succession(t)[0]).Addr()) // the kernel follows its daemon
 }
 
 // watchNextHops looks at the router's way to the VIP, over and over, until stop is called, which returns the next
@@ -174,6 +175,7 @@ func TestRoutesFollowTheClusterAndTheNode(t *testing.T) {
 				{"a node whose link fails withdraws at once", r.linkFails},
 				{"a drained node parts", r.drained},
 				{"a restart is not noticed", r.restarted},
+				{"a node without a quorum withdraws what is bound to it", r.alone},
 				{"a node that leaves says goodbye", r.leaves},
 			} {
 				if !t.Run(sub.name, sub.run) {
@@ -269,7 +271,44 @@ func (r routed) restarted(t *testing.T) {
 	}
 }
 
+// alone stops the daemons of two nodes: BFD takes their routes, and the third one's lease runs out.
+func (r routed) alone(t *testing.T) {
+	held := lab.RoutedVIP(1)
+	call(t, r.Nodes()[0], http.MethodPut, "/v1/vips/"+held.String(), map[string]any{"address": held, "announce": "bgp", "on_quorum_loss": "hold", "on_no_endpoint": "keep"})
+	last := r.Node(r.succession(t)[2])
+	r.awaitHops(t, held, r.Node(r.succession(t)[0]).Addr())
+	for _, name := range r.succession(t)[:2] {
+		n := r.Node(name)
+		if err := n.Pause(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := n.Resume(); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	r.awaitHops(t, r.vip)
+	r.awaitHops(t, held, last.Addr())
+}
+
+// awaitHops waits until the router's kernel sends an address there, and nowhere if nothing is named.
+func (r routed) awaitHops(t testing.TB, to netip.Addr, want ...netip.Addr) {
+	t.Helper()
+	eventually(t, 15*time.Second, fmt.Sprintf("the router to send %s to %v", to, want), func(context.Context) error {
+		hops, err := r.table.To(to)
+		if err == nil && !slices.Equal(hops, want) {
+			err = fmt.Errorf("it sends it to %v", hops)
+		}
+		return err
+	})
+}
+
 func (r routed) leaves(t *testing.T) {
+	for _, n := range r.Nodes() {
+		r.awaitSessions(t, n)
+	}
+	r.awaitAll(t)
 	master := r.Node(r.succession(t)[0])
 	stop := r.watchNextHops(t)
 	if out := cli(t, master, "leave"); !strings.Contains(out, "routers") {
