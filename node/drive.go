@@ -84,6 +84,7 @@ type driver struct {
 	aliveNodes map[fsm.NodeID]bool
 	up         map[string]bool
 	saved      uint64 // the last verdict of death that member.json knows
+	buried     deaths // and those of all members
 	told       string // the last error that was logged
 
 	wantsIPv6 bool // some VIP or endpoint is an IPv6 address
@@ -105,7 +106,7 @@ type driver struct {
 
 // driveLoop runs a pass whenever the state or the host changed, and every second.
 func (m *member) driveLoop(ctx context.Context) error {
-	d := &driver{m: m, saved: m.died.Load()}
+	d := &driver{m: m, saved: m.died.Load(), buried: maps.Clone(m.deaths)}
 	tick := time.NewTicker(assertEvery)
 	defer tick.Stop()
 	for {
@@ -341,16 +342,17 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 		d.m.repl.Overrun("this node was declared dead")
 		d.m.wakeDriver()
 	}
-	if d.saved == me.Died {
+	deaths := maps.Clone(d.m.deaths)
+	if d.saved == me.Died && maps.Equal(d.buried, deaths) {
 		return nil
 	}
-	err := d.m.updateMembership(func(ms *membership) { ms.Died = me.Died })
+	err := d.m.updateMembership(func(ms *membership) { ms.Died, ms.Deaths = me.Died, deaths })
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // joining: the next pass will find it
 	} else if err != nil {
 		return err
 	}
-	d.saved = me.Died
+	d.saved, d.buried = me.Died, deaths
 	return nil
 }
 

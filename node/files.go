@@ -26,6 +26,9 @@ type membership struct {
 	// Died is the last verdict of death this node has drawn its conclusion
 	// from: its flow table had to be brought up to date again.
 	Died uint64 `json:"died,omitempty"`
+	// Deaths are the last verdicts of death of all members, by slot, that the data
+	// plane was told of. A peer that dies while this daemon is down is noticed by it.
+	Deaths deaths `json:"deaths,omitempty"`
 	// Superseded says that the cluster was rebuilt without this node.
 	Superseded bool `json:"superseded,omitempty"`
 }

@@ -92,6 +92,7 @@ type memberConfig struct {
 	id        *transport.Identity
 	slot      uint8
 	died      uint64
+	deaths    deaths
 	bootstrap bool // the first node of a new cluster
 
 	superseded bool // see membership
@@ -109,6 +110,7 @@ func newMember(c memberConfig) (m *member, err error) {
 		leaderNow: make(chan struct{}, 1), reportNow: make(chan struct{}, 1), driverNow: make(chan struct{}, 1),
 	}
 	m.died.Store(c.died)
+	m.deaths = c.deaths
 	m.superseded.Store(c.superseded)
 	defer func() {
 		if err != nil {

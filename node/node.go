@@ -146,7 +146,7 @@ func (d *daemon) resume() error {
 func (d *daemon) startMember(id *transport.Identity, ms membership, bootstrap bool) (*member, error) {
 	m, err := newMember(memberConfig{
 		cfg: d.cfg, version: d.opts.Version, logger: d.logger, events: d.events, id: id,
-		slot: ms.Slot, died: ms.Died, superseded: ms.Superseded, bootstrap: bootstrap, discardFlows: d.opts.DiscardFlows,
+		slot: ms.Slot, died: ms.Died, deaths: ms.Deaths, superseded: ms.Superseded, bootstrap: bootstrap, discardFlows: d.opts.DiscardFlows,
 	})
 	if err != nil {
 		return nil, err

@@ -102,7 +102,9 @@ func burials(s *fsm.State, reports []agedReport) []fsm.NodeVerdict {
 }
 
 // deaths remembers by slot the latest verdict of death that was passed on. Whoever
-// looks at the newest state only misses a death that is over already.
+// looks at the newest state only misses a death that is over already, and a daemon
+// that was down meanwhile would take the empty table of a peer that came back for the
+// end of its flows: so it is kept in member.json.
 type deaths map[uint8]uint64
 
 // missed is alive with those slots dead whose owner has died since the last call,

@@ -105,3 +105,31 @@ func TestADeathThatIsOverIsNotMissed(t *testing.T) {
 		t.Errorf("once more: %v", got)
 	}
 }
+
+// A daemon that was down while a peer died learns of it from what it wrote down before.
+func TestADeathDuringADaemonsAbsenceIsNotMissed(t *testing.T) {
+	s := twoNodes(t)
+	one, _ := s.Node("lb1")
+	two, _ := s.Node("lb2")
+	alive := map[uint8]bool{one.Slot: true, two.Slot: true}
+	var before deaths
+	before.missed(s, alive)
+	dir := t.TempDir()
+	if err := (membership{Name: "lb1", Deaths: before}).save(dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []fsm.NodeVerdict{{Node: "lb2"}, {Node: "lb2", Alive: true}} {
+		next, err := s.Apply(s.Index()+1, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s = next
+	}
+	ms, err := loadMembership(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := ms.Deaths.missed(s, alive); !got[one.Slot] || got[two.Slot] {
+		t.Errorf("after the restart: %v", got)
+	}
+}
