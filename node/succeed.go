@@ -23,6 +23,8 @@ const (
 	succeedEvery = 10 * time.Millisecond
 	// succeedTimeout bounds one question to a peer.
 	succeedTimeout = 100 * time.Millisecond
+	// succeedLinger is how long those who have not answered are waited for once enough have.
+	succeedLinger = 20 * time.Millisecond
 	// succeedStagger is how much later each rank stands than the one before: longer than a vote
 	// takes, its write to the disk included. Two that stand together may split the vote, and then
 	// all wait for an election timeout.
@@ -152,30 +154,61 @@ func (m *member) claim(leader string) claim {
 	return c
 }
 
-// askAbout asks all other members at once; who does not answer in time has not lost it.
+// askAbout asks all other members at once; who does not answer in time has not lost it. Once enough agree, it does not
+// wait for long: one of the others may have died with the leader and not be missed yet.
 func (m *member) askAbout(ctx context.Context, s *fsm.State, leader string) []claim {
 	ctx, cancel := context.WithTimeout(ctx, succeedTimeout)
-	defer cancel()
-	var mu sync.Mutex
-	var claims []claim
 	var asked sync.WaitGroup
+	defer asked.Wait()
+	defer cancel()
+	answers, n := make(chan *claim, fsm.MaxSlots*2), 0
 	silent := m.detector.lostNow() // an answer of theirs would only be waited for
-	for _, n := range s.Nodes() {
-		if string(n.Name) == m.cfg.Name || string(n.Name) == leader || !n.Alive || slices.Contains(silent, n.Name) {
+	for _, node := range s.Nodes() {
+		if string(node.Name) == m.cfg.Name || string(node.Name) == leader || !node.Alive || slices.Contains(silent, node.Name) {
 			continue
 		}
+		n++
 		asked.Go(func() {
-			var c claim
-			if err := m.peers.callFor(ctx, string(n.Name), "/internal/lost", leader, &c); err != nil {
-				return
+			c := &claim{}
+			if err := m.peers.callFor(ctx, string(node.Name), "/internal/lost", leader, c); err != nil {
+				c = nil
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			claims = append(claims, c)
+			select {
+			case answers <- c:
+			case <-ctx.Done():
+			}
 		})
 	}
-	asked.Wait()
-	return claims
+	own := m.claim(leader)
+	return gather(ctx, answers, n, func(others []claim) bool {
+		_, enough := standing(own, others, len(s.Nodes()))
+		return enough
+	})
+}
+
+// gather takes n answers, nil ones for those that failed. When those so far are enough it waits for the rest
+// no longer than answers that are on their way may take: one of them may be of somebody better placed.
+func gather(ctx context.Context, answers <-chan *claim, n int, enough func([]claim) bool) []claim {
+	var out []claim
+	linger := time.NewTimer(succeedTimeout)
+	defer linger.Stop()
+	for settled := false; n > 0; n-- {
+		select {
+		case c := <-answers:
+			if c != nil {
+				out = append(out, *c)
+			}
+			if !settled && enough(out) {
+				settled = true
+				linger.Reset(succeedLinger)
+			}
+		case <-linger.C:
+			return out
+		case <-ctx.Done():
+			return out
+		}
+	}
+	return out
 }
 
 // serveLost answers askAbout.

@@ -1,10 +1,12 @@
 package node
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -120,4 +122,46 @@ func await(t *testing.T, what string, ok func() bool) {
 		}
 	}
 	t.Fatalf("%s: not within 10 s", what)
+}
+
+// Who died with the leader and is not missed yet does not answer; the others do not wait for that.
+func TestEnoughAnswersAreNotKeptWaiting(t *testing.T) {
+	after := func(d time.Duration, c *claim) func(chan<- *claim) {
+		return func(answers chan<- *claim) { time.AfterFunc(d, func() { answers <- c }) }
+	}
+	lost := func(name string) *claim {
+		c := lost(name, 0, 0)
+		return &c
+	}
+	for _, tc := range []struct {
+		name    string
+		answers []func(chan<- *claim) // by three that were asked
+		want    int
+		took    time.Duration
+	}{
+		{"all answer", []func(chan<- *claim){after(2, lost("a")), after(3, lost("b")), after(4, lost("c"))}, 3, 4},
+		{"one never does", []func(chan<- *claim){after(2*time.Millisecond, lost("a")), after(3*time.Millisecond, lost("b"))}, 2, 3*time.Millisecond + succeedLinger},
+		{"one does a little later", []func(chan<- *claim){after(0, lost("a")), after(0, lost("b")), after(9*time.Millisecond, lost("c"))}, 3, 9 * time.Millisecond},
+		{"it does not hang on one that fails", []func(chan<- *claim){after(1, lost("a")), after(2, nil), after(3, nil)}, 1, 3},
+		{"not enough", []func(chan<- *claim){after(time.Millisecond, lost("a")), after(time.Millisecond, &claim{Node: "b"})}, 2, succeedTimeout},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), succeedTimeout)
+				defer cancel()
+				answers := make(chan *claim, 3)
+				for _, start := range tc.answers {
+					start(answers)
+				}
+				began := time.Now()
+				got := gather(ctx, answers, 3, func(others []claim) bool {
+					_, enough := standing(claim{Node: "self", Lost: true}, others, 5)
+					return enough
+				})
+				if took := time.Since(began); len(got) != tc.want || took != tc.took {
+					t.Errorf("%d answers after %s, want %d after %s", len(got), took, tc.want, tc.took)
+				}
+			})
+		})
+	}
 }

@@ -64,7 +64,7 @@ type Status struct {
 	RemoteDiscr   uint32
 	Sent          uint64
 	Received      uint64
-	Heard         time.Time // when the last packet was read; zero: none was
+	Heard         time.Time // when the last packet came; zero: none did
 	WasUp         bool      // it was up at some time
 	Farewell      bool      // the neighbour's last word was AdminDown: it stops by decision and has not failed
 	Error         string    // why packets cannot be sent or received at present

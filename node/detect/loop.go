@@ -141,8 +141,22 @@ func (l *loop) receive(in inbound, buf []byte, now time.Time) {
 		return
 	}
 	s.received++
-	s.heard, s.farewell = now, p.State == AdminDown
+	s.heard, s.farewell = heardAt(in.at, time.Now(), now), p.State == AdminDown
 	l.step(s, Received{p}, now)
+}
+
+// maxAge is how long a packet may be said to have waited to be read. The clock of the day can be set between
+// the two, so more than that is not believed.
+const maxAge = 500 * time.Millisecond
+
+// heardAt is when a packet came that is being read at wall, which is now. A process that comes late to a dead
+// neighbour's last packet must not take it for a word that came after the first missing echo.
+func heardAt(arrived, wall, now time.Time) time.Time {
+	age := wall.Round(0).Sub(arrived)
+	if arrived.IsZero() || age < 0 || age > maxAge {
+		return now
+	}
+	return now.Add(-age)
 }
 
 func (l *loop) find(in inbound, p Packet) *session {

@@ -26,6 +26,7 @@ type inbound struct {
 	from, to netip.Addr
 	iface    string
 	ttl      int
+	at       time.Time // when the kernel got it, by the clock of the day; zero: unknown
 }
 
 // receiver is the socket all control packets of one family come in by.
@@ -47,6 +48,8 @@ func listen(port uint16, v6 bool) (*receiver, error) {
 	}
 	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		return control(c, func(fd int) error {
+			// Only more exact: where it cannot be had a packet came when it was read.
+			_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1)
 			if v6 {
 				return errors.Join(
 					unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVHOPLIMIT, 1),
@@ -148,6 +151,9 @@ func (r *receiver) describe(n int, oob []byte, from netip.Addr) inbound {
 	}
 	for _, m := range messages {
 		switch {
+		case m.Header.Level == unix.SOL_SOCKET && m.Header.Type == unix.SCM_TIMESTAMPNS && len(m.Data) >= int(unsafe.Sizeof(unix.Timespec{})):
+			ts := (*unix.Timespec)(unsafe.Pointer(&m.Data[0]))
+			in.at = time.Unix(ts.Unix())
 		case len(m.Data) >= 4 && (m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_TTL ||
 			m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_HOPLIMIT):
 			in.ttl = int(*(*int32)(unsafe.Pointer(&m.Data[0])))
