@@ -128,15 +128,27 @@ func (t *reportTable) believe(leader fsm.NodeID, claims []claim, now time.Time) 
 	defer t.mu.Unlock()
 	for _, c := range claims {
 		r, ok := t.rows[c.Node]
-		if !ok || !c.Lost || slices.Contains(r.Lost, leader) {
+		if !ok || !c.Lost {
 			continue
 		}
-		r.Lost = append(slices.Clone(r.Lost), leader)
-		if c.Loss != nil {
-			// The report is older than the loss: its durations count from its own time.
-			since := float64(now.Sub(r.at)) / float64(time.Millisecond)
-			r.Losses = append(slices.Clone(r.Losses), loss{Node: leader, SilentMS: c.Loss.SilentMS - since, LostMS: c.Loss.LostMS - since})
+		r.lose(leader, c.Loss, now)
+		for _, l := range c.More {
+			r.lose(l.Node, &l, now)
 		}
 		t.rows[c.Node] = r
 	}
+}
+
+// lose has the report say as well that a node is lost; l, if that is known, is since when, as it is said at now.
+func (r *timedReport) lose(n fsm.NodeID, l *loss, now time.Time) {
+	if slices.Contains(r.Lost, n) {
+		return
+	}
+	r.Lost = append(slices.Clone(r.Lost), n)
+	if l == nil {
+		return
+	}
+	// The report is older than the loss: its durations count from its own time.
+	since := float64(now.Sub(r.at)) / float64(time.Millisecond)
+	r.Losses = append(slices.Clone(r.Losses), loss{Node: n, SilentMS: l.SilentMS - since, LostMS: l.LostMS - since})
 }

@@ -39,6 +39,8 @@ type claim struct {
 	Owns int    `json:"owns"` // instances it is master of: a leader had better have none
 	// Loss is since when, as it is said; the next leader need not be told again.
 	Loss *loss `json:"loss,omitempty"`
+	// More is whom else it has lost: who dies with the leader is found with it.
+	More []loss `json:"more,omitempty"`
 }
 
 // standing tells whether enough of the members have lost the leader for somebody to stand, and how
@@ -147,8 +149,12 @@ func (m *member) claim(leader string) claim {
 		}
 	}
 	for _, l := range m.detector.losses(time.Now()) {
-		if c.Lost && string(l.Node) == leader && !l.Cut {
+		switch {
+		case !c.Lost || l.Cut:
+		case string(l.Node) == leader:
 			c.Loss = &l
+		default:
+			c.More = append(c.More, l)
 		}
 	}
 	return c

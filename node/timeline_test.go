@@ -168,7 +168,7 @@ func TestWhatWasSaidOfALostLeaderCountsAsReported(t *testing.T) {
 	table.put(report{Node: "lb3"}, after(100))
 	table.put(report{Node: "lb4", Lost: []fsm.NodeID{"lb1"}, Losses: []loss{{Node: "lb1", SilentMS: 60, LostMS: 2}}}, after(180))
 	table.believe("lb1", []claim{
-		{Node: "lb2", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 90, LostMS: 10}},
+		{Node: "lb2", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 90, LostMS: 10}, More: []loss{{Node: "lb5", SilentMS: 70, LostMS: 5}}},
 		{Node: "lb3", Lost: false},
 		{Node: "lb4", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 80, LostMS: 22}}, // has said so itself
 		{Node: "lb9", Lost: true, Loss: &loss{Node: "lb1", SilentMS: 80, LostMS: 22}}, // nobody knows it
@@ -178,6 +178,12 @@ func TestWhatWasSaidOfALostLeaderCountsAsReported(t *testing.T) {
 	}
 	if got := table.lossOf("lb1", after(200)); got.lastGood != after(120) || got.noticed != after(178) || got.by != 2 {
 		t.Errorf("%+v", got)
+	}
+	if got := table.lossOf("lb5", after(200)); got.lastGood != after(130) || got.noticed != after(195) || got.by != 1 {
+		t.Errorf("who died with it: %+v", got)
+	}
+	if n := losses(table.all(after(200), func(string) bool { return true }))["lb5"]; n != 1 {
+		t.Errorf("%d have lost who died with it", n)
 	}
 	table.put(report{Node: "lb2"}, after(250)) // it is back, says who reports
 	if got := table.lossOf("lb1", after(260)); got.by != 1 {
