@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
 .PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
-        bench-replication bench-commit bench-failover test-replication test-upgrade chaos soak test-vm deps clean
+        bench-replication bench-commit bench-failover bench-bgp test-replication test-upgrade chaos soak test-vm deps clean
 
 all: build
 
@@ -113,6 +113,11 @@ bench-failover: bench-lab-deps build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Failover -benchtime 1x -timeout 180m ./node/e2e
 	$(GO) test -run '^$$' -bench TakeUp -benchtime 100x ./node
 
+# How soon routers follow, behind BIRD and FRR: about forty minutes on a quiet machine. BENCH_MOVES, BENCH_SESSIONS, BENCH_FAILOVERS and
+# BGP_ROUTERS are described at BenchmarkBGP….
+bench-bgp: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench 'BGP' -benchtime 1x -timeout 90m ./node/e2e
+
 # The tests on another kernel, in a virtual machine; docs/testing-vm.md. SUITES
 # picks some (programs: does the verifier take the data plane?), RUN some tests.
 KERNEL ?= 6.1
@@ -127,7 +132,8 @@ SOAK_ROUNDS ?= 10
 SOAK_CALM   ?= 10m
 soak: build test-replication
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_TEST_CALM=$(SOAK_CALM) $(GO) test -timeout 30m -v -run BusyMachine ./node/e2e
-	for i in $$(seq $(SOAK_ROUNDS)); do bin/pontoon demo || exit 1; done
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon BGP_CONNECTIONS=500 $(GO) test -timeout 30m -v -run ActiveActive ./node/e2e
+	for i in $$(seq $(SOAK_ROUNDS)); do bin/pontoon demo && bin/pontoon demo --bgp || exit 1; done
 
 clean:
 	rm -rf bin
