@@ -23,7 +23,7 @@ type Path struct {
 	From, NextHop netip.Addr
 	MED           uint32
 	LocalPref     uint32
-	ASPath        string // numbers with spaces between
+	ASPath        string // numbers with spaces between, empty within one AS
 	Communities   string // as the router writes them
 	Best          bool
 	Stale         bool // kept over a graceful restart of who announced it
@@ -111,7 +111,7 @@ func parseFRR(out string) ([]Path, error) {
 	var paths []Path
 	for _, p := range doc.Paths {
 		path := Path{
-			From: p.Peer.ID, MED: p.MED, LocalPref: p.LocalPref, ASPath: p.ASPath.String,
+			From: p.Peer.ID, MED: p.MED, LocalPref: p.LocalPref, ASPath: strings.TrimPrefix(p.ASPath.String, "Local"),
 			Communities: strings.TrimSpace(p.Community.String + " " + p.Large.String), Best: p.Best.Overall, Stale: p.Stale,
 		}
 		for _, h := range p.NextHops {
