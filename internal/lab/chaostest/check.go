@@ -287,7 +287,8 @@ func readyBeforeAnswer(h *History, l Limits) (out []Violation) {
 			unready = append(unready, span{open, h.Ended})
 		}
 		for _, c := range h.Claims {
-			in := slices.IndexFunc(unready, func(s span) bool { return c.At > s.from+l.Lease+l.Margin && c.At < s.to })
+			// What nodes say is looked at now and then: it may have been ready a little before it was seen so.
+			in := slices.IndexFunc(unready, func(s span) bool { return c.At > s.from+l.Lease+l.Margin && c.At < s.to-l.Margin })
 			// Who is taken for dead is not ready, and holds what is to be held.
 			if c.Node == node && in >= 0 && !slices.Contains(h.Held, c.Address) {
 				out = append(out, Violation{"ready before it answers", c.At, fmt.Sprintf("%s claims %s and is not ready", node, c.Address)})
