@@ -156,6 +156,47 @@ func TestKeepPasswordKeepsIt(t *testing.T) {
 	}
 }
 
+// What is refused for good reasons elsewhere has to go where those are not given.
+func TestBGPSettingsThatFit(t *testing.T) {
+	local := lbNode("local", 1)
+	local.Address, local.Key = "127.0.0.1:7400", nodeKey("local")
+	witness := Node{Name: "w1", Role: RoleWitness, Address: "192.0.2.9:7400", GossipPort: 7401, Key: nodeKey("w1")}
+	s := do(t, threeNodes(t), append(joining(local), joining(witness)...)...)
+	s = do(t, s, PutBGP{BGP: BGP{Port: 179, Nodes: []BGPNode{{Node: "lb1", AS: 65001}, {Node: "lb2"}}}})
+	if nodes := s.BGP().Nodes; len(nodes) != 1 {
+		t.Errorf("nodes %+v: lb2 has nothing of its own", nodes)
+	}
+	if _, id := s.BGPOf("local"); id.IsLoopback() {
+		t.Errorf("router id %s, which every machine has", id)
+	}
+	for name, c := range map[string]Command{
+		"a router on the node":             PutBGPPeer{Peer: BGPPeer{Address: addr("127.0.0.1"), AS: 65002, Node: "local", Source: addr("127.0.0.2")}},
+		"a source all nodes have":          PutBGPPeer{Peer: BGPPeer{Address: addr("127.0.0.3"), AS: 65002, Source: addr("127.0.0.2")}},
+		"the router id a witness has not":  PutBGP{BGP: BGP{Nodes: []BGPNode{{Node: "lb1", RouterID: addr("192.0.2.9")}}}},
+		"the node's own derived router id": PutBGP{BGP: BGP{Nodes: []BGPNode{{Node: "lb1", RouterID: addr("192.0.2.1")}}}},
+		"iBGP":                             PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001, Node: "lb1"}},
+		"the longest password":             PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1, Password: strings.Repeat("~", 80)}},
+		"multihop of all but the one of that AS, which has its own": Batch{Commands: []Command{
+			PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001, Node: "lb1"}},
+			PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 65001, Multihop: 255}},
+		}},
+	} {
+		if err := s.Check(c); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestThereMayNotBeTooManyPeers(t *testing.T) {
+	var cmds []Command
+	for i := range MaxBGPPeers {
+		cmds = append(cmds, PutBGPPeer{Peer: BGPPeer{Address: netip.AddrFrom4([4]byte{10, 200, 0, byte(i)}), AS: 1}})
+	}
+	s := do(t, threeNodes(t), Batch{Commands: cmds})
+	refused(t, s, PutBGPPeer{Peer: BGPPeer{Address: addr("10.200.1.1"), AS: 1}}, ErrInUse, "would be peer 257: there may be 256")
+	do(t, s, cmds[0])
+}
+
 func TestBGPRefusals(t *testing.T) {
 	s := do(t, threeNodes(t),
 		PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.253"), AS: 65001, Passive: true}},
@@ -324,7 +365,7 @@ func TestSessionChangesSayWhatIsResetAndWhy(t *testing.T) {
 		"family":           {put(func(p *BGPPeer) { p.Family = FamilyIPv6 }), everywhere(SessionReset, "family both -> ipv6")},
 		"graceful restart": {put(func(p *BGPPeer) { p.NoGracefulRestart = true }), everywhere(SessionReset, "graceful restart 2m -> off")},
 		"restart time":     {bgp(func(b *BGP) { b.RestartTime = Duration(time.Minute) }), everywhere(SessionReset, "graceful restart 2m -> 1m")},
-		"listen port": {bgp(func(b *BGP) { b.Port = 0 }), nil},
+		"listen port":      {bgp(func(b *BGP) { b.Port = 0 }), nil},
 		"own as":           {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb2", AS: 5}} }), everywhere(SessionReset, "own AS 64512 -> 5")[1:2]},
 		"router id":        {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb1", RouterID: addr("1.1.1.1")}} }), everywhere(SessionReset, "router id 192.0.2.1 -> 1.1.1.1")[:1]},
 		"one node's": {

@@ -52,12 +52,13 @@ func TestConfigChangesNamesWhatDiffers(t *testing.T) {
 }
 
 func TestConfigChangesIgnoresWhatIsEqual(t *testing.T) {
-	s := configured(t)
+	s := do(t, configured(t), PutBGP{BGP: BGP{AS: 65001}}, PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1}}, PutInstance{Name: DefaultInstance, ASPrepend: true})
 	mail, _ := s.Service("mail")
 	for name, next := range map[string]*State{
 		"a verdict":      do(t, s, NodeVerdict{Node: "lb1"}),
 		"the same again": do(t, s, PutService{Service: mail}),
 		"restored":       restored(t, s),
+		"an election":    do(t, s, MoveInstance{Name: DefaultInstance, To: "lb2"}),
 	} {
 		if c := ConfigChanges(s, next); len(c) != 0 {
 			t.Errorf("%s: %v", name, c)
@@ -77,7 +78,7 @@ func TestSharesConfig(t *testing.T) {
 		"after a verdict": {do(t, s, NodeVerdict{Node: "lb1"}), true},
 		"after bgp": {do(t, s, PutBGP{BGP: BGP{Port: 1790}}, PutBGPPeer{Peer: BGPPeer{Address: addr("192.0.2.254"), AS: 1}},
 			PutInstance{Name: DefaultInstance, ASPrepend: true}), true},
-		"another kind":      {do(t, s, PutInstance{Name: "b"}, PutInstance{Name: "b", Kind: InstanceECMP}), false},
+		"another instance":  {do(t, s, PutInstance{Name: "b"}), false},
 		"after a refusal":   {func() *State { n, _ := s.Apply(s.Index()+1, DeleteService{Name: "none"}); return n }(), true},
 		"changed service":   {do(t, s, PutService{Service: mail}), false},
 		"new vip":           {do(t, s, PutVIP{VIP: VIP{Address: addr("10.0.0.109")}}), false},
@@ -87,6 +88,10 @@ func TestSharesConfig(t *testing.T) {
 		if got := SharesConfig(s, tc.next); got != tc.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+	two := do(t, s, PutInstance{Name: "b"})
+	if SharesConfig(two, do(t, two, PutInstance{Name: "b", Kind: InstanceECMP})) || !SharesConfig(two, do(t, two, PutInstance{Name: "b", ASPrepend: true})) {
+		t.Error("the kind of an instance counts, and nothing else of its settings")
 	}
 	if SharesConfig(New(), do(t, New(), initCluster())) {
 		t.Error("a cluster that was just made shares its configuration with none")

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"bytes"
+	"net/netip"
 	"testing"
 )
 
@@ -51,6 +52,10 @@ func FuzzDecode(f *testing.F) {
 func FuzzRestore(f *testing.F) {
 	f.Add(snap(f, New()))
 	f.Add(snap(f, threeNodes(f)))
+	f.Add(snap(f, do(f, threeNodes(f), PutVIP{VIP: VIP{Address: addr("10.0.0.9"), Announce: AnnounceBGP}},
+		PutInstance{Name: DefaultInstance, NextHops: []netip.Addr{addr("10.0.0.9")}, Communities: []Community{"1:2"}},
+		PutBGP{BGP: BGP{AS: 65001, Port: 179, Nodes: []BGPNode{{Node: "lb1", AS: 1}}, Import: []ImportRule{{Prefix: prefix("10.0.0.0/8")}}}},
+		PutBGPPeer{Peer: fullPeer()})))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s, err := Restore(b)
 		if err != nil {

@@ -49,6 +49,11 @@ func TestInstanceSettings(t *testing.T) {
 	if diff := cmp.Diff(want, got, sameValues()); diff != "" {
 		t.Errorf("priorities alone: %s", diff)
 	}
+	// What a reader does to his copy is his own affair.
+	got.NextHops[0], got.Communities[0] = netip.Addr{}, "x"
+	if again, _ := s.Instance("b"); again.NextHops[0] != want.NextHops[0] || again.Communities[0] != want.Communities[0] {
+		t.Error("a reader can write to the state")
+	}
 	// One setting stands for all of them.
 	got, _ = do(t, s, PutInstance{Name: "b", AnnouncePolicy: PolicyMasterOnly}).Instance("b")
 	if !got.hasSettings() || got.AnnouncePolicy != PolicyMasterOnly || got.ASPrepend || got.NextHops != nil || got.Communities != nil {

@@ -55,7 +55,7 @@ func newPeerAddCmd(a *app) *cobra.Command {
 the answer says which sessions that resets. All sessions that are not named go on.
 
 All nodes of role lb speak with the peer, or one with --node. An entry for one node
-takes the place of the entry for all, on that node.
+takes the place of the entry for all, on that node, and begins with the defaults.
 
 A reset session is back within seconds, and with graceful restart its routes stay
 meanwhile where the router can do that. --dry-run says what would be reset, and
