@@ -104,7 +104,7 @@ func TestRoutesThatCannotBeAnnouncedAreRefused(t *testing.T) {
 		"host bits":     {func(r *Route) { r.Prefix = netip.MustParsePrefix("192.0.2.1/24") }, "bits beyond"},
 		"other family":  {func(r *Route) { r.NextHop = netip.MustParseAddr("fd00::1") }, "another family"},
 		"multicast hop": {func(r *Route) { r.NextHop = netip.MustParseAddr("224.0.0.1") }, "no next hop"},
-		"prepended":     {func(r *Route) { r.Prepend = 16 }, "prepended"},
+		"prepended":     {func(r *Route) { r.Prepend = 32 }, "prepended"},
 		"our own mark":  {func(r *Route) { r.LargeCommunities = [][3]uint32{{1<<32 - 1, 0, 1}} }, "reserved"},
 		"communities":   {func(r *Route) { r.Communities = make([]uint32, 101) }, "more than 100"},
 	} {

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	maxPrepend = 15
+	maxPrepend = 31 // as many bits as the export policy has statements
 	// markAS is the global administrator of large communities of our own that tell the
 	// export policy how often to prepend. Nobody else may use it (RFC 8092, section 5),
 	// and it never leaves this node.

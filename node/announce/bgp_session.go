@@ -38,6 +38,7 @@ type session struct {
 	limited bool          // it sent too many prefixes, and is not in the server
 	kept    bool          // the server keeps its routes and goes on by itself
 	closed  bool
+	told    string // the neighbour's last reason since it was established
 }
 
 func newSession(p BGPPeer) *session { return &session{peer: p, state: StateIdle, backoff: reviveMin} }
@@ -94,7 +95,7 @@ func (r *bgpRun) onState(ev stateEvent) {
 		}
 		r.setStatus(ev.peer, func(st *PeerStatus) { st.State = StateActive })
 	case StateEstablished:
-		s.up = time.Now()
+		s.up, s.told = time.Now(), ""
 		r.setStatus(ev.peer, func(st *PeerStatus) {
 			st.State, st.Since, st.Error, st.RouterID = StateEstablished, time.Now(), "", ev.routerID
 		})
@@ -129,6 +130,12 @@ func (r *bgpRun) onIdle(s *session, ev stateEvent, established bool) {
 	// Silence is no restart, whatever GoBGP takes it for.
 	e.kept = ev.graceful && e.sent == nil && len(r.have.Import) > 0
 	words := e.words(s.peer)
+	switch {
+	case e.got != nil:
+		s.told = words
+	case e.sent == nil && !established && s.told != "":
+		words = s.told // who gave a reason and then hangs up has not changed its mind
+	}
 	if ev.limit {
 		words = notification{code: notifyCease, subcode: 1}.said(s.peer, e) + "; it is tried again in a minute"
 	}

@@ -89,7 +89,7 @@ type Route struct {
 	// LocalPref goes to neighbours of the same AS only: the higher one is preferred.
 	LocalPref uint32
 	// Prepend is how often the own AS stands in the path beyond the first time.
-	// Neighbours of the same AS do not see it. At most 15.
+	// Neighbours of the same AS do not see it. At most 31.
 	Prepend          uint8
 	Communities      []uint32    // RFC 1997
 	LargeCommunities [][3]uint32 // RFC 8092

@@ -1,5 +1,9 @@
 // Package announce tells the network where a virtual IP lives.
 //
+// There are two ways. BGP tells neighbouring routers which prefixes lead to this
+// node, and learns from them; it is described at its type. Everything else here is
+// about L2.
+//
 // A Speaker is given the whole set of addresses this node must announce, as
 // often as the caller likes, and finds out by itself what is new. L2 is the
 // speaker for a shared Ethernet segment: gratuitous ARP for IPv4, unsolicited
