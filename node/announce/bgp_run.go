@@ -302,7 +302,7 @@ func (r *bgpRun) drop(addr netip.Addr, c PeerChange) {
 	if ok {
 		delete(r.sessions, addr)
 		if r.engineUp() {
-			_ = r.engine.removePeer(r.ctx, addr) // fails only when it is gone
+			r.forget(addr)
 		}
 		s.close()
 	}
@@ -322,6 +322,12 @@ func (r *bgpRun) drop(addr netip.Addr, c PeerChange) {
 		st.State, st.Error = StateIdle, "its session was reset: "+c.Why
 	})
 	r.log.Info("BGP session reset", "peer", addr, "why", c.Why)
+}
+
+// forget takes a neighbour and what it said out of the server.
+func (r *bgpRun) forget(addr netip.Addr) {
+	_ = r.engine.removePeer(r.ctx, addr) // fails only when it is gone
+	r.changed()
 }
 
 // look compares the sessions with what the server says, in case a change of state

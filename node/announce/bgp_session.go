@@ -143,7 +143,7 @@ func (r *bgpRun) onIdle(s *session, ev stateEvent, established bool) {
 	switch {
 	case ev.limit:
 		s.limited, s.revive = true, time.Now().Add(afterLimit)
-		_ = r.engine.removePeer(r.ctx, s.peer.Address) // what it sent must go as well
+		r.forget(s.peer.Address) // what it sent must go as well
 	case e.kept:
 		s.kept = true
 	default:
@@ -215,7 +215,7 @@ func (r *bgpRun) reviveNow(s *session) {
 				s.state = k.state
 				return
 			}
-			_ = r.engine.removePeer(r.ctx, addr) // fails only when it is gone
+			r.forget(addr)
 		}
 	}
 	s.limited, s.state = false, StateIdle
@@ -299,7 +299,7 @@ func (r *bgpRun) reset(addr netip.Addr, why string) {
 		}
 	}
 	r.down(s, why, known.state == StateEstablished)
-	_ = r.engine.removePeer(r.ctx, addr) // fails only when it is gone
+	r.forget(addr)
 	s.close()
 	again := newSession(s.peer)
 	r.sessions[addr] = again
