@@ -118,6 +118,44 @@ func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
 	p.checkNothingLeft(t)
 }
 
+// Behind a router the same failure is shown twice: with a master, and with all nodes active.
+func TestDemoShowsBothFormsOfBGP(t *testing.T) {
+	roottest.Need(t)
+	p := buildProduct(t)
+	cmd := p.command(t, "demo", "--bgp", "--connections", "50", "--failures", "kill", "-o", "json")
+	var out, story bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &story
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("demo: %v\n%s%s", err, story.String(), out.String())
+	}
+	var report struct {
+		Failures []struct {
+			Form             string  `json:"form"`
+			Kind             string  `json:"kind"`
+			Successor        string  `json:"successor"`
+			RouterMS         float64 `json:"router_ms"`
+			Connections      int     `json:"connections"`
+			Survived         int     `json:"survived"`
+			NewConnectionsOK bool    `json:"new_connections_ok"`
+		} `json:"failures"`
+		OK bool `json:"ok"`
+	}
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+		t.Fatalf("standard output is not one JSON object: %v\n%s", err, out.String())
+	}
+	if !report.OK || len(report.Failures) != 2 {
+		t.Fatalf("report: %+v", report)
+	}
+	for i, form := range []string{"bgp-backup", "bgp-ecmp"} {
+		f := report.Failures[i]
+		if f.Form != form || f.Kind != "kill" || (f.Successor == "") != (form == "bgp-ecmp") || f.RouterMS <= 0 ||
+			f.Connections != 50 || f.Survived != 50 || !f.NewConnectionsOK {
+			t.Errorf("failure: %+v", f)
+		}
+	}
+	p.checkNothingLeft(t)
+}
+
 func TestInterruptedDemoLeavesNothing(t *testing.T) {
 	roottest.Need(t)
 	p := buildProduct(t)

@@ -93,7 +93,7 @@ func TestFloatingNextHopMovesAlone(t *testing.T) {
 		}
 		cli(t, r.node(), append([]string{"instance", "update", "default"}, hops...)...)
 		r.declare(t, "default", "rr")
-		cli(t, r.node(), "vip", "create", lab.RoutedVIP6(0).String(), "--announce", "bgp")
+		cli(t, r.node(), "vip", "create", lab.RoutedVIP6(0).String(), "--announce", "bgp", "--on-no-endpoint", "keep")
 		for _, f := range lab.Families() {
 			r.throughHop(t, f.RoutedVIP(0), f.NextHopVIP())
 			r.routers[0].AwaitPaths(t, single(f.RoutedVIP(0)), "three paths by the floating next hop", func(paths []routertest.Path) bool {
