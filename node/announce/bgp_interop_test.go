@@ -33,7 +33,8 @@ type atRouter struct {
 }
 
 // bgpRouter is somebody else's BGP at the other end of the cable. Its sessions run over
-// both families, each carries the routes of both, and has a password.
+// both families, each carries the routes of both, and has a password; that over IPv6
+// has TTL security if the router is of another AS.
 type bgpRouter interface {
 	path(prefix string, from netip.Addr) (atRouter, bool)
 	count(v6 bool, from netip.Addr) int
@@ -103,9 +104,11 @@ func interopConfig(as uint32) BGPConfig {
 	peer := func(addr netip.Addr, password string) BGPPeer {
 		return BGPPeer{Address: addr, AS: as, Password: password, IPv4: true, IPv6: true, GracefulRestart: true}
 	}
+	six := peer(routerAddr6, "secret")
+	six.TTLSecurity = as != 65001
 	return BGPConfig{
 		AS: 65001, RouterID: netip.MustParseAddr("10.98.0.1"), Port: 179,
-		Peers: []BGPPeer{peer(routerAddr4, "secret"), peer(routerAddr6, "secret")},
+		Peers: []BGPPeer{peer(routerAddr4, "secret"), six},
 		Import: []ImportRule{
 			{Prefix: netip.MustParsePrefix("198.51.100.0/24")},
 			{Prefix: netip.MustParsePrefix("2001:db8:5::/48")},

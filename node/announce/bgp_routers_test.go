@@ -65,6 +65,9 @@ func startFRR(t *testing.T, ns string, as uint32) bgpRouter {
 	for _, n := range []netip.Addr{nodeAddr4, nodeAddr6} {
 		fmt.Fprintf(&b, " neighbor %v remote-as 65001\n neighbor %v timers 3 9\n neighbor %v timers connect 1\n neighbor %v password secret\n", n, n, n, n)
 	}
+	if as != 65001 {
+		fmt.Fprintf(&b, " neighbor %v ttl-security hops 1\n", nodeAddr6)
+	}
 	for family, prefix := range map[string]string{"ipv4": "198.51.100.0/24", "ipv6": "2001:db8:5::/48"} {
 		fmt.Fprintf(&b, " address-family %s unicast\n  network %s\n  neighbor %v activate\n  neighbor %v activate\n exit-address-family\n",
 			family, prefix, nodeAddr4, nodeAddr6)
@@ -192,20 +195,24 @@ func startBIRD(t *testing.T, ns string, as uint32) bgpRouter {
 	t.Helper()
 	needProgram(t, "/usr/sbin/bird")
 	dir := t.TempDir()
+	ttl := "no"
+	if as != 65001 {
+		ttl = "yes"
+	}
 	var b strings.Builder
 	b.WriteString("router id 10.98.0.2;\nprotocol device {}\n")
 	b.WriteString("protocol static s4 { ipv4; route 198.51.100.0/24 blackhole; }\nprotocol static s6 { ipv6; route 2001:db8:5::/48 blackhole; }\n")
 	for _, s := range []struct {
-		name        string
+		name, ttl   string
 		local, node netip.Addr
-	}{{"b4", routerAddr4, nodeAddr4}, {"b6", routerAddr6, nodeAddr6}} {
+	}{{"b4", "no", routerAddr4, nodeAddr4}, {"b6", ttl, routerAddr6, nodeAddr6}} {
 		fmt.Fprintf(&b, `protocol bgp %s {
- local %v as %d; neighbor %v as 65001; password "secret";
+ local %v as %d; neighbor %v as 65001; password "secret"; ttl security %s;
  hold time 9; connect delay time 1; connect retry time 1; error wait time 1, 2; graceful restart on;
  ipv4 { import all; export where source = RTS_STATIC; next hop address %v; };
  ipv6 { import all; export where source = RTS_STATIC; next hop address %v; };
 }
-`, s.name, s.local, as, s.node, routerAddr4, routerAddr6)
+`, s.name, s.local, as, s.node, s.ttl, routerAddr4, routerAddr6)
 	}
 	conf := filepath.Join(dir, "bird.conf")
 	must(t, os.WriteFile(conf, []byte(b.String()), 0o644))
