@@ -199,6 +199,33 @@ func TestWhoAnnouncesWhat(t *testing.T) {
 	}
 }
 
+// Nobody is better than another where all serve, and what goes parts as everywhere.
+func TestAllAnnounceAlikeWhereThereIsNoMaster(t *testing.T) {
+	active := fsm.PutInstance{Name: "active", Kind: fsm.InstanceECMP, Communities: []fsm.Community{"65000:7"}}
+	in := func(v *fsm.VIP) { v.Instance = "active" }
+	s := build(t, all(threeReady(active), byBGP(client4, in))...)
+	for _, node := range []fsm.NodeID{"lb1", "lb2", "lb3"} {
+		p := routesOf(s, node)
+		r, ok := p.route(client4)
+		if !ok || r.MED != 10 || r.LocalPref != 200 || r.Prepend != 0 || r.Epoch != 0 || !slices.Equal(r.Communities, []uint32{65000<<16 | 7}) {
+			t.Errorf("%s: %+v, %t", node, r, ok)
+		}
+		if len(p.Addresses) != 1 || p.Addresses[0].Link != Loopback {
+			t.Errorf("%s holds %v", node, p.Addresses)
+		}
+	}
+	s, err := s.Apply(s.Index()+1, fsm.DrainNode{Node: "lb2", Draining: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r, ok := routesOf(s, "lb2", "active").route(client4); !ok || r.LocalPref != 0 || r.Communities[0] != 0xffff0000 || len(r.Communities) != 2 {
+		t.Errorf("parting: %+v, %t", r, ok)
+	}
+	if p := routesOf(s, "lb2"); len(p.Routes)+len(p.Addresses) > 0 {
+		t.Errorf("drained: %+v", p.Routes)
+	}
+}
+
 // After a move with policy master-only the old master goes on as the last choice.
 func TestTheMasterBeforePartsFromItsRoutes(t *testing.T) {
 	s := build(t, all(threeReady(fsm.PutInstance{Name: "default", AnnouncePolicy: fsm.PolicyMasterOnly}), byBGP(client4))...)
