@@ -153,3 +153,17 @@ func TestNodeThatSeesNoMajorityIsOutnumbered(t *testing.T) {
 		}
 	}
 }
+
+// Several nodes hold what routes lead to them: none may answer for it on a link.
+func TestNobodyAnswersForWhatRoutesLeadTo(t *testing.T) {
+	onLink, routed, elsewhere := addr("192.168.80.200"), addr("203.0.113.1"), addr("192.168.80.201")
+	got := leasesOf(plan.Plan{
+		Managed:   []netip.Addr{onLink, routed, elsewhere},
+		Addresses: []plan.Address{{Addr: onLink, Link: "eth1", Epoch: 7, Bound: true}, {Addr: routed, Link: plan.Loopback, Epoch: 7, Bound: true}},
+	})
+	for a, want := range map[netip.Addr]bool{onLink: true, routed: false, elsewhere: false} {
+		if l, known := got[a]; !known || l.Held != want {
+			t.Errorf("%s: %+v, %t", a, l, known)
+		}
+	}
+}

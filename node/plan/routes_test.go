@@ -168,6 +168,7 @@ func TestWhoAnnouncesWhat(t *testing.T) {
 		"not in sync":                      {append(byBGP(client4), fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true}), none, 10, []string{"default"}, false, false},
 		"declared dead":                    {append(byBGP(client4), fsm.NodeVerdict{Node: "lb1"}), none, 10, []string{"default"}, false, false},
 		"draining":                         {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}), none, 10, nil, false, false},
+		"draining, with a link down":       {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}, fsm.NodeReport{Node: "lb1", Ready: true, InSync: true}), none, 10, []string{"default"}, false, false},
 		"draining, and parting":            {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}), math.MaxUint32, 10, []string{"default"}, true, false},
 		"parting from another instance":    {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}), none, 10, []string{"other"}, false, false},
 		"draining although nobody follows": {append(byBGP(client4), fsm.NodeVerdict{Node: "lb2"}, fsm.NodeVerdict{Node: "lb3"}, fsm.DrainNode{Node: "lb1", Draining: true}), math.MaxUint32, none, nil, true, false},
