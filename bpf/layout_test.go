@@ -45,6 +45,9 @@ func TestSharedStructsHaveTheirLayout(t *testing.T) {
 		"service":                {unsafe.Sizeof(service), 28},
 		"endpoint":               {unsafe.Sizeof(endpoint), 32},
 		"next_hop":               {unsafe.Sizeof(hop), 28},
+		"peer_link":              {unsafe.Sizeof(pontoonPeerLink{}), 64},
+		"peer_link.mac":          {unsafe.Offsetof(pontoonPeerLink{}.Mac), 14},
+		"ending.learn":           {unsafe.Offsetof(ending.Learn), 66},
 		"ending":                 {unsafe.Sizeof(ending), 72},
 		"ending.key":             {unsafe.Offsetof(ending.Key), 16},
 		"ending.created":         {unsafe.Offsetof(ending.Created), 56},
@@ -103,7 +106,7 @@ func TestConstantsOfBothSidesAgree(t *testing.T) {
 		}
 		text += string(b)
 	}
-	for name, want := range map[string]string{"CREATED_SHIFT": "6", "SNAT_PORTS_PER_SLOT": "8064", "SNAT_PORT_MIN": "1024", "HALF_WAYS": strconv.Itoa(halfWays)} {
+	for name, want := range map[string]string{"CREATED_SHIFT": "6", "SNAT_PORTS_PER_SLOT": "8064", "SNAT_PORT_MIN": "1024", "HALF_WAYS": strconv.Itoa(halfWays), "PEER_SLOTS": strconv.Itoa(Slots)} {
 		found := regexp.MustCompile(`#define ` + name + ` (\d+)`).FindStringSubmatch(text)
 		if found == nil || found[1] != want {
 			t.Errorf("%s: %v, want %s", name, found, want)

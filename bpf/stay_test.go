@@ -48,6 +48,7 @@ func TestYoungerPacketElsewhereUndoesNothingHere(t *testing.T) {
 		t.Errorf("%+v became %+v", before, f)
 	}
 	b.age(time.Minute, nil)
+	claim.AgeMs += 60_000
 	if r := importAll(t, b.Dataplane, claim.append(nil)); r.Kept != 1 || b.flows()[0].Idle > 10*time.Second || !b.flows()[0].Owner {
 		t.Errorf("%+v, %+v", r, b.flows())
 	}

@@ -10,7 +10,7 @@ const (
 
 	// birthSlack is how far two nodes may be apart about when a connection was born: records travel, and
 	// clocks drift by less than a thousandth.
-	birthSlack = time.Second
+	birthSlack = 2 * time.Second
 )
 
 // otherSide are closing flags as the other half has them.

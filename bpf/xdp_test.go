@@ -78,6 +78,7 @@ func TestXDPPassesThePacketTestsOfTC(t *testing.T) {
 		"VLAN":                    TestTagInTheFrameIsCarriedThrough,
 		"leases":                  TestHostAnswersForAVIPOnlyByItsLease,
 		"predecessors":            TestPacketsOfUnknownConnectionsAreBroughtToThePredecessor,
+		"peers":                   TestPacketsOfConnectionsElsewhereAreBroughtThere,
 		"options":                 TestOptionsAndExtensionHeadersAreCarriedThrough,
 		"malformed":               TestMalformedPacketsAreDroppedWhenForAVIP,
 		"header checksum":         TestWrongHeaderChecksumIsMalformed,

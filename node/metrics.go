@@ -102,6 +102,9 @@ func flowMetrics(s web.Status, gauge, counter metricFunc) {
 	gauge("flows_max", "Flows the table has room for.", float64(s.Flows.Max))
 	counter("flows_adopted_total", "Replicas taken over by a packet.", float64(s.Flows.Adopted))
 	counter("flows_orphans_learned_total", "Connections of nodes that died which other nodes made known here.", float64(s.Flows.Orphans))
+	for name, n := range s.Counters {
+		counter("dataplane_events_total", "What the data plane has counted, besides packets it did not pass on.", float64(n), "event", name)
+	}
 	for reason, n := range s.Drops {
 		counter("dropped_packets_total", "Packets not passed on, by reason.", float64(n), "reason", reason)
 	}

@@ -155,7 +155,7 @@ func (m *member) nodeStatus(s *fsm.State, leader string) []web.NodeStatus {
 func (m *member) dataplaneStatus(s *fsm.State, l localView, st *web.Status) {
 	stats := m.dp.Stats()
 	st.Services = serviceStatus(s, stats)
-	st.Drops = stats.Drops
+	st.Drops, st.Counters = stats.Drops, stats.Counters
 	st.Flows = web.FlowCounts{
 		Established: stats.Established, HalfOpen: stats.HalfOpen, Owned: stats.Owned,
 		Replica: stats.Replica, Adopted: stats.Adopted, Orphans: m.orphans.Load(), Max: stats.Max,

@@ -29,6 +29,7 @@ type Status struct {
 	LastTakeover *Takeover         `json:"last_takeover,omitempty" doc:"Absent while this node has not become master since its daemon was started."`
 	Flows        FlowCounts        `json:"flows"`
 	Drops        map[string]uint64 `json:"drops" doc:"Packets not passed on by this node, by reason."`
+	Counters     map[string]uint64 `json:"counters,omitempty" doc:"What else this node's data plane has counted, by name: packets brought to other nodes, answers sent, flows adopted and so on."`
 	Interfaces   []InterfaceStatus `json:"interfaces" doc:"The data plane interfaces of this node."`
 	BFD          []BFDSession      `json:"bfd"`
 	BGP          []BGPPeer         `json:"bgp" doc:"The BGP sessions of this node."`

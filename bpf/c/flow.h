@@ -197,9 +197,10 @@ static __always_inline int doom(const struct ending *e)
 	return 2;
 }
 
-/* After so long without a word of the owner a guest takes its flow over. Owners speak of what they forward
- * every five seconds. */
+/* After so long without a word of the owner a guest takes its flow over. Owners speak every five seconds of what
+ * they forward, from the tenth second of its life on. */
 #define GUEST_SECONDS 8
+#define GUEST_YOUNG_SECONDS 16
 
 /* is_guest tells whether this node is to forward a replica beside its owner instead of taking it over:
  * where the two directions of a connection pass two nodes, those would take it from each other for ever.
@@ -207,7 +208,7 @@ static __always_inline int doom(const struct ending *e)
  * guest. */
 static __always_inline int is_guest(const struct packet *p, const struct flow *f, const struct flow *other)
 {
-	__u32 id = f->endpoint, zero = 0, *alive;
+	__u32 id = f->endpoint, zero = 0, *alive, hz = cfg_hz ? cfg_hz : 250;
 	struct endpoint *ep;
 
 	if ((f->flags & FLOW_F_CARE) != FLOW_F_REPLICA || f->owner_slot == cfg_slot || !other ||
@@ -217,8 +218,10 @@ static __always_inline int is_guest(const struct packet *p, const struct flow *f
 	if (!ep || !(ep->flags & ENDPOINT_F_SHARED))
 		return 0;
 	alive = bpf_map_lookup_elem(&living, &zero);
-	return alive && *alive >> (f->owner_slot & 31) & 1 &&
-	       age_of(p->now, other->last_seen) < GUEST_SECONDS * (cfg_hz ? cfg_hz : 250);
+	if (!alive || !(*alive >> (f->owner_slot & 31) & 1))
+		return 0;
+	return age_of(p->now, other->last_seen) < GUEST_SECONDS * hz ||
+	       age_of(p->created, f->created) < GUEST_YOUNG_SECONDS * hz >> CREATED_SHIFT;
 }
 
 /* doomed_step has the sender told that the connection is over, and notes that. */
