@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
@@ -123,7 +124,7 @@ func eachBenchRouter(b *testing.B, run func(b *testing.B, kind routertest.Kind))
 // committed, the router's kernel sent packets for the last of them to the new master.
 func BenchmarkBGPMove(b *testing.B) {
 	eachBenchRouter(b, func(b *testing.B, kind routertest.Kind) {
-		table := bgpFigures{head: []string{"router", "VIPs", "next hop", "since the request", "since the commit"}}
+		table := bgpFigures{head: []string{"router", "VIPs", "next hop", "since the request", "since the commit", "of which until the sessions had it"}}
 		r := newBGPLab(b, routertest.Options{Form: routertest.Backup}, kind)
 		w := watchKernel(b, r.l.Routers()[0])
 		var vips []netip.Addr
@@ -133,16 +134,16 @@ func BenchmarkBGPMove(b *testing.B) {
 				vips = append(vips, lab.RoutedVIP(i))
 			}
 			r.all(b, time.Minute, 0, count, master(b, r.l, "").Addr())
-			asked, committed := r.moves(b, func(to *lab.Node) <-chan time.Time { return w.routes(vips, to.Addr()) })
-			table.add(string(kind), fmt.Sprint(count), "each node", spread(asked), spread(committed))
+			took := r.moves(b, func(to *lab.Node) <-chan time.Time { return w.routes(vips, to.Addr()) })
+			table.add(append([]string{string(kind), fmt.Sprint(count), "each node"}, took.cells()...)...)
 		}
 		hop := lab.IPv4.NextHopVIP()
 		cli(b, r.node(), "vip", "create", hop.String())
 		cli(b, r.node(), "instance", "update", "default", "--next-hop", hop.String())
 		r.all(b, time.Minute, 0, len(vips), hop)
 		useNeighbour(b, r, hop)
-		asked, committed := r.moves(b, func(to *lab.Node) <-chan time.Time { return w.neighbour(hop, to.MACs()[0].String()) })
-		table.add(string(kind), fmt.Sprint(len(vips)), "floating", spread(asked), spread(committed))
+		took := r.moves(b, func(to *lab.Node) <-chan time.Time { return w.neighbour(hop, to.MACs()[0].String()) })
+		table.add(append([]string{string(kind), fmt.Sprint(len(vips)), "floating"}, took.cells()...)...)
 		b.Log("\n" + table.String() + "\np50 / p90 / p99 / max in milliseconds.\n")
 	})
 }
@@ -168,11 +169,18 @@ func useNeighbour(b *testing.B, r *bgpLab, hop netip.Addr) {
 	})
 }
 
-// moves moves the default instance again and again, and returns how long after the request and after the commit the awaited moment
-// came, sorted, in milliseconds.
-func (r *bgpLab) moves(b *testing.B, await func(to *lab.Node) <-chan time.Time) (asked, committed []float64) {
+// moveTimes are the times of several moves.
+type moveTimes struct {
+	asked, committed, announced []time.Duration // since the request; since the commit; from the commit to the sessions
+}
+
+func (m moveTimes) cells() []string {
+	return []string{spread(sorted(m.asked)), spread(sorted(m.committed)), spread(sorted(m.announced))}
+}
+
+// moves moves the default instance again and again, and says how long it took until the awaited moment.
+func (r *bgpLab) moves(b *testing.B, await func(to *lab.Node) <-chan time.Time) (m moveTimes) {
 	b.Helper()
-	var sinceAsked, sinceCommit []time.Duration
 	for range fromEnv("BENCH_MOVES", 20) {
 		from := master(b, r.l, "")
 		to := others(r.l, from)[0]
@@ -185,16 +193,17 @@ func (r *bgpLab) moves(b *testing.B, await func(to *lab.Node) <-chan time.Time) 
 		}
 		select {
 		case at := <-come:
-			sinceAsked = append(sinceAsked, at.Sub(began))
+			m.asked = append(m.asked, at.Sub(began))
 			if parts := timelineTo(b, r.l, from, to); parts != nil {
 				commit := time.Duration(parts["committed"] * float64(time.Millisecond))
-				sinceCommit = append(sinceCommit, max(0, at.Sub(began)-commit))
+				m.committed = append(m.committed, max(0, at.Sub(began)-commit))
+				m.announced = append(m.announced, time.Duration(parts["announced"]*float64(time.Millisecond))-commit)
 			}
 		case <-within(b, 20*time.Second).Done():
 			b.Fatalf("the router did not follow from %s to %s", from.Name(), to.Name())
 		}
 	}
-	return sorted(sinceAsked), sorted(sinceCommit)
+	return m
 }
 
 // timelineTo is what the cluster says of the last move, nil if it says nothing.
@@ -207,7 +216,7 @@ func timelineTo(b *testing.B, l *lab.Lab, from, to *lab.Node) map[string]float64
 			return err
 		}
 		if len(s.Failovers) == 0 || s.Failovers[0].From != from.Name() || s.Failovers[0].To != to.Name() {
-			return fmt.Errorf("it is not told yet")
+			return errors.New("it is not told yet")
 		}
 		parts = s.Failovers[0].Parts
 		return nil

@@ -309,12 +309,16 @@ func (r *bgpLab) whole(t testing.TB) {
 	r.established(t)
 }
 
-// eachRouter runs a test behind every kind of router; BGP_ROUTERS names some.
+// eachRouter runs a test behind every kind of router, beside each other, since most of it is waiting; BGP_ROUTERS names
+// one.
 func eachRouter(t *testing.T, run func(t *testing.T, kind routertest.Kind)) {
 	for _, kind := range routertest.Kinds() {
 		if only := os.Getenv("BGP_ROUTERS"); only != "" && only != string(kind) {
 			continue
 		}
-		t.Run(string(kind), func(t *testing.T) { run(t, kind) })
+		t.Run(string(kind), func(t *testing.T) {
+			t.Parallel()
+			run(t, kind)
+		})
 	}
 }
