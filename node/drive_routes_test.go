@@ -5,23 +5,27 @@ import (
 	"time"
 )
 
-func TestRoutesAreFirstToldWhenNothingIsHeldBackAnyMore(t *testing.T) {
-	begin := time.Unix(1000, 0)
+func TestAStartedDaemonWaitsForWhatItStillLacks(t *testing.T) {
+	const grace = 8 * time.Second
 	for _, tc := range []struct {
-		name         string
-		fresh, whole bool
-		after        time.Duration
-		want         bool
+		whole, caught bool
+		after         time.Duration
+	}{{true, true, 0}, {false, true, settleTime}, {true, false, grace}, {false, false, grace}} {
+		if !routesSettled(tc.whole, tc.caught, tc.after, grace) || tc.after > 0 && routesSettled(tc.whole, tc.caught, tc.after-1, grace) {
+			t.Errorf("%+v", tc)
+		}
+	}
+	for name, tc := range map[string]struct {
+		peers []syncPeer
+		want  bool
 	}{
-		{"nothing confirmed", false, true, time.Minute, false},
-		{"confirmed, and the lease not there yet", true, false, time.Second, false},
-		{"confirmed and whole", true, true, 0, true},
-		{"something does not come", true, false, settleTime, true},
+		"alone":                  {nil, true},
+		"all stream":             {[]syncPeer{{true, true}, {true, true}}, true},
+		"one does not yet":       {[]syncPeer{{true, true}, {true, false}}, false},
+		"who is dead is no loss": {[]syncPeer{{false, false}, {true, true}}, true},
 	} {
-		d := &driver{}
-		d.settled(tc.fresh, false, begin)
-		if got := d.settled(tc.fresh, tc.whole, begin.Add(tc.after)); got != tc.want {
-			t.Errorf("%s: %v", tc.name, got)
+		if got := heardAll(tc.peers); got != tc.want {
+			t.Errorf("%s: %t", name, got)
 		}
 	}
 }

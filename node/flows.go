@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -232,6 +233,11 @@ func (m *member) inSync(s *fsm.State) bool {
 	if me, ok := s.Node(fsm.NodeID(m.cfg.Name)); ok && me.Died != m.died.Load() {
 		return false // the driver is about to close the gate
 	}
+	return m.gate.inSync(time.Now(), m.syncPeers(s), m.contact.everFresh())
+}
+
+// syncPeers is the other load balancers at s, and whose flows come in.
+func (m *member) syncPeers(s *fsm.State) []syncPeer {
 	inbound := map[string]bool{}
 	for _, s := range m.repl.Status() {
 		inbound[s.Peer] = s.Inbound == "streaming"
@@ -242,5 +248,11 @@ func (m *member) inSync(s *fsm.State) bool {
 			peers = append(peers, syncPeer{counts: n.Alive && n.Ready, streaming: inbound[string(n.Name)]})
 		}
 	}
-	return m.gate.inSync(time.Now(), peers, m.contact.everFresh())
+	return peers
+}
+
+// heardAll says whether everybody who may own flows has told this process of all of
+// them. In sync it may be without: it took over what an earlier one knew.
+func heardAll(peers []syncPeer) bool {
+	return !slices.ContainsFunc(peers, func(p syncPeer) bool { return p.counts && !p.streaming })
 }

@@ -122,7 +122,7 @@ func newTakeUp(tb testing.TB) *takeUp {
 		tb.Fatal(err)
 	}
 	m.lease.until = now + time.Hour
-	return &takeUp{&driver{m: m}, ns}
+	return &takeUp{&driver{m: m, routesKnown: true}, ns}
 }
 
 // takeUpState has two nodes that can be master, lb1 being it, and VIPs on both links.
