@@ -29,7 +29,9 @@ const someBFD = 100 * time.Millisecond
 // session with each node.
 func newBGPLab(t testing.TB, o routertest.Options, kinds ...routertest.Kind) *bgpLab {
 	t.Helper()
-	l := newCluster(t, lab.Config{Topology: lab.Routed, Nodes: 3, Clients: len(kinds), Endpoints: 2, Routers: len(kinds)})
+	l := newCluster(t, lab.Config{
+		Topology: lab.Routed, Nodes: 3, Clients: len(kinds), Endpoints: 2, Routers: len(kinds), NodeArgs: longGrace(),
+	})
 	r := &bgpLab{l: l}
 	for i, kind := range kinds {
 		r.routers = append(r.routers, routertest.Start(t, kind, l.Routers()[i], len(l.Nodes()), o))
