@@ -164,23 +164,31 @@ func (r *routing) resets(ctx context.Context) error {
 	}
 }
 
-// resetFallen does so unless the neighbour takes its BFD session down by decision:
-// that says nothing about the way to it (RFC 5882, 4.2).
+// resetFallen does so, and tells of it.
 func (r *routing) resetFallen(f fall) {
 	s, ok := r.m.detector.routerSession(f.key.Remote)
 	if !ok || s.Key != f.key {
 		return // it is not wanted any more
 	}
-	text := fmt.Sprintf("BFD with BGP neighbour %s is down: %s", f.key.Remote, wordFall(f.diag, s))
-	if s.Farewell {
-		text = fmt.Sprintf("BGP neighbour %s has stopped its BFD session; the BGP session goes on", f.key.Remote)
-	} else {
-		r.bgp.Reset(f.key.Remote, "BFD: "+wordFall(f.diag, s))
+	text, why := verdictOf(f, s)
+	if why != "" {
+		r.bgp.Reset(f.key.Remote, why)
 	}
 	r.m.events.add(Event{
 		Kind: web.EventBGP, Node: fsm.NodeID(r.m.cfg.Name), Text: text,
 		Fields: map[string]string{"peer": f.key.Remote.String(), "bfd": "down"},
 	})
+}
+
+// verdictOf says what the end of a BFD session means for the BGP session, and why that
+// is to end; "" if it goes on: a neighbour that takes its BFD session down by decision
+// says nothing about the way to it (RFC 5882, 4.2).
+func verdictOf(f fall, s detect.Status) (text, reset string) {
+	if s.Farewell {
+		return fmt.Sprintf("BGP neighbour %s has stopped its BFD session; the BGP session goes on", f.key.Remote), ""
+	}
+	why := wordFall(f.diag, s)
+	return fmt.Sprintf("BFD with BGP neighbour %s is down: %s", f.key.Remote, why), "BFD: " + why
 }
 
 func wordFall(diag detect.Diag, s detect.Status) string {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -290,5 +291,49 @@ func TestRestingSessionsAreTakenUpOnceAndInTime(t *testing.T) {
 	kept := resuming([]detect.Session{{Key: want.Key}, {Key: detect.Key{Interface: "eth2"}}}, []detect.Session{want})
 	if kept[0].Resume != want.Resume || kept[1].Resume != (detect.Resume{}) {
 		t.Errorf("%+v", kept)
+	}
+}
+
+func TestOnlyALostNeighbourIsReset(t *testing.T) {
+	key := detect.Key{Local: addr("192.168.80.11"), Remote: addr("192.168.80.1"), Interface: "eth1"}
+	for name, tc := range map[string]struct {
+		diag  detect.Diag
+		is    detect.Status
+		reset string
+	}{
+		"silent":          {detect.DiagExpired, detect.Status{Key: key}, "BFD: it has gone silent on eth1"},
+		"one direction":   {detect.DiagNeighbourDown, detect.Status{Key: key}, "BFD: it does not hear this node on eth1"},
+		"by its decision": {detect.DiagNeighbourDown, detect.Status{Key: key, Farewell: true}, ""},
+	} {
+		if text, reset := verdictOf(fall{key, tc.diag}, tc.is); reset != tc.reset || !strings.Contains(text, "192.168.80.1") {
+			t.Errorf("%s: %q, %q", name, text, reset)
+		}
+	}
+}
+
+// What a router's session does is told to who resets BGP, and to nobody who judges nodes.
+func TestASessionWithARouterIsNoWordAboutANode(t *testing.T) {
+	m := &member{cfg: Config{Name: "lb1"}, logger: slog.New(slog.DiscardHandler), store: newStore()}
+	d := newDetector(m)
+	router := detect.Key{Local: addr("192.168.80.11"), Remote: addr("192.168.80.1"), Interface: "eth1"}
+	other := router
+	other.Remote = addr("192.168.80.12")
+	d.routers = []detect.Session{{Key: router}}
+	d.watch = watch{sessions: []detect.Key{other}, owner: map[detect.Key]fsm.NodeID{other: "lb2"}}
+	d.sessionChanged(other, detect.Change{From: detect.Up, To: detect.Down, Diag: detect.DiagExpired})
+	d.sessionChanged(router, detect.Change{From: detect.Down, To: detect.Up})
+	d.sessionChanged(router, detect.Change{From: detect.Up, To: detect.Down, Diag: detect.DiagExpired})
+	if got := d.takeFallen(); len(got) != 1 || got[0] != (fall{router, detect.DiagExpired}) {
+		t.Errorf("fallen %+v", got)
+	}
+	gone := detect.Status{Key: router, State: detect.Down, WasUp: true}
+	if lost := see(nil, []detect.Status{gone}, d.watch); len(lost.lost)+len(lost.links) > 0 {
+		t.Errorf("%+v", lost)
+	}
+	if err := d.setSessions(); err != nil {
+		t.Fatal(err)
+	}
+	if all := d.sessions.Sessions(); len(all) != 2 {
+		t.Errorf("the driver has %+v", all)
 	}
 }
