@@ -30,6 +30,8 @@ func TestSumOverTheWholePacketStaysRight(t *testing.T) {
 		"errors between families":  TestErrorsAreTranslatedBetweenFamilies,
 		"datagram without a check": testDatagramsWithoutChecksum,
 		"probes":                   TestProbesOfNeighboursGoBackAsTheyCame,
+		"peers":                    TestPacketsOfConnectionsElsewhereAreBroughtThere,
+		"datagrams of endpoints":   TestDatagramsOfEndpointsGoTheirWayToo,
 	} {
 		if testing.Short() && name != "rewriting" && name != "families" && name != "datagram without a check" {
 			continue
