@@ -576,3 +576,26 @@ func TestLaterConnectionOfATupleStandsOverAClosedOne(t *testing.T) {
 		}
 	}
 }
+
+// What an association says after its INIT is brought as TCP's segments are.
+func TestAssociationsElsewhereAreBroughtThere(t *testing.T) {
+	b := newBench(t, nil)
+	s := shared(ModeFullNAT)
+	s.Protocol = protoSCTP
+	b.sync(s)
+	b.reachable(map[uint8]net.HardwareAddr{5: five})
+	frame := func(tag uint32, chunk []byte) []byte {
+		l4 := bpftest.SCTPBytes(clientPort, vipPort, tag, chunk)
+		return bpftest.Frame{SrcMAC: b.far.MAC, DstMAC: b.in.MAC, Src: client, Dst: vip, Protocol: protoSCTP, L4: l4}.Bytes()
+	}
+	const data, cookieEcho, initiation = 0, 10, 1
+	for i, chunk := range [][]byte{bpftest.Chunk(data, 3, make([]byte, 16)), bpftest.Chunk(cookieEcho, 0, make([]byte, 8))} {
+		if action, out := b.run(b.in, frame(7, chunk)); action != actRedirect || !bytes.Equal(out[:6], five) {
+			t.Errorf("chunk %d: action %d, drops %v", i, action, b.Stats().Drops)
+		}
+	}
+	b.run(b.in, frame(0, bpftest.Chunk(initiation, 0, []byte{0, 0, 0, 9, 0, 0, 0xff, 0xff, 0, 1, 0, 1, 0, 0, 0, 1})))
+	if n, made := b.Stats().Counters["brought"], b.Stats().Counters["created"]; n != 2 || made != 1 {
+		t.Errorf("%d brought, %d begun, drops %v", n, made, b.Stats().Drops)
+	}
+}
