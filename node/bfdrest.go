@@ -33,8 +33,12 @@ type restingSessions struct {
 	Sessions []detect.Session `json:"sessions"`
 }
 
-// rest has the sessions with routers rest for span, and writes down how to go on.
+// rest has the sessions with routers rest for span, and writes down how to go on. From
+// then on none is begun: one with a router that waits would tell it that all is lost.
 func (d *detector) rest(span time.Duration) error {
+	d.setting.Lock()
+	defer d.setting.Unlock()
+	d.rested = true
 	d.mu.Lock()
 	routers := d.routers
 	d.mu.Unlock()

@@ -34,11 +34,14 @@ type routing struct {
 	want     speaking
 	handed   bool               // want was given
 	config   announce.BGPConfig // of the sessions
+	set      bool               // the speaker was given it
 	told     bool               // the sessions were given routes
 	routes   []plan.Route       // which
 	withheld []netip.Addr       // which not, for want of endpoints
 	trouble  string             // why what is wanted is not so
 	imports  imports
+
+	stale atomic.Bool // the kernel may have dropped learned routes
 }
 
 // bgpRetry is the pace of trying again what failed, and of looking for what nobody told of.
@@ -144,18 +147,17 @@ func (r *routing) applyOnce(ctx context.Context) error {
 // configure makes the sessions those of want. What fails touches sessions only, and
 // the speaker goes on trying: routes are given to it all the same.
 func (r *routing) configure(ctx context.Context, want, is announce.BGPConfig) error {
-	if reflect.DeepEqual(want, is) {
-		return nil
-	}
-	reset, err := r.bgp.Configure(ctx, want)
-	for _, p := range reset {
-		r.logger.Info("BGP session begun anew: its settings have changed", "peer", p)
-	}
-	if err != nil {
-		return err
+	if !reflect.DeepEqual(want, is) {
+		reset, err := r.bgp.Configure(ctx, want)
+		for _, p := range reset {
+			r.logger.Info("BGP session begun anew: its settings have changed", "peer", p)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
-	r.config = want
+	r.config, r.set = want, true
 	r.mu.Unlock()
 	return nil
 }

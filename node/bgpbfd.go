@@ -90,6 +90,9 @@ func (d *detector) wantRouters(links []host.Link) {
 func (d *detector) setSessions() error {
 	d.setting.Lock()
 	defer d.setting.Unlock()
+	if d.rested {
+		return nil
+	}
 	d.mu.Lock()
 	w, all := d.watch, slices.Clone(d.routers)
 	d.mu.Unlock()

@@ -36,10 +36,10 @@ type imports struct {
 // importRoutes makes the kernel hold what is learned, if anything is to be.
 func (r *routing) importRoutes(now time.Time) error {
 	r.mu.Lock()
-	given, config, is := r.handed, r.config, r.imports
+	set, config, is := r.set, r.config, r.imports
 	r.mu.Unlock()
-	if !given {
-		return nil // what the cluster wants is not known yet
+	if !set {
+		return nil // what the cluster wants is not known yet, or not to the speaker
 	}
 	if len(config.Import) == 0 {
 		if is.clean {
@@ -59,8 +59,9 @@ func (r *routing) importRoutes(now time.Time) error {
 		return err
 	}
 	routes, refused := importable(r.bgp.Learned(), r.m.store.State().VIPs(), links)
+	stale := r.stale.Swap(false)
 	same := slices.EqualFunc(routes, is.routes, func(a, b host.Route) bool { return a.Prefix == b.Prefix && slices.Equal(a.NextHops, b.NextHops) })
-	if same && len(is.problems) == 0 && now.Sub(is.looked) < importLook && is.settled == was {
+	if same && !stale && len(is.problems) == 0 && now.Sub(is.looked) < importLook && is.settled == was {
 		return nil
 	}
 	added, removed, err := r.m.host.SyncRoutes(routes, !is.settled)
@@ -70,6 +71,13 @@ func (r *routing) importRoutes(now time.Time) error {
 	is.looked, is.routes, is.problems = now, routes, append(refused, lines(err)...)
 	r.setImports(is)
 	return err
+}
+
+// lookAgain has learned routes compared with the kernel's at once: it drops those by a
+// link that goes down, or by an address that is taken away, and tells nobody to put them back.
+func (r *routing) lookAgain() {
+	r.stale.Store(true)
+	wake(r.stir)
 }
 
 func (r *routing) setImports(is imports) {

@@ -49,7 +49,8 @@ type detector struct {
 
 	fallen  []fall        // of them
 	fell    chan struct{} // capacity 1: there are more
-	setting sync.Mutex    // makes each setSessions one step
+	setting sync.Mutex    // makes each setSessions one step, and rest
+	rested  bool          // with it: no session is begun any more
 
 	lostSomebody chan struct{} // capacity 1; for succeedLoop
 }

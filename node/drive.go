@@ -134,6 +134,7 @@ func (m *member) watchHost(ctx context.Context) error {
 			m.dp.LinksChanged()
 		}
 		if c.Links || c.Addresses {
+			m.routing.lookAgain()
 			m.wakeDriver()
 		}
 	})

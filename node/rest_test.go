@@ -2,10 +2,13 @@ package node
 
 import (
 	"errors"
+	"log/slog"
+	"net/netip"
 	"testing"
 	"time"
 
 	"pontoon/fsm"
+	"pontoon/node/detect"
 	"pontoon/transport"
 )
 
@@ -146,5 +149,28 @@ func TestRestIsAsLongAsARestartNeedsOrTheGraceIfThatIsMore(t *testing.T) {
 		if got := restLength(c); got != tc.want {
 			t.Errorf("grace %s, lease %s: %s, want %s", tc.grace, tc.lease, got, tc.want)
 		}
+	}
+}
+
+// Between the rest of the first session and the end of the detector a look around may find another way to a
+// member. To begin the sessions anew for it would tell the routers that this node is lost.
+func TestNoBFDSessionIsBegunOnceTheyRest(t *testing.T) {
+	m := &member{cfg: Config{Name: "lb1", RunDir: t.TempDir()}, logger: slog.New(slog.DiscardHandler), events: newEventLog(func(Event) {}), store: newStore()}
+	d := newDetector(m)
+	d.cfg = defaultFailover()
+	way := func(n byte) watch {
+		return watch{sessions: []detect.Key{{Local: addr("192.0.2.1"), Remote: netip.AddrFrom4([4]byte{192, 0, 2, n}), Interface: "lo"}}}
+	}
+	if err := d.want(way(2)); err != nil || len(d.sessions.Sessions()) != 1 {
+		t.Fatalf("%v, %v", d.sessions.Sessions(), err)
+	}
+	if err := d.rest(time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.want(way(3)); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.sessions.Sessions(); len(got) != 1 || got[0].Remote != addr("192.0.2.2") {
+		t.Errorf("sessions %v", got)
 	}
 }

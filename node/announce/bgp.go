@@ -86,13 +86,12 @@ func (b *BGP) Announce(ctx context.Context, want []Route) error {
 		return fmt.Errorf("announce by bgp: %w", err)
 	}
 	b.mu.Lock()
-	first := !b.announced
 	b.routes, b.announced = set, true
 	b.dirty = true // own routes are never learned
 	b.mu.Unlock()
 	var failed error
 	err = b.do(ctx, func(r *bgpRun) {
-		if first {
+		if !r.engineUp() { // it waits for the first routes, or could not be started
 			_, failed = r.apply()
 			return
 		}

@@ -331,11 +331,13 @@ func (r *bgpRun) forget(addr netip.Addr) {
 }
 
 // look compares the sessions with what the server says, in case a change of state
-// went unseen.
+// went unseen, and the next hops with the addresses there are.
 func (r *bgpRun) look() {
 	if !r.engineUp() || len(r.sessions) == 0 {
 		return
 	}
+	r.findHops()        // an address may have come, or gone
+	_ = r.applyRoutes() // tried again
 	known := r.engine.peers(r.ctx)
 	for addr, s := range r.sessions {
 		if k, ok := known[addr]; ok && k.state != s.state && k.state != StateIdle {
