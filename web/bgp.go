@@ -47,7 +47,7 @@ type BGPPeer struct {
 	In         uint64     `json:"messages_in"`
 	Out        uint64     `json:"messages_out"`
 	BFD        string     `json:"bfd" enum:"up,down,off"`
-	Error      string     `json:"error,omitempty" doc:"Why the session is not established, or was last lost, in words."`
+	Error      string     `json:"error,omitempty" doc:"Why the session is not established, in words."`
 }
 
 // BGPDirection chooses routes.

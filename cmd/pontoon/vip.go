@@ -67,10 +67,10 @@ run --help"), so that clients find one node only; connections that still reach i
 go on. With --on-quorum-loss hold it goes on claiming it: better where the rest of
 the cluster is more likely to be down than out of sight.
 
-With --announce bgp the address is in no subnet of a link. The nodes tell routers
-the way to it (see "pontoon bgp"): the master the best one, and those who follow it
-others that are used when it is gone. In an instance of kind ecmp all nodes tell the
-same, and routers spread the traffic over them.`,
+With --announce bgp the address need not be in a subnet of a link. The nodes tell
+routers the way to it (see "pontoon bgp"): the master the best one, and those who
+follow it others that are used when it is gone. In an instance of kind ecmp all nodes
+tell the same, and routers spread the traffic over them.`,
 		Example: `  pontoon vip create 192.168.80.200
   pontoon vip create 203.0.113.10 --announce bgp
   pontoon vip create 10.2.0.1 --kind gateway
