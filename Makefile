@@ -40,7 +40,7 @@ test-unit: build
 	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
 
 test-e2e: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -p 1 -v $(CLUSTER_TESTS)
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 30m -p 1 -v $(CLUSTER_TESTS)
 
 # Replication at the size the product is meant for: about three minutes; test-e2e runs it smaller. What it does stands
 # at TestReplicasStayEqualThroughEveryTrouble.

@@ -142,12 +142,12 @@ func TestConnectionsThatPassTwoNodesKeepToTheirOwner(t *testing.T) {
 	}
 	pass(t, 4*time.Second)
 	adopted := counted(t, l, "adopted")
-	pass(t, 20*time.Second)
+	pass(t, 12*time.Second) // a guest asks after its owner every 8 s
 	// Its owner may fall silent for longer than a guest waits while a busy machine is late.
 	if more := counted(t, l, "adopted") - adopted; more > 60 {
-		t.Errorf("120 connections were taken over %d times in 20 seconds", more)
+		t.Errorf("120 connections were taken over %d times in 12 seconds", more)
 	} else {
-		t.Logf("120 connections were taken over %d times in 20 seconds", more)
+		t.Logf("120 connections were taken over %d times in 12 seconds", more)
 	}
 	for i, c := range all {
 		if n := c.Alive(); n != 60 {
