@@ -212,9 +212,10 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	}
 	left := m.leaseLeft()
 	view := outlook{
-		ready: derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces), linksUp: v.linksUp,
+		attached: attached(v.interfaces, m.cfg.DataPlane.Interfaces), linksUp: v.linksUp,
 		quorum: -left < leaseGrace(m.cfg.Failover.Lease), fresh: fresh,
 	}
+	view.ready = derr == nil && view.attached
 	m.tellLease(left, boundAddresses(p))
 	if -left > m.cfg.Failover.Lease {
 		dropBound(&p)

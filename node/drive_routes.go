@@ -16,7 +16,8 @@ func (d *driver) route(s *fsm.State, p plan.Plan, view outlook) {
 	d.routed = view.allowed(p.Routes, me, d.routed)
 	if !d.routesKnown && view.fresh {
 		d.freshSince = earliest(d.freshSince, time.Now())
-		d.routesKnown = routesSettled(len(d.routed) == len(p.Routes), heardAll(d.m.syncPeers(s)), time.Since(d.freshSince), d.m.gate.grace)
+		whole := len(d.routed) == len(p.Routes) && !view.doubtful(me)
+		d.routesKnown = routesSettled(whole, heardAll(d.m.syncPeers(s)), time.Since(d.freshSince), d.m.gate.grace)
 	}
 	d.m.routing.hand(speaking{
 		config: bgpConfig(s, d.self.Node), known: d.routesKnown, routes: d.routed, withheld: p.Withheld,

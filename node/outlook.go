@@ -94,11 +94,16 @@ func (c *climbs) step(s *fsm.State, self fsm.NodeID, now time.Time) map[string]i
 
 // outlook is what this machine itself knows of whether its routes lead anywhere.
 type outlook struct {
-	ready   bool // the data plane does what the state says
-	linksUp bool
-	quorum  bool // the lease is valid, or ended only just now
-	fresh   bool // it may take something up
+	ready    bool // the data plane does what the state says
+	attached bool // it forwards, if by an older state
+	linksUp  bool
+	quorum   bool // the lease is valid, or ended only just now
+	fresh    bool // it may take something up
 }
+
+// doubtful says that the data plane does not do what the state says, and that the
+// cluster does not know it yet.
+func (o outlook) doubtful(me fsm.Node) bool { return !o.ready && me.Ready }
 
 // leaseGrace is for how long a lease that is over is not believed to be: most come
 // back with the next answer, and to withdraw a route and announce it again moves
@@ -108,21 +113,31 @@ func leaseGrace(lease time.Duration) time.Duration { return lease / 2 }
 // allowed picks from the routes of a plan those that this machine may announce.
 //
 // What is wrong with it and not known to the cluster yet takes all of them back at
-// once: others announce them, too. Once the cluster knows, it has decided, and has
-// kept this node in its place only if nobody else could do better. me is the node
-// as the cluster knows it; before is what was announced.
+// once: others announce them, too. A data plane that forwards and could not be given
+// the newest state makes them the last choice: that may have befallen all nodes at the
+// same moment, and would all take them back, the addresses would be gone for everybody.
+// Once the cluster knows, it has decided, and has kept this node in its place only if
+// nobody else could do better. me is the node as the cluster knows it; before is what
+// was announced.
 func (o outlook) allowed(routes []plan.Route, me fsm.Node, before []plan.Route) []plan.Route {
-	if !o.ready && me.Ready || !o.linksUp && me.LinksUp {
+	doubtful := o.doubtful(me)
+	if doubtful && !o.attached || !o.linksUp && me.LinksUp {
 		return nil
 	}
-	if o.fresh && o.quorum {
+	if o.fresh && o.quorum && !doubtful {
 		return routes
 	}
 	had := make(map[netip.Prefix]bool, len(before))
 	for _, r := range before {
 		had[r.Prefix] = true
 	}
-	return slices.DeleteFunc(slices.Clone(routes), func(r plan.Route) bool {
+	out := slices.DeleteFunc(slices.Clone(routes), func(r plan.Route) bool {
 		return !o.fresh && !had[r.Prefix] || !o.quorum && r.Bound
 	})
+	for i := range out {
+		if doubtful {
+			out[i] = out[i].AsLastChoice()
+		}
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"testing"
@@ -26,6 +27,7 @@ func prefixesOf(routes []plan.Route) []string {
 func TestWhatAMachineMayAnnounceBeforeTheClusterKnowsOfItsTrouble(t *testing.T) {
 	const free, bound = "203.0.113.1", "203.0.113.2"
 	routes := []plan.Route{routeTo(free, false), routeTo(bound, true)}
+	routes[0].LocalPref, routes[0].Communities = 200, []uint32{7}
 	well := outlook{ready: true, linksUp: true, quorum: true, fresh: true}
 	is := func(change ...func(*outlook)) outlook {
 		o := well
@@ -35,6 +37,7 @@ func TestWhatAMachineMayAnnounceBeforeTheClusterKnowsOfItsTrouble(t *testing.T) 
 		return o
 	}
 	notReady := func(o *outlook) { o.ready = false }
+	attached := func(o *outlook) { o.attached = true }
 	linkDown := func(o *outlook) { o.linksUp = false }
 	cutOff := func(o *outlook) { o.quorum = false }
 	stale := func(o *outlook) { o.fresh = false }
@@ -48,6 +51,8 @@ func TestWhatAMachineMayAnnounceBeforeTheClusterKnowsOfItsTrouble(t *testing.T) 
 		"all is well":                      {well, healthy, nil, []string{free, bound}},
 		"not ready":                        {is(notReady), healthy, routes, nil},
 		"not ready, and kept all the same": {is(notReady), fsm.Node{LinksUp: true}, routes, []string{free, bound}},
+		"behind the state, and forwards":   {is(notReady, attached), healthy, routes, []string{free, bound}},
+		"that, and cut off":                {is(notReady, attached, cutOff), healthy, routes, []string{free}},
 		"a link down":                      {is(linkDown), healthy, routes, nil},
 		"a link down, and kept":            {is(linkDown), fsm.Node{Ready: true}, nil, []string{free, bound}},
 		"a link down since, and kept for want of a data plane": {is(linkDown, notReady), fsm.Node{LinksUp: true}, routes, nil},
@@ -60,7 +65,14 @@ func TestWhatAMachineMayAnnounceBeforeTheClusterKnowsOfItsTrouble(t *testing.T) 
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}
-	if len(routes) != 2 || routes[1].Prefix.Addr().String() != bound {
+	last := is(notReady, attached).allowed(routes, healthy, routes)
+	if r := last[0]; r.MED != math.MaxUint32 || r.LocalPref != 0 || !slices.Equal(r.Communities, []uint32{0xffff0000, 7}) {
+		t.Errorf("a node behind the state announces %+v", r)
+	}
+	if again := last[0].AsLastChoice(); !slices.Equal(again.Communities, last[0].Communities) {
+		t.Errorf("said twice: %v", again.Communities)
+	}
+	if len(routes) != 2 || routes[0].MED != 10 || len(routes[0].Communities) != 1 || routes[1].Prefix.Addr().String() != bound {
 		t.Error("the plan was written to")
 	}
 }

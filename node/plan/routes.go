@@ -140,6 +140,16 @@ func lastChoice() Route {
 	return Route{MED: math.MaxUint32, Communities: []uint32{gracefulShutdown}}
 }
 
+// AsLastChoice is a route that neighbours are to use only if they know no other.
+func (r Route) AsLastChoice() Route {
+	last := lastChoice()
+	r.MED, r.LocalPref, r.Prepend = last.MED, last.LocalPref, last.Prepend
+	if !slices.Contains(r.Communities, gracefulShutdown) {
+		r.Communities = append(last.Communities, r.Communities...)
+	}
+	return r
+}
+
 // routed adds a VIP that BGP brings here: the address, and the route unless no
 // endpoint would take what it brings.
 func (c *compiler) routed(v fsm.VIP) {
