@@ -49,8 +49,8 @@ func TestTracingDisturbsNoTraffic(t *testing.T) {
 			defer c.Close()
 			flow := pingPong(t, c)
 			told := uint64(0)
-			for range 4 {
-				told += traceFor(t, d, 20, flow.answered)
+			for range 2 {
+				told += traceFor(t, d, 30, flow.answered)
 			}
 			sent, answered := flow.stop()
 			t.Logf("%d datagrams, %d packets told", sent, told)
@@ -60,7 +60,7 @@ func TestTracingDisturbsNoTraffic(t *testing.T) {
 			if n := d.Stats().Counters["xdp_forward"]; xdp && n == 0 {
 				t.Error("XDP forwarded nothing between the sessions")
 			}
-			if told < 80 {
+			if told < 60 {
 				t.Errorf("%d packets told", told)
 			}
 			for reason, n := range d.Stats().Drops {
