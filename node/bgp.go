@@ -181,12 +181,21 @@ func (r *routing) announcedNow() int {
 	return len(r.routes)
 }
 
-// watch looks after what neighbours do.
+// watch looks after what neighbours do. After each look it rests for as long as the look took: a neighbour
+// that says much, and goes on, takes half of one processor at most.
 func (r *routing) watch(ctx context.Context) error {
 	tick := time.NewTicker(bgpRetry)
 	defer tick.Stop()
+	rest := time.NewTimer(0)
+	defer rest.Stop()
 	known := map[netip.Addr]session{}
 	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-rest.C:
+		}
+		began := time.Now()
 		var news []Event
 		known, news = sessionNews(known, r.bgp.Peers(), fsm.NodeID(r.m.cfg.Name))
 		for _, e := range news {
@@ -195,11 +204,13 @@ func (r *routing) watch(ctx context.Context) error {
 		if err := r.importRoutes(time.Now()); err != nil && ctx.Err() == nil {
 			r.logger.Debug("learned routes not all in the kernel", "err", err)
 		}
+		took := time.Since(began)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-r.stir:
 		case <-tick.C:
 		}
+		rest.Reset(time.Until(began.Add(2 * took)))
 	}
 }
