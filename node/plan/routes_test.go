@@ -166,7 +166,7 @@ func TestWhoAnnouncesWhat(t *testing.T) {
 		"not ready":                        {append(byBGP(client4), fsm.NodeReport{Node: "lb1", LinksUp: true, InSync: true}), none, 10, nil, false, false},
 		"a link down":                      {append(byBGP(client4), fsm.NodeReport{Node: "lb1", Ready: true, InSync: true}), none, 10, []string{"default"}, false, false},
 		"not in sync":                      {append(byBGP(client4), fsm.NodeReport{Node: "lb1", Ready: true, LinksUp: true}), none, 10, []string{"default"}, false, false},
-		"declared dead":                    {append(byBGP(client4), fsm.NodeVerdict{Node: "lb1"}), none, 10, []string{"default"}, false, false},
+		"declared dead":                    {append(byBGP(client4), fsm.NodeVerdict{Node: "lb1"}), none, 9, []string{"default"}, false, false},
 		"draining":                         {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}), none, 10, nil, false, false},
 		"draining, with a link down":       {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}, fsm.NodeReport{Node: "lb1", Ready: true, InSync: true}), none, 10, []string{"default"}, false, false},
 		"draining, and parting":            {append(byBGP(client4), fsm.DrainNode{Node: "lb1", Draining: true}), math.MaxUint32, 10, []string{"default"}, true, false},
