@@ -150,8 +150,16 @@ func (l *lab) open(lb int, change func(*Options)) *Dataplane {
 	return openTest(l.tb, l.lbs[lb], opts)
 }
 
-// reopen opens the first load balancer's data plane once more.
-func (l *lab) reopen(opts Options) *Dataplane { return openTest(l.tb, l.lbs[0], opts) }
+// reopen opens the first load balancer's data plane once more. Its VIPs have no leases, as those of versions before
+// there were any: it gives them one of some seconds, which is not enough for a test on a busy machine.
+func (l *lab) reopen(opts Options) *Dataplane {
+	l.tb.Helper()
+	d := openTest(l.tb, l.lbs[0], opts)
+	if err := d.SyncLeases(nil); err != nil {
+		l.tb.Fatal(err)
+	}
+	return d
+}
 
 // serve echoes on TCP at port 8080 of both endpoints until the test ends.
 func (l *lab) serve() {

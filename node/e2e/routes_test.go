@@ -158,32 +158,30 @@ func (r routed) awaitLearned(t testing.TB, n *lab.Node, want bool) {
 // TestRoutesFollowTheClusterAndTheNode holds what a node announces, and what it does not.
 func TestRoutesFollowTheClusterAndTheNode(t *testing.T) {
 	roottest.Need(t)
-	for _, kind := range routertest.Kinds() {
-		t.Run(string(kind), func(t *testing.T) {
-			r := newRouted(t, kind)
-			r.awaitAll(t)
-			for _, sub := range []struct {
-				name string
-				run  func(*testing.T)
-			}{
-				{"a VIP without endpoints is withdrawn and comes back", r.withheld},
-				{"learned routes are in the kernel", func(t *testing.T) {
-					for _, n := range r.Nodes() {
-						r.awaitLearned(t, n, true)
-					}
-				}},
-				{"a node whose link fails withdraws at once", r.linkFails},
-				{"a drained node parts", r.drained},
-				{"a restart is not noticed", r.restarted},
-				{"a node without a quorum withdraws what is bound to it", r.alone},
-				{"a node that leaves says goodbye", r.leaves},
-			} {
-				if !t.Run(sub.name, sub.run) {
-					t.FailNow()
+	eachRouter(t, func(t *testing.T, kind routertest.Kind) {
+		r := newRouted(t, kind)
+		r.awaitAll(t)
+		for _, sub := range []struct {
+			name string
+			run  func(*testing.T)
+		}{
+			{"a VIP without endpoints is withdrawn and comes back", r.withheld},
+			{"learned routes are in the kernel", func(t *testing.T) {
+				for _, n := range r.Nodes() {
+					r.awaitLearned(t, n, true)
 				}
+			}},
+			{"a node whose link fails withdraws at once", r.linkFails},
+			{"a drained node parts", r.drained},
+			{"a restart is not noticed", r.restarted},
+			{"a node without a quorum withdraws what is bound to it", r.alone},
+			{"a node that leaves says goodbye", r.leaves},
+		} {
+			if !t.Run(sub.name, sub.run) {
+				t.FailNow()
 			}
-		})
-	}
+		}
+	})
 }
 
 func (r routed) withheld(t *testing.T) {
