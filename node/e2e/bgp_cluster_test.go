@@ -262,6 +262,7 @@ func connectFrom(t testing.TB, from *lab.Host, to netip.AddrPort, count int) *tr
 // longer than gap. It returns the longest silence of each mode.
 func (c crowd) through(t testing.TB, gap time.Duration, what func()) map[string]time.Duration {
 	t.Helper()
+	c.flows(t)
 	late := stalls(t)
 	windows := map[string]*traffic.Window{}
 	for mode, clients := range c {
@@ -286,6 +287,19 @@ func (c crowd) through(t testing.TB, gap time.Duration, what func()) map[string]
 		}
 	}
 	return felt
+}
+
+// flows waits until every connection has an answer anew: after a longer silence TCP repeats what was lost
+// only every few seconds, and that would count for what comes next.
+func (c crowd) flows(t testing.TB) {
+	t.Helper()
+	for mode, clients := range c {
+		w := clients.Window()
+		w.Mark()
+		if err := w.Wait(within(t, 30*time.Second)); err != nil {
+			t.Fatalf("%s: %v", mode, err)
+		}
+	}
 }
 
 // off takes a node's power.
