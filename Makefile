@@ -8,7 +8,7 @@ GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
-.PHONY: all build demo test test-unit test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
+.PHONY: all build demo test test-unit test-routers test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
         bench-replication bench-commit bench-failover bench-bgp test-replication test-upgrade chaos soak test-vm deps clean
 
 all: build
@@ -28,19 +28,24 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing$$missing"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
-# Packages beside each other first, then the ones that start whole clusters, one
-# at a time. The BPF file system is taken away again if the tests mounted it.
+# Packages beside each other first, and beside them the clusters behind BGP routers: both mostly wait. Then the other
+# ones that start whole clusters, one at a time. The BPF file system is taken away again if the tests mounted it.
 CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
+ROUTER_TESTS  := 'BGP|ActiveActive|FloatingNextHop|ThousandVIPs|RoutesFollow'
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
-	$(MAKE) --no-print-directory deps lint check-generate test-unit test-e2e; status=$$?; \
+	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j2 test-unit test-routers && \
+	$(MAKE) --no-print-directory test-e2e; status=$$?; \
 	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
 
 test-unit: build
 	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
 
+test-routers: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -v -run $(ROUTER_TESTS) ./node/e2e
+
 test-e2e: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 30m -p 1 -v $(CLUSTER_TESTS)
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 30m -p 1 -v -skip $(ROUTER_TESTS) $(CLUSTER_TESTS)
 
 # Replication at the size the product is meant for: about three minutes; test-e2e runs it smaller. What it does stands
 # at TestReplicasStayEqualThroughEveryTrouble.
