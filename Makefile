@@ -31,7 +31,7 @@ deps:
 # Packages beside each other first, and beside them the clusters behind BGP routers: both mostly wait. Then the other
 # ones that start whole clusters, one at a time. The BPF file system is taken away again if the tests mounted it.
 CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
-ROUTER_TESTS  := 'BGP|ActiveActive|FloatingNextHop|ThousandVIPs|RoutesFollow'
+ROUTER_TESTS  := '^Test(BGPKeeps|ActiveActive|FloatingNextHop|AThousandVIPs|RoutesFollow)'
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
 	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j2 test-unit test-routers && \
