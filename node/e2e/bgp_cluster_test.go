@@ -154,7 +154,7 @@ func (r *bgpLab) checkRanked(ctx context.Context, d *routertest.Daemon, vip neti
 	}
 	for rank, name := range want {
 		i := slices.IndexFunc(paths, func(p routertest.Path) bool { return p.From == r.l.Node(name).Addr() })
-		// A master's is lower by one for each node that is dead.
+		// A master's is lower by one for each node without a place.
 		if i < 0 || paths[i].MED > 10<<rank || rank > 0 && paths[i].MED != 10<<rank || paths[i].Best != (rank == 0) {
 			return fmt.Errorf("succession %v: %s is to have MED %d: %+v", want, name, 10<<rank, paths)
 		}

@@ -98,7 +98,7 @@ func (c *compiler) standingIn(in fsm.Instance) standing {
 		if in.Master != self {
 			rank = max(rank, c.self.Rank[in.Name])
 		}
-		st.like = attributes(in, rank, c.dead())
+		st.like = attributes(in, rank, c.missing(in))
 	case announces(in, self), c.self.Parting[in.Name] && MayPart(c.state, self, in.Name):
 		st.like = lastChoice()
 	default:
@@ -119,11 +119,11 @@ func (c *compiler) standingIn(in fsm.Instance) standing {
 	return st
 }
 
-// dead counts the load balancers that the cluster has given up.
-func (c *compiler) dead() int {
+// missing counts the load balancers that have no place in the succession.
+func (c *compiler) missing(in fsm.Instance) int {
 	n := 0
 	for _, node := range c.state.Nodes() {
-		if node.Role == fsm.RoleLB && !node.Alive {
+		if node.Role == fsm.RoleLB && !slices.Contains(in.Succession, node.Name) {
 			n++
 		}
 	}
@@ -134,17 +134,18 @@ func (c *compiler) dead() int {
 // to the same next hop, all are the same: then a change of places changes no route.
 //
 // Until its session's hold time is over, what a dead master told stands in the
-// routers' tables as it was. So the new one's routes are better by one for each
-// node that is dead: they win as soon as they come, whatever a router makes of a tie.
-func attributes(in fsm.Instance, rank, dead int) Route {
+// routers' tables as it was, and a router may keep it for a node that comes back
+// without its flows. So the master's routes are better by one for each node that is
+// missing: they win as soon as they come, whatever a router makes of a tie.
+func attributes(in fsm.Instance, rank, missing int) Route {
 	like := Route{MED: firstMED, LocalPref: firstLocalPref}
 	if in.Kind == fsm.InstanceECMP {
 		return like
 	}
 	if rank <= 0 {
-		dead = min(dead, firstMED)
-		like.MED -= uint32(dead)
-		like.LocalPref += uint32(dead)
+		missing = min(missing, firstMED)
+		like.MED -= uint32(missing)
+		like.LocalPref += uint32(missing)
 		return like
 	}
 	rank = min(rank, mostRanks-1)
