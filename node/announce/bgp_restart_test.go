@@ -46,7 +46,7 @@ func TestGracefulRestartKeepsTheRoutes(t *testing.T) {
 		t.Errorf("%d routes are kept, want 3", n)
 	}
 
-	node = newBGPSpeaker(t, nodeCfg, manyRoutes(2, 20)...) // as a new daemon would
+	newBGPSpeaker(t, nodeCfg, manyRoutes(2, 20)...) // as a new daemon would
 	router.waitUp(0)
 	roottest.Eventually(t, "the new attributes, and the third route gone", func() bool {
 		views := router.Received()
