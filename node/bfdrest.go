@@ -70,7 +70,7 @@ func (d *detector) rest(span time.Duration) error {
 	if merr != nil {
 		return fmt.Errorf("encode resting BFD sessions: %w", merr)
 	}
-	if werr := renameio.WriteFile(filepath.Join(d.m.cfg.RunDir, restFile), b, 0o600); werr != nil {
+	if werr := renameio.WriteFile(filepath.Join(d.m.cfg.RunDir, restFile), b, 0o600, renameio.WithTempDir(d.m.cfg.RunDir)); werr != nil {
 		return errors.Join(err, fmt.Errorf("save resting BFD sessions: %w", werr))
 	}
 	return err

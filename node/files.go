@@ -55,7 +55,7 @@ func (ms membership) save(dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("encode membership: %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(dataDir, memberFile), b, 0o600); err != nil {
+	if err := renameio.WriteFile(filepath.Join(dataDir, memberFile), b, 0o600, renameio.WithTempDir(dataDir)); err != nil {
 		return fmt.Errorf("save membership: %w", err)
 	}
 	return nil

@@ -57,7 +57,7 @@ func (r recovery) save(dataDir string) error {
 	if err != nil {
 		return fmt.Errorf("encode recovery: %w", err)
 	}
-	if err := renameio.WriteFile(filepath.Join(dataDir, recoveryFile), b, 0o600); err != nil {
+	if err := renameio.WriteFile(filepath.Join(dataDir, recoveryFile), b, 0o600, renameio.WithTempDir(dataDir)); err != nil {
 		return fmt.Errorf("save recovery: %w", err)
 	}
 	// What follows is in another directory, and must not be on the disk before this is.

@@ -126,7 +126,7 @@ func apiToken(dataDir string) (string, error) {
 		return "", fmt.Errorf("draw api token: %w", err)
 	}
 	token := base64.RawURLEncoding.EncodeToString(raw)
-	if err := renameio.WriteFile(path, []byte(token+"\n"), 0o600); err != nil {
+	if err := renameio.WriteFile(path, []byte(token+"\n"), 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return "", fmt.Errorf("save api token: %w", err)
 	}
 	return token, nil

@@ -125,7 +125,7 @@ func create(path string, v values) error {
 	}
 	b := make([]byte, fileSize)
 	copy(b, record)
-	if err := renameio.WriteFile(path, b, 0o600); err != nil {
+	if err := renameio.WriteFile(path, b, 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return err
 	}
 	dir, err := os.Open(filepath.Dir(path))
