@@ -8,7 +8,7 @@ GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
-.PHONY: all build demo test test-unit test-routers test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
+.PHONY: all build demo test test-unit test-bpf-1 test-bpf-2 test-routers test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
         bench-replication bench-commit bench-failover bench-bgp test-replication test-upgrade chaos soak test-vm deps clean
 
 all: build
@@ -34,12 +34,20 @@ CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/internal/lab/benc
 ROUTER_TESTS  := '^Test(BGPKeeps|ActiveActive|FloatingNextHop|AThousandVIPs|RoutesFollow)'
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
-	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j2 test-unit test-routers && \
+	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j4 test-unit test-bpf-1 test-bpf-2 test-routers && \
 	$(MAKE) --no-print-directory test-e2e; status=$$?; \
 	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
 
 test-unit: build
-	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %))
+	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %) -e pontoon/bpf)
+
+# The data plane's tests mostly wait, too, and are the longest: in two halves.
+BPF_HALF := '^(Test[A-M]|Fuzz)'
+test-bpf-1: build
+	$(GO) test -timeout 20m -run $(BPF_HALF) ./bpf
+
+test-bpf-2: build
+	$(GO) test -timeout 20m -skip $(BPF_HALF) ./bpf
 
 test-routers: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -v -run $(ROUTER_TESTS) ./node/e2e
