@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -16,18 +15,6 @@ import (
 
 	"pontoon/internal/roottest"
 )
-
-// needProgram skips when a router is not installed, or fails where skipping is forbidden.
-func needProgram(t *testing.T, path string) {
-	t.Helper()
-	if _, err := os.Stat(path); err == nil {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatalf("%s is missing: make deps installs it", path)
-	}
-	t.Skipf("%s is missing: make deps installs it", path)
-}
 
 // startIn starts a program in a namespace and ends it with the test.
 func startIn(t *testing.T, ns, path string, args ...string) {
@@ -55,7 +42,7 @@ type frr struct {
 
 func startFRR(t *testing.T, ns string, as uint32) bgpRouter {
 	t.Helper()
-	needProgram(t, "/usr/lib/frr/bgpd")
+	roottest.NeedProgram(t, "/usr/lib/frr/bgpd")
 	dir, err := os.MkdirTemp("/run", "ptfrr")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
@@ -74,27 +61,13 @@ func startFRR(t *testing.T, ns string, as uint32) bgpRouter {
 	}
 	must(t, os.WriteFile(filepath.Join(dir, "bgpd.conf"), []byte(b.String()), 0o644))
 	must(t, os.WriteFile(filepath.Join(dir, "zebra.conf"), []byte("hostname router\n"), 0o644))
-	giveTo(t, dir, "frr")
+	roottest.Own(t, dir, "frr")
 	for _, name := range []string{"zebra", "bgpd"} {
 		startIn(t, ns, "/usr/lib/frr/"+name, "-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"),
 			"-z", filepath.Join(dir, "zserv.api"), "--vty_socket", dir, "-A", "127.0.0.1", "-P", "0", "-u", "frr", "-g", "frr")
 		roottest.Eventually(t, name+" listens", func() bool { return exists(filepath.Join(dir, name+".vty")) })
 	}
 	return &frr{t: t, dir: dir, as: as}
-}
-
-func giveTo(t *testing.T, dir, name string) {
-	t.Helper()
-	u, err := user.Lookup(name)
-	must(t, err)
-	uid, _ := strconv.Atoi(u.Uid)
-	gid, _ := strconv.Atoi(u.Gid)
-	must(t, filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chown(path, uid, gid)
-	}))
 }
 
 func (f *frr) vtysh(commands ...string) []byte {
@@ -193,7 +166,7 @@ type bird struct {
 
 func startBIRD(t *testing.T, ns string, as uint32) bgpRouter {
 	t.Helper()
-	needProgram(t, "/usr/sbin/bird")
+	roottest.NeedProgram(t, "/usr/sbin/bird")
 	dir := t.TempDir()
 	ttl := "no"
 	if as != 65001 {

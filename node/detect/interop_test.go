@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"pontoon/internal/roottest"
 )
 
 // router is somebody else's BFD at the second end of a cable.
@@ -75,18 +75,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	t.Fatalf("%s: not within %v", what, patience)
 }
 
-// need skips when a peer's program is not installed, or fails where skipping is forbidden.
-func need(t *testing.T, program string) {
-	t.Helper()
-	if _, err := os.Stat(program); err == nil {
-		return
-	}
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatalf("%s is missing: make deps installs it", program)
-	}
-	t.Skipf("%s is missing: make deps installs it", program)
-}
-
 // frr is FRRouting's bfdd. It serves the segment only with zebra beside it, and
 // both give up their rights to a user of their own.
 type frr struct {
@@ -96,7 +84,7 @@ type frr struct {
 
 func startFRR(t *testing.T, c *cable, v6 bool, ms int) router {
 	t.Helper()
-	need(t, "/usr/lib/frr/bfdd")
+	roottest.NeedProgram(t, "/usr/lib/frr/bfdd")
 	dir, err := os.MkdirTemp("/run", "ptfrr")
 	if err != nil {
 		t.Fatal(err)
@@ -107,7 +95,7 @@ func startFRR(t *testing.T, c *cable, v6 bool, ms int) router {
 		us.Remote, us.Local, us.Interface, ms, ms)
 	write(t, filepath.Join(dir, "bfdd.conf"), conf)
 	write(t, filepath.Join(dir, "zebra.conf"), "hostname peer\n")
-	own(t, dir, "frr")
+	roottest.Own(t, dir, "frr")
 	daemon := func(name string, more ...string) *exec.Cmd {
 		args := append([]string{
 			"-f", filepath.Join(dir, name+".conf"), "-i", filepath.Join(dir, name+".pid"), "-z", filepath.Join(dir, "zserv.api"),
@@ -144,7 +132,7 @@ type bird struct {
 
 func startBIRD(t *testing.T, c *cable, v6 bool, ms int) router {
 	t.Helper()
-	need(t, "/usr/sbin/bird")
+	roottest.NeedProgram(t, "/usr/sbin/bird")
 	dir := t.TempDir()
 	us := c.session(1, v6, Config{})
 	conf := fmt.Sprintf("router id 10.99.0.2;\nprotocol device {}\nprotocol bfd {\n interface \"%s\" { interval %d ms; idle tx interval 1 s; multiplier 3; };\n neighbor %v dev \"%s\" local %v;\n}\n",
@@ -180,29 +168,6 @@ func exists(path string) bool {
 func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// own gives a directory and what is in it to a user.
-func own(t *testing.T, dir, name string) {
-	t.Helper()
-	u, err := user.Lookup(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.Atoi(u.Uid)
-	gid, _ := strconv.Atoi(u.Gid)
-	err = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chown(path, uid, gid)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }

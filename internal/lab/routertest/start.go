@@ -4,15 +4,14 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"pontoon/internal/lab"
+	"pontoon/internal/roottest"
 )
 
 // Kind is whose router it is.
@@ -137,7 +136,7 @@ func (d *Daemon) startFRR(t testing.TB) {
 	}
 	write(t, d.file("vtysh.conf"), "")
 	_ = os.Remove(d.file("zserv.api"))
-	own(t, d.dir, "frr")
+	roottest.Own(t, d.dir, "frr")
 	more := map[string][]string{"bfdd": {"--bfdctl", d.file("bfdd.sock")}, "bgpd": {"-p", "179"}}
 	for _, name := range []string{"zebra", "bfdd", "bgpd"} {
 		d.run(t, filepath.Join(frrPrograms, name), append([]string{
@@ -190,42 +189,13 @@ func need(t testing.TB, kind Kind) {
 		programs = []string{filepath.Join(frrPrograms, "bgpd"), vtyshProgram}
 	}
 	for _, p := range programs {
-		if _, err := os.Stat(p); err == nil {
-			continue
-		}
-		if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-			t.Fatalf("%s is missing: make deps installs it", p)
-		}
-		t.Skipf("%s is missing: make deps installs it", p)
+		roottest.NeedProgram(t, p)
 	}
 }
 
 func write(t testing.TB, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// own gives a directory and what is in it to a user.
-func own(t testing.TB, dir, name string) {
-	t.Helper()
-	u, err := user.Lookup(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	uid, _ := strconv.Atoi(u.Uid) // numbers on Linux
-	gid, _ := strconv.Atoi(u.Gid)
-	err = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chown(path, uid, gid)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 }
