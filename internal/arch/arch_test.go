@@ -31,8 +31,9 @@ var rooms = map[string][]string{
 	"node/detect":          {},
 	"node/stable":          {},
 	"node/e2e":             {},
-	"internal/lab":         {"internal/lab/traffic"},
+	"internal/lab":         {"internal/lab/backend", "internal/lab/traffic"},
 	"internal/lab/router":  {"internal/lab", "node/announce", "node/detect"}, // a router made of the product's own BGP and BFD
+	"internal/lab/backend": {"internal/lab/traffic"},
 	"internal/lab/traffic": {},
 	"internal/lab/impair":  {},
 	"internal/lab/arping":  {},

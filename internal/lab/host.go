@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 )
 
@@ -122,6 +123,26 @@ func (h *Host) Run(ctx context.Context, cmd *exec.Cmd) error {
 		err = errors.Join(err, p.Kill(killed))
 	}
 	return err
+}
+
+// AnswerPings says whether the host answers to ICMP and ICMPv6 echo, as it does
+// from the beginning.
+func (h *Host) AnswerPings(on bool) error {
+	value := []byte("1")
+	if on {
+		value = []byte("0")
+	}
+	err := h.Do(func() error {
+		err := os.WriteFile("/proc/sys/net/ipv4/icmp_echo_ignore_all", value, 0)
+		if haveIPv6() {
+			err = errors.Join(err, os.WriteFile("/proc/sys/net/ipv6/icmp/echo_ignore_all", value, 0))
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("answer to pings of %s: %w", h.spec.name, err)
+	}
+	return nil
 }
 
 // LinksDown takes the carrier of all the host's legs away at once, as if the

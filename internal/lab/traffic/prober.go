@@ -56,8 +56,10 @@ type ProbeResult struct {
 	// Outage is the longest time between two successes in a row, counted
 	// from the beginning of the window and up to its end.
 	Outage time.Duration
-	// LastError is why the newest failure failed, "" without one.
-	LastError string
+	// LastError is why the newest failure failed, "" without one; LastFailed is when the one of the
+	// failed probes began that began last.
+	LastError  string
+	LastFailed time.Time
 }
 
 // Prober opens a fresh connection at every interval, does one exchange and
@@ -125,6 +127,9 @@ func (p *Prober) once(ctx context.Context, id uint64) {
 	if err != nil {
 		p.result.Failed++
 		p.result.LastError = err.Error()
+		if at := p.base.Add(began); at.After(p.result.LastFailed) {
+			p.result.LastFailed = at
+		}
 		return
 	}
 	now := p.now()
@@ -187,6 +192,24 @@ func (p *Prober) Succeeding(ctx context.Context, n int) error {
 			return errors.Join(err, last)
 		}
 	}
+}
+
+// Began sums up the finished probes that began at from or later: how many
+// succeeded and failed. Only the newest few hundred probes are remembered.
+func (p *Prober) Began(from time.Time) (ok, failed int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	since := from.Sub(p.base)
+	for _, pr := range p.recent {
+		switch {
+		case pr.began < since:
+		case pr.err != nil:
+			failed++
+		default:
+			ok++
+		}
+	}
+	return ok, failed
 }
 
 // run counts the newest successes in a row among the probes since.

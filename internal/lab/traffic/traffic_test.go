@@ -217,16 +217,28 @@ func TestProberCountsAndMeasures(t *testing.T) {
 		t.Errorf("healthy: %+v", r)
 	}
 	pr.Window()
+	held := time.Now()
 	p.hold(true)
 	err = pr.Succeeding(within(t, 400*time.Millisecond), 5)
 	if !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("while held: %v", err)
 	}
+	released := time.Now()
 	p.hold(false)
 	if err := pr.Succeeding(within(t, 5*time.Second), 5); err != nil {
 		t.Fatal(err)
 	}
+	if ok, failed := pr.Began(released); ok < 5 || failed > 0 {
+		t.Errorf("of those that began after the hold %d succeeded and %d failed", ok, failed)
+	}
 	r := pr.Result()
+	if ok, failed := pr.Began(held); ok+failed <= 5 || failed == 0 || failed > r.Failed {
+		t.Errorf("of those that began since the hold %d succeeded and %d failed: %+v", ok, failed, r)
+	}
+	// The last that fails may have begun just before the release.
+	if r.LastFailed.Before(held.Add(200*time.Millisecond)) || r.LastFailed.After(released) {
+		t.Errorf("held from %s to %s, and the last that failed began at %s", held, released, r.LastFailed)
+	}
 	if r.Failed == 0 || r.Outage < 300*time.Millisecond || r.LastError == "" {
 		t.Errorf("after the hold: %+v", r)
 	}
