@@ -103,5 +103,6 @@ func (d *draft) dropService(svc Service) {
 	d.serviceIDs.drop(svc.ID)
 	for _, e := range svc.Endpoints {
 		d.endpointIDs.drop(e.ID)
+		d.health.drop(e.ID)
 	}
 }

@@ -229,9 +229,10 @@ func hashedRouterID(node NodeID) netip.Addr {
 }
 
 // TakesNewFlows says whether new connections to a VIP find an endpoint: some
-// service of it has one that is up and has a weight. Gateways, SNAT addresses and
-// the next hops of instances lead to no endpoint of their own: for them it is
-// always true.
+// service of it has one that is set up, has a weight and is not down; also with
+// AllDown open one that is down does not count, since another site may do better.
+// Gateways, SNAT addresses and the next hops of instances lead to no endpoint of
+// their own: for them it is always true.
 func (s *State) TakesNewFlows(vip netip.Addr) bool {
 	vip = vip.Unmap()
 	v := s.vips.get(vip)
@@ -247,14 +248,14 @@ func (s *State) TakesNewFlows(vip netip.Addr) bool {
 	i, _ := s.frontends.find(frontend{vip: vip})
 	for ; i < s.frontends.len() && s.frontends.rows[i].key.vip == vip; i++ {
 		svc := s.services.get(s.frontends.rows[i].val.service)
-		if svc != nil && slices.ContainsFunc(svc.Endpoints, Endpoint.takesNewFlows) {
+		if svc != nil && slices.ContainsFunc(svc.Endpoints, s.takesNewFlows) {
 			return true
 		}
 	}
 	return false
 }
 
-func (e Endpoint) takesNewFlows() bool { return e.Admin == AdminUp && e.Weight > 0 }
+func (s *State) takesNewFlows(e Endpoint) bool { return e.refuses() == "" && !s.isDown(e.ID) }
 
 // UnmarshalJSON reads settings; without the key "port" the port is
 // DefaultBGPPort. Unknown keys are an error.

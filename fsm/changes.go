@@ -49,7 +49,7 @@ func ConfigChanges(prev, next *State) []Change {
 }
 
 // diffTables walks two tables side by side.
-func diffTables[K, V any](prev, next *table[K, V], name func(*V) string, say func(name string, verb ChangeVerb)) {
+func diffTables[K, V, N any](prev, next *table[K, V], name func(*V) N, say func(name N, verb ChangeVerb)) {
 	if sameRows(prev, next) {
 		return
 	}
@@ -82,11 +82,18 @@ func diffTables[K, V any](prev, next *table[K, V], name func(*V) string, say fun
 }
 
 // SharesConfig says whether a and b have the very same VIPs, services and
-// cluster, and instances of the same kinds, as two states have of which one came
-// from the other by commands about nodes or BGP only: what the data plane is
-// compiled from. It looks at three pointers, and at the instances if they are not
-// shared; false may also mean equal, but not shared.
+// cluster, instances of the same kinds, and endpoints in the same health, as two
+// states have of which one came from the other by commands about nodes or BGP
+// only: what the data plane is compiled from. It looks at three pointers, and at
+// the instances and verdicts if they are not shared; false may also mean equal,
+// but not shared.
 func SharesConfig(a, b *State) bool {
+	return SharesServices(a, b) && sameHealth(&a.health, &b.health)
+}
+
+// SharesServices is SharesConfig without the health of endpoints: where it says
+// yes and SharesConfig no, HealthChanges names what differs.
+func SharesServices(a, b *State) bool {
 	return sameRows(&a.services, &b.services) && sameRows(&a.vips, &b.vips) &&
 		a.cluster.ID == b.cluster.ID && a.cluster.Seed == b.cluster.Seed && sameKinds(&a.instances, &b.instances)
 }

@@ -21,6 +21,7 @@ func (d *draft) checkService(chk *checker, svc Service) {
 	d.checkPorts(chk, svc)
 	checkForwarding(chk, svc)
 	checkPolicies(chk, svc)
+	checkProbe(chk, svc)
 	d.checkEndpoints(chk, svc)
 }
 
@@ -74,6 +75,11 @@ func checkPolicies(chk *checker, svc Service) {
 	}
 	oneOf(chk, "on_remove", svc.OnRemove, RemoveReset, RemoveDrop, RemoveKeep)
 	oneOf(chk, "on_full", svc.OnFull, FullDrop, FullReset)
+	oneOf(chk, "on_down", svc.OnDown, DownKeep, DownReset, DownMove)
+	oneOf(chk, "all_down", svc.AllDown, AllDownOpen, AllDownClosed)
+	if svc.SlowStart != 0 {
+		chk.span("slow_start", svc.SlowStart, MinSlowStart, MaxSlowStart)
+	}
 	oneOf(chk, "replicate", svc.Replicate, ReplicateEstablished, ReplicateAll, ReplicateNone)
 	switch {
 	case svc.ReplicateMinAge == 0:

@@ -17,6 +17,9 @@ func withDefaults(svc Service) Service {
 	svc.OnFull = cmp.Or(svc.OnFull, FullDrop)
 	svc.NewFlowRate = cmp.Or(svc.NewFlowRate, DefaultNewFlowRate)
 	svc.Replicate = cmp.Or(svc.Replicate, ReplicateEstablished)
+	svc.Probe = normalProbe(svc.Probe)
+	svc.OnDown = cmp.Or(svc.OnDown, DownKeep)
+	svc.AllDown = cmp.Or(svc.AllDown, AllDownOpen)
 	if svc.Mode == ModeDSR {
 		svc.Tunnel = cmp.Or(svc.Tunnel, TunnelL2)
 	}
@@ -92,6 +95,7 @@ func (c PutService) apply(d *draft) error {
 		svc.ID = d.serviceIDs.take()
 	}
 	d.giveEndpointIDs(&svc, old)
+	d.keepVerdicts(old, svc)
 	d.putService(svc)
 	return nil
 }

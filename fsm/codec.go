@@ -14,20 +14,21 @@ import (
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
 // knows what of a service is replicated, version 4 the timelines of failovers
 // and recoveries, and what becomes of a VIP without a quorum, version 5 BGP and
-// the settings of an instance.
+// the settings of an instance, version 6 the health of endpoints.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the
 // other, those that are not yet go on reading, until somebody uses what they do
 // not know.
 const (
-	commandVersion = 5
+	commandVersion = 6
 	baseVersion    = 2
 
 	replicateVersion  = 3 // Service.Replicate, Service.ReplicateMinAge
 	failoverVersion   = 4 // RecordFailover, RecoverCluster
 	quorumLossVersion = 4 // VIP.OnQuorumLoss
 	bgpVersion        = 5 // BGP, BGPPeer, AnnounceBGP, VIP.OnNoEndpoint, the settings of Instance
+	healthVersion     = 6 // SetHealth, Service.Probe, OnDown, AllDown and SlowStart
 )
 
 // CommandVersion is the newest version of commands this program reads. Nodes
@@ -52,6 +53,8 @@ func VersionOf(c Command) int {
 		return failoverVersion
 	case PutBGP, PutBGPPeer, DeleteBGPPeer:
 		return bgpVersion
+	case SetHealth:
+		return healthVersion
 	}
 	return baseVersion
 }
@@ -94,7 +97,19 @@ func oldest(svc Service) (Service, int) {
 	if svc.Replicate == ReplicateEstablished {
 		svc.Replicate = ""
 	}
-	if svc.Replicate != "" || svc.ReplicateMinAge != 0 {
+	if svc.Probe == (Probe{Type: ProbeNone}) {
+		svc.Probe = Probe{}
+	}
+	if svc.OnDown == DownKeep {
+		svc.OnDown = ""
+	}
+	if svc.AllDown == AllDownOpen {
+		svc.AllDown = ""
+	}
+	switch {
+	case svc.Probe != (Probe{}) || svc.OnDown != "" || svc.AllDown != "" || svc.SlowStart != 0:
+		return svc, healthVersion
+	case svc.Replicate != "" || svc.ReplicateMinAge != 0:
 		return svc, replicateVersion
 	}
 	return svc, baseVersion
@@ -179,6 +194,8 @@ func decodeData(kind string, data []byte) (Command, error) {
 		return decodeAs[SetEndpointAdmin](data)
 	case RecordFailover{}.kind():
 		return decodeAs[RecordFailover](data)
+	case SetHealth{}.kind():
+		return decodeAs[SetHealth](data)
 	case PutBGP{}.kind():
 		return decodeAs[PutBGP](data)
 	case PutBGPPeer{}.kind():

@@ -20,6 +20,7 @@ func allCommands() []Command {
 	svc.PortEnd, svc.Affinity, svc.AffinityTimeout, svc.IdleReset = 81, AffinityClientIP, MinAffinityTimeout, true
 	svc.OnRemove, svc.OnFull, svc.DrainTimeout = RemoveKeep, FullReset, MinDrainTimeout
 	svc.Replicate, svc.ReplicateMinAge = ReplicateEstablished, MaxReplicateMinAge
+	svc.Probe, svc.OnDown, svc.AllDown, svc.SlowStart = fullProbe(), DownMove, AllDownClosed, MinSlowStart
 	svc.Endpoints[1].Admin, svc.Endpoints[1].DrainUntil = AdminDrain, epoch0
 	cmds := []Command{
 		initCluster(), join[0],
@@ -44,6 +45,9 @@ func allCommands() []Command {
 		DeleteService{Name: "web"},
 		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDrain, Until: epoch0},
 		RecordFailover{Failover: failover(3)},
+		SetHealth{Instance: "default", Node: "lb1", Epoch: 4, Verdicts: []Verdict{
+			{Endpoint: 7, Health: HealthDown, Since: epoch0, Why: "connection refused", Flapping: true}, {Endpoint: 8, Health: HealthUp, Since: epoch0, Share: 10},
+		}},
 		PutBGP{BGP: BGP{
 			AS: 65001, RestartTime: MinRestartTime, Nodes: []BGPNode{{Node: "lb1", AS: 65002, RouterID: addr("192.0.2.7")}, {Node: "lb2", AS: 1}},
 			Import: []ImportRule{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), MinLen: 9, MaxLen: 24}}, MaxImport: 7,
@@ -63,6 +67,9 @@ func sameValues() cmp.Options {
 		cmp.Comparer(func(a, b Replicate) bool {
 			return stdcmp.Or(a, ReplicateEstablished) == stdcmp.Or(b, ReplicateEstablished)
 		}),
+		cmp.Comparer(func(a, b ProbeType) bool { return stdcmp.Or(a, ProbeNone) == stdcmp.Or(b, ProbeNone) }),
+		cmp.Comparer(func(a, b DownPolicy) bool { return stdcmp.Or(a, DownKeep) == stdcmp.Or(b, DownKeep) }),
+		cmp.Comparer(func(a, b AllDown) bool { return stdcmp.Or(a, AllDownOpen) == stdcmp.Or(b, AllDownOpen) }),
 	}
 }
 

@@ -91,7 +91,7 @@ func TestDefaultsOfService(t *testing.T) {
 	want := Service{
 		Name: "a", ID: 2, VIP: addr("10.0.0.100"), Port: 1, Protocol: TCP, Mode: ModeFullNAT, Algorithm: RoundRobin,
 		Affinity: AffinityNone, IdleTimeout: DefaultIdleTimeout, OnRemove: RemoveReset, OnFull: FullDrop, NewFlowRate: 50000,
-		Replicate: ReplicateEstablished, Endpoints: []Endpoint{},
+		Replicate: ReplicateEstablished, Probe: Probe{Type: ProbeNone}, OnDown: DownKeep, AllDown: AllDownOpen, Endpoints: []Endpoint{},
 	}
 	if diff := cmp.Diff(want, a, cmp.Comparer(func(x, y netip.Addr) bool { return x == y })); diff != "" {
 		t.Error(diff)

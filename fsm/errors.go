@@ -34,6 +34,8 @@ var (
 	// ErrNotEligible is returned when an instance is to be moved to a node that
 	// may not be master now.
 	ErrNotEligible = errors.New("node is not eligible")
+	// ErrStale is returned for what a node found out in an epoch that is over.
+	ErrStale = errors.New("out of date")
 	// ErrUnsupported is returned by Decode and Restore for bytes written by a
 	// newer version. Skipping such a log entry would make replicas differ, so
 	// whoever meets it must stop, not go on.

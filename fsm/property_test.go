@@ -131,6 +131,8 @@ func genService(t *rapid.T) Service {
 		Port: pick(t, "port", []uint16{0, 1, 1, 2, 2, 3}), PortEnd: pick(t, "port end", []uint16{0, 0, 0, 1, 2, 3, 4}),
 		Protocol:  pick(t, "protocol", []Protocol{"", "", TCP, UDP, UDP, SCTP, "x"}),
 		Affinity:  pick(t, "affinity", []Affinity{"", "", "", AffinityClientIP}),
+		Probe:     pick(t, "probe", []Probe{{}, {Type: ProbeTCP}, {Type: ProbeTCP}, {Type: ProbeTCP, Rise: 1}, {Type: ProbeICMP}}),
+		AllDown:   pick(t, "all down", []AllDown{"", "", AllDownClosed}),
 		Endpoints: endpoints,
 	}
 }
@@ -157,7 +159,11 @@ func genConfig(t *rapid.T) Command {
 }
 
 func genSingle(t *rapid.T) Command {
-	switch dice(t, "kind", 12) {
+	switch dice(t, "kind", 14) {
+	case 12:
+		return genSetHealth(t)
+	case 13:
+		return PutService{Service: genService(t)}
 	case 10, 11:
 		return genBGP(t)
 	case 0, 1:

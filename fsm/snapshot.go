@@ -12,7 +12,7 @@ import (
 // commandVersion. Version 1 had no ids of endpoints, and ids of services without
 // a bound; version 2 said nothing of what is replicated, version 3 nothing of
 // failovers, recoveries and of VIPs without a quorum, version 4 nothing of BGP and
-// of the settings of instances.
+// of the settings of instances, version 5 nothing of the health of endpoints.
 const snapshotVersion = commandVersion
 
 // snapshot is the form of a snapshot. S is Service when written and
@@ -31,6 +31,7 @@ type snapshot[S any] struct {
 	Failovers    []Failover `json:"failovers,omitempty"` // since version 4
 	BGP          *BGP       `json:"bgp,omitempty"`       // since version 5
 	BGPPeers     []BGPPeer  `json:"bgp_peers,omitempty"` // since version 5
+	Health       []Verdict  `json:"health,omitempty"`    // since version 6
 }
 
 // storedService hides the endpoints of Service behind ones without the default
@@ -79,7 +80,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
 		Nodes: s.nodes.values(), Instances: instances, VIPs: vips,
 		Services: services, Tokens: s.tokens.values(), Failovers: s.failovers,
-		BGP: s.bgp, BGPPeers: s.bgpPeers.values(),
+		BGP: s.bgp, BGPPeers: s.bgpPeers.values(), Health: s.health.values(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)
@@ -196,6 +197,9 @@ func fill(in snapshot[storedService]) (*State, error) {
 	if err := s.fillServices(in); err != nil {
 		return nil, err
 	}
+	if err := s.fillHealth(in.Health); err != nil {
+		return nil, err
+	}
 	s.freeze()
 	return s, nil
 }
@@ -240,6 +244,21 @@ func (s *State) fillServices(in snapshot[storedService]) error {
 		}
 		s.services.put(svc.Name, svc)
 		s.frontends.put(frontendOf(svc), listenerOf(svc))
+	}
+	return nil
+}
+
+// fillHealth takes the verdicts, which only exist about endpoints of services
+// that are probed, and so of which the snapshot has version 6 anyway.
+func (s *State) fillHealth(verdicts []Verdict) error {
+	for _, v := range verdicts {
+		if !s.endpointIDs.has(v.Endpoint) || s.health.has(v.Endpoint) || v.Endpoint == 0 {
+			return fmt.Errorf("there is a verdict about endpoint %d, which is not there, or two", v.Endpoint)
+		}
+		if v.Health != HealthUp && v.Health != HealthDown {
+			return fmt.Errorf("endpoint %d is %s, which cannot be", v.Endpoint, shown(v.Health))
+		}
+		s.health.put(v.Endpoint, v)
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ type State struct {
 	instances   table[string, Instance]
 	vips        table[netip.Addr, VIP]
 	services    table[string, Service]
+	health      table[uint32, Verdict]    // by the id of the endpoint; those of which nothing is known are not in it
 	frontends   table[frontend, listener] // index over services: who listens where
 	tokens      table[string, Token]
 	failovers   []Failover // newest first; copied on write
@@ -59,6 +60,7 @@ func empty() *State {
 		instances:   newTable[string, Instance](cmp.Compare[string]),
 		vips:        newTable[netip.Addr, VIP](netip.Addr.Compare),
 		services:    newTable[string, Service](cmp.Compare[string]),
+		health:      newTable[uint32, Verdict](cmp.Compare[uint32]),
 		frontends:   newTable[frontend, listener](compareFrontends),
 		tokens:      newTable[string, Token](cmp.Compare[string]),
 		bgpPeers:    newTable[peerKey, BGPPeer](comparePeers),
@@ -81,6 +83,7 @@ func (s *State) freeze() {
 	s.instances.freeze()
 	s.vips.freeze()
 	s.services.freeze()
+	s.health.freeze()
 	s.frontends.freeze()
 	s.tokens.freeze()
 	s.bgpPeers.freeze()

@@ -64,6 +64,28 @@ func (t *table[K, V]) put(k K, v V) {
 	t.rows = slices.Insert(t.rows, i, row[K, V]{key: k, val: &v})
 }
 
+// putAll puts values whose keys are in order, each once: one pass over the rows,
+// where that many single ones would move most rows each time.
+func (t *table[K, V]) putAll(values []V, key func(V) K) {
+	if len(values) == 0 {
+		return
+	}
+	rows := make([]row[K, V], 0, len(t.rows)+len(values))
+	i := 0
+	for _, v := range values {
+		k := key(v)
+		for i < len(t.rows) && t.compare(t.rows[i].key, k) < 0 {
+			rows = append(rows, t.rows[i])
+			i++
+		}
+		if i < len(t.rows) && t.compare(t.rows[i].key, k) == 0 {
+			i++
+		}
+		rows = append(rows, row[K, V]{key: k, val: &v})
+	}
+	t.rows, t.mine = append(rows, t.rows[i:]...), true
+}
+
 func (t *table[K, V]) drop(k K) {
 	i, ok := t.find(k)
 	if !ok {

@@ -343,6 +343,10 @@ type Service struct {
 	// Default 50000.
 	NewFlowRate     uint32     `json:"new_flow_rate" required:"false"`
 	DrainTimeout    Duration   `json:"drain_timeout,omitempty"`     // how long a drained endpoint keeps its flows; 0 is without end
+	Probe           Probe      `json:"probe,omitzero"`              // how the endpoints are asked whether they work
+	OnDown          DownPolicy `json:"on_down,omitempty"`           // what the flows of an endpoint get that is down; default "keep"
+	AllDown         AllDown    `json:"all_down,omitempty"`          // what new flows get when all endpoints are down; default "open"
+	SlowStart       Duration   `json:"slow_start,omitempty"`        // over how long the weight of an endpoint grows that is up again; 0: at once
 	Replicate       Replicate  `json:"replicate,omitempty"`         // default "established"
 	ReplicateMinAge Duration   `json:"replicate_min_age,omitempty"` // a flow that ends before this age is never copied; 0: at once
 	Endpoints       []Endpoint `json:"endpoints" required:"false"`  // sorted by address

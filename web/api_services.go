@@ -122,6 +122,7 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		return nil, fmt.Errorf("instance: the body says %q, the query %q: make them the same or leave one out: %w", instance, in.Instance, fsm.ErrInvalid)
 	}
 	svc.Name, svc.ID = in.Name, 0 // the cluster keeps or gives the id
+	svc.Probe = s.probeOf(ctx, svc)
 	setDeadlines(&svc, time.Now())
 	put := serviceWrite{fsm.PutService{Service: svc, Create: in.Create}, cmp.Or(in.Instance, instance)}
 	cmd, err := s.serviceCommand(ctx, put)
@@ -139,6 +140,17 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		}
 	}
 	return out, nil
+}
+
+// probeOf is the probe of a service that is written. Of one that says nothing about
+// it, or not of what type it is, it is the default for the protocol; while a member
+// runs a version that knows no probes, one of which nobody spoke is not probed.
+func (s *server) probeOf(ctx context.Context, svc fsm.Service) fsm.Probe {
+	p := svc.Probe
+	if p.Type == "" && (p != fsm.Probe{} || s.Backend.Reads(ctx, fsm.VersionOf(fsm.SetHealth{}))) {
+		p.Type = fsm.DefaultProbe(svc.Protocol).Type
+	}
+	return p
 }
 
 // setDeadlines says when the endpoints end to drain that svc drains. Those that
@@ -233,6 +245,12 @@ func moveCommand(v fsm.VIP, instance string) string {
 	return cmd
 }
 
+// endpointRuntime is what GET says of an endpoint beyond its configuration.
+var endpointRuntime = []string{
+	"health", "health_since", "health_error", "flapping", "share", "why_out",
+	"latency_p50_ms", "latency_p99_ms", "flows", "drain_flows_left", "traffic",
+}
+
 // withoutRuntime takes out of a service what GET adds to it, so that its answer
 // can be edited and sent back: fsm's own reading knows only what is replicated.
 // The instance is returned: it is a wish as well as a report.
@@ -255,9 +273,9 @@ func withoutRuntime(body json.RawMessage) (rest json.RawMessage, instance string
 			return nil, "", err
 		}
 		for _, e := range endpoints {
-			delete(e, "health")
-			delete(e, "flows")
-			delete(e, "traffic")
+			for _, key := range endpointRuntime {
+				delete(e, key)
+			}
 		}
 		if svc["endpoints"], err = json.Marshal(endpoints); err != nil {
 			return nil, "", err

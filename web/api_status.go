@@ -86,15 +86,16 @@ func (s *server) readStatus(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	st.Version = s.Version
-	st.Summary = Summarise(st)
 	instanceOf := map[netip.Addr]string{}
 	for _, v := range st.VIPs {
 		instanceOf[v.Address] = v.Instance
 	}
+	state := s.Backend.State()
 	for i := range st.Services {
 		st.Services[i].Instance = instanceOf[st.Services[i].VIP]
-		st.Services[i].complete()
+		st.Services[i].complete(state)
 	}
+	st.Summary = Summarise(st)
 	st.normalise()
 	return st, nil
 }

@@ -33,6 +33,11 @@ type Backend interface {
 	// refused, and ErrNoLeader when nobody leads for as long as ctx allows.
 	Propose(ctx context.Context, cmd fsm.Command) (index uint64, err error)
 
+	// Reads says whether all members read commands of this version, as far as is
+	// known; it may wait a moment for what is not. What nobody asked for is not
+	// written while one of them does not.
+	Reads(ctx context.Context, version int) bool
+
 	// Events returns what happened at or after since, oldest first, and a
 	// function that blocks until there is more. A call of next that ends with
 	// its context's error has taken nothing: the next call continues there.

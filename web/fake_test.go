@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"fmt"
@@ -39,6 +40,7 @@ type fakeBackend struct {
 	traced      []TraceEvent // what a session tells
 	traceFilter TraceFilter
 	reads       int
+	readable    int // the newest version that all members read; 0 is this program's
 }
 
 var _ Backend = (*fakeBackend)(nil)
@@ -111,6 +113,10 @@ func (b *fakeBackend) Propose(_ context.Context, cmd fsm.Command) (uint64, error
 	next, err := b.state.Apply(b.state.Index()+1, cmd)
 	b.state = next
 	return next.Index(), err
+}
+
+func (b *fakeBackend) Reads(_ context.Context, version int) bool {
+	return version <= cmp.Or(b.readable, fsm.CommandVersion)
 }
 
 func (b *fakeBackend) happen(e Event) {

@@ -76,6 +76,7 @@ var fieldDocs = map[string]map[string]fieldDoc{
 	"BGPPeer":    bgpPeerDocs(),
 	"Service":    serviceDocs(),
 	"Endpoint":   endpointDocs(),
+	"Probe":      probeDocs(),
 }
 
 func serviceDocs() map[string]fieldDoc {
@@ -110,6 +111,17 @@ func serviceDocs() map[string]fieldDoc {
 		},
 		"replicate_min_age": {text: "With replicate established only: a flow is copied once it is this old, 0s (default) to 1h. Those that end before cost the peers nothing, and are lost with the node."},
 		"drain_timeout":     {text: "How long a drained endpoint keeps its flows, 1s to 168h; without end when left out."},
+		"probe":             {text: "How endpoints are asked whether they work. When left out: by tcp or sctp, as the protocol is; with udp not at all."},
+		"on_down": {
+			text: "What the flows of an endpoint get that is found down; new ones it does not get in any case. keep (default): they go on. reset: they are refused. " +
+				"move: they are forgotten, and the next packet chooses anew; a TCP connection is reset then.",
+			values: []any{fsm.DownKeep, fsm.DownReset, fsm.DownMove},
+		},
+		"all_down": {
+			text:   "What new flows get when all endpoints are down. open (default): they go to all as if they were up. closed: they are refused.",
+			values: []any{fsm.AllDownOpen, fsm.AllDownClosed},
+		},
+		"slow_start": {text: "Over how long the weight of an endpoint grows, in ten steps, that is up again, 1s to 1h; at once when left out."},
 	}
 }
 
@@ -131,13 +143,13 @@ var familyOf = map[string][]string{
 	bgpPeerSchema: {"BGPPeer"}, "BGPPeerStatus": {"BGPPeer"},
 	"VIP":     {"VIP"},
 	"Service": {"Service"}, "ServiceStatus": {"Service"},
-	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"},
+	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"}, "Probe": {"Probe"},
 }
 
 // requestSchemas are those that arrive in a body as a replicated type. Nothing
 // in them is required by the schema: fsm fills in defaults and says what is
 // missing, together with everything else that is wrong.
-var requestSchemas = []string{"VIP", "Service", "Endpoint", "BGP", "BGPNode", "ImportRule", bgpPeerSchema}
+var requestSchemas = []string{"VIP", "Service", "Endpoint", "Probe", "BGP", "BGPNode", "ImportRule", bgpPeerSchema}
 
 // newSchemas prepares the registry with the replicated types, before any
 // operation refers to them.
@@ -146,7 +158,7 @@ func newSchemas() huma.Registry {
 	r.RegisterTypeAlias(reflect.TypeFor[fsm.Duration](), reflect.TypeFor[durationSchema]())
 	r.RegisterTypeAlias(reflect.TypeFor[huma.ErrorModel](), reflect.TypeFor[Problem]())
 	for _, t := range []reflect.Type{
-		reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint](),
+		reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint](), reflect.TypeFor[fsm.Probe](),
 		reflect.TypeFor[fsm.BGP](), reflect.TypeFor[fsm.BGPNode](), reflect.TypeFor[fsm.ImportRule](), reflect.TypeFor[fsm.BGPPeer](),
 	} {
 		r.Schema(t, true, t.Name())
@@ -180,15 +192,15 @@ func finishSchemas(r huma.Registry) {
 	}
 	// What GET answers can be sent back with PUT: the fields that only say how
 	// things are may stand in a request and mean nothing there.
-	for _, at := range []struct{ schema, field, typ string }{
-		{"Endpoint", "health", huma.TypeString},
-		{"Endpoint", "flows", huma.TypeInteger},
-		{"Service", "flows", huma.TypeInteger},
-		{"Endpoint", "traffic", huma.TypeObject},
-		{"Service", "traffic", huma.TypeObject},
-	} {
-		all[at.schema].Properties[at.field] = &huma.Schema{Type: at.typ, ReadOnly: true, Description: "Ignored in a request."}
+	ignored := func(typ string) *huma.Schema {
+		return &huma.Schema{Type: typ, ReadOnly: true, Description: "Ignored in a request."}
 	}
+	for _, field := range endpointRuntime {
+		all["Endpoint"].Properties[field] = ignored(all["EndpointStatus"].Properties[field].Type)
+	}
+	all["Endpoint"].Properties["traffic"] = ignored(huma.TypeObject)
+	all["Service"].Properties["flows"] = ignored(huma.TypeInteger)
+	all["Service"].Properties["traffic"] = ignored(huma.TypeObject)
 	all["BGP"].Properties["speakers"] = &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject}, ReadOnly: true, Description: "Ignored in a request."}
 	all[bgpPeerSchema].Properties["session"] = &huma.Schema{Type: huma.TypeObject, ReadOnly: true, Description: "Ignored in a request."}
 	all["Service"].Properties["instance"] = &huma.Schema{Type: huma.TypeString, Description: "The instance the VIP has to be in; any when left out."}

@@ -67,6 +67,7 @@ func Summarise(s Status) Summary {
 	for _, n := range bgpNotes(s) {
 		note(LevelWarn, "%s", n)
 	}
+	endpointNotes(s.Services, note)
 	if len(s.Warnings) > 0 {
 		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}

@@ -3,7 +3,6 @@ package web
 import (
 	"cmp"
 	"net/netip"
-	"time"
 
 	"pontoon/fsm"
 )
@@ -133,38 +132,6 @@ type Traffic struct {
 	ForwardBytes   uint64 `json:"forward_bytes"`
 	ReplyPackets   uint64 `json:"reply_packets" doc:"From endpoints to clients; none pass here in dsr."`
 	ReplyBytes     uint64 `json:"reply_bytes"`
-}
-
-// Health of an endpoint.
-type EndpointHealth string
-
-// What a node may know about an endpoint.
-const (
-	EndpointUp      EndpointHealth = "up"
-	EndpointDown    EndpointHealth = "down"
-	EndpointUnknown EndpointHealth = "unknown" // nothing probes it, or not yet
-)
-
-// EndpointStatus is one endpoint of a service with its runtime. ID and DrainUntil
-// are filled in by the API from Service.Endpoints, where both lists are alike.
-type EndpointStatus struct {
-	ID         uint32         `json:"id"`
-	Address    netip.AddrPort `json:"address"`
-	Weight     uint16         `json:"weight"`
-	Admin      fsm.AdminState `json:"admin"`
-	DrainUntil time.Time      `json:"drain_until,omitzero"`
-	Health     EndpointHealth `json:"health" enum:"up,down,unknown"`
-	Flows      uint64         `json:"flows" doc:"Live flows to it that this node forwards."`
-	Traffic    Traffic        `json:"traffic"`
-}
-
-// complete fills in what the configuration says beyond what a backend repeats.
-func (s *ServiceStatus) complete() {
-	for i := range s.Endpoints {
-		if i < len(s.Service.Endpoints) && s.Service.Endpoints[i].Address == s.Endpoints[i].Address {
-			s.Endpoints[i].ID, s.Endpoints[i].DrainUntil = s.Service.Endpoints[i].ID, s.Service.Endpoints[i].DrainUntil
-		}
-	}
 }
 
 // FlowCounts counts the flow table of this node, in connections.

@@ -30,7 +30,8 @@ func newEndpointDrainCmd(a *app) *cobra.Command {
 		Short: "Give an endpoint no new flows",
 		Long: `Give an endpoint no new flows. Those it has go on until they end, or until the
 timeout is over; then they get what the service's --on-remove says. For an
-endpoint that is draining already the time begins anew.`,
+endpoint that is draining already the time begins anew. "pontoon endpoint list"
+tells how many flows are left.`,
 		Example: `  pontoon endpoint drain web 10.2.0.21:8080
   pontoon endpoint drain web 10.2.0.21:8080 --timeout 10m`,
 		Args: wantEndpoint,
@@ -82,9 +83,13 @@ type endpointRow struct {
 // of its own for that: they are part of the services.
 func newEndpointListCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "list",
-		Short:   "List the endpoints of all services",
-		Long:    "List the endpoints of all services. Flows are those the node that answers forwards,\nwithout its copies of other nodes' flows.",
+		Use:   "list",
+		Short: "List the endpoints of all services",
+		Long: `List the endpoints of all services. State, since when and the last error are what
+the node that probes them has found out (see "pontoon service create --help" for
+how). Latencies are the median and the 99th percentile of the last good probes of
+the node that answers. Flows are those it forwards, without its copies of other
+nodes' flows; of an endpoint that drains those that are left.`,
 		Example: "  pontoon endpoint list",
 		Args:    wantArgs(),
 	}
@@ -117,10 +122,50 @@ func endpointRows(services []web.ServiceStatus) []endpointRow {
 }
 
 func drawEndpoints(t *table, services []web.ServiceStatus) {
-	t.head("SERVICE", "ENDPOINT", "WEIGHT", "ADMIN", "HEALTH", "FLOWS")
-	for _, r := range endpointRows(services) {
-		t.row(r.Service, r.Address, r.Weight, adminCell(r.EndpointStatus), cellFor(healthCells, r.Health), r.Flows)
+	t.head("SERVICE", "ENDPOINT", "WEIGHT", "ADMIN", "STATE", "SINCE", "LATENCY P50/P99", "FLOWS", "ERROR")
+	for _, s := range services {
+		for _, e := range s.Endpoints {
+			t.row(s.Name, e.Address, weightCell(e), adminCell(e), healthCell(s.Service, e), sinceWords(e.HealthSince, time.Now()), latencyOf(e), flowsOf(e), e.HealthError)
+		}
 	}
+}
+
+// weightCell says also how much of its weight an endpoint gets that has just come up.
+func weightCell(e web.EndpointStatus) string {
+	if e.Share == 0 || e.Share == 100 {
+		return fmt.Sprint(e.Weight)
+	}
+	return fmt.Sprintf("%d (%d%%)", e.Weight, e.Share)
+}
+
+// healthCell tells one of which nothing is known yet from one that nobody asks.
+func healthCell(s fsm.Service, e web.EndpointStatus) cell {
+	c := cellFor(healthCells, e.Health)
+	switch {
+	case e.Health == web.EndpointUnknown && !s.Probe.Active():
+		c.text = "not probed"
+	case e.Flapping:
+		c.text += ", flapping"
+		if c.style != bad {
+			c.style = warn
+		}
+	}
+	return c
+}
+
+func latencyOf(e web.EndpointStatus) string {
+	if e.LatencyP99MS == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f/%.1f ms", e.LatencyP50MS, e.LatencyP99MS)
+}
+
+// flowsOf says of one that drains that its flows are to become fewer.
+func flowsOf(e web.EndpointStatus) string {
+	if e.Admin == fsm.AdminDrain {
+		return fmt.Sprintf("%d left", e.DrainFlowsLeft)
+	}
+	return fmt.Sprint(e.Flows)
 }
 
 // adminCell says also when a drain ends.
@@ -142,6 +187,6 @@ var (
 	healthCells = map[web.EndpointHealth]cell{
 		web.EndpointUp:      {"up", good},
 		web.EndpointDown:    {"down", bad},
-		web.EndpointUnknown: {"not probed", plain},
+		web.EndpointUnknown: {"unknown", plain},
 	}
 )

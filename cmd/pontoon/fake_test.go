@@ -169,6 +169,8 @@ func fakeService(s fsm.Service) web.ServiceStatus {
 	return out
 }
 
+func (d *fakeDaemon) Reads(context.Context, int) bool { return true }
+
 // happen adds an event and wakes who follows.
 func (d *fakeDaemon) happen(e web.Event) {
 	d.mu.Lock()

@@ -172,12 +172,37 @@ func drawService(t *table, s web.ServiceStatus) {
 	t.row("on remove", s.OnRemove)
 	t.row("on full", s.OnFull)
 	t.row("replicate", replicateOf(s.Service))
+	t.row("probe", probeOf(s.Probe))
+	t.row("on down", s.OnDown)
+	t.row("all down", s.AllDown)
+	t.row("slow start", orWord(s.SlowStart, "none"))
 	t.row("new flows", fmt.Sprintf("%d a second and node before the flood defence starts", s.NewFlowRate))
 	t.row("flows", s.Flows)
 	t.line("")
 	drawEndpoints(t, []web.ServiceStatus{s})
+	drawOut(t, s)
 	t.line("")
 	drawTraffic(t, s)
+}
+
+// drawOut tells why endpoints take no new flows, and why some do that should not.
+func drawOut(t *table, s web.ServiceStatus) {
+	told := false
+	for _, e := range s.Endpoints {
+		why := e.WhyOut
+		if why == "" && e.Health == web.EndpointDown {
+			why = "it does all the same: all are down, and all_down is open"
+		}
+		if why == "" {
+			continue
+		}
+		if !told {
+			t.line("")
+			t.head("TAKES NO NEW FLOWS", "BECAUSE")
+			told = true
+		}
+		t.row(e.Address, why)
+	}
 }
 
 // drawTraffic tells what the node that answers has done, since its data plane was set up.

@@ -33,6 +33,7 @@ type serviceFlags struct {
 	drainFor    time.Duration
 	replicate   *choice
 	minAge      time.Duration
+	probe       probeFlags
 	endpoints   endpointsFlag
 	add         endpointsFlag
 	remove      endpointsFlag
@@ -60,6 +61,7 @@ func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs.DurationVar(&f.affinityFor, "affinity-timeout", 0,
 		"forget where a client belongs this long after its last new flow, 1s to 168h (default 3h)")
 	f.addPoliciesTo(cmd)
+	f.probe.addTo(cmd)
 	fs.Var(&f.endpoints, "endpoint", "a backend; weight 0 to 100, default 1, 0 takes no new flows (repeat)")
 }
 
@@ -131,7 +133,7 @@ func (f *serviceFlags) merge(cmd *cobra.Command, s *fsm.Service) error {
 		s.ReplicateMinAge = 0 // it goes with established only
 	}
 	if set(&s.Mode, f.mode) && s.Mode != fsm.ModeDSR {
-		s.Tunnel = "" // it went with the mode that was
+		s.Tunnel, s.Probe.ThroughVIP = "", false // they went with the mode that was
 	}
 	set(&s.Tunnel, f.tunnel)
 	if set(&s.Affinity, f.affinity) && s.Affinity == fsm.AffinityNone {
@@ -144,6 +146,7 @@ func (f *serviceFlags) merge(cmd *cobra.Command, s *fsm.Service) error {
 		s.Endpoints = keepAdmin(f.endpoints.list, s.Endpoints)
 	}
 	f.mergeNumbers(cmd, s)
+	f.probe.merge(cmd, s)
 	return f.edit(s)
 }
 
@@ -179,7 +182,7 @@ func (f *serviceFlags) checkZeros(cmd *cobra.Command) error {
 	case changed("new-flow-rate") && f.newFlowRate == 0:
 		return usagef("--new-flow-rate 0: want 1 to %d", uint32(math.MaxUint32))
 	}
-	return nil
+	return f.probe.checkZeros(cmd)
 }
 
 // set puts the word that was given into a setting; it tells whether one was.

@@ -61,7 +61,7 @@ function show(st) {
   draw("nodes", [st.nodes, st.cluster.applied, st.self], () => view.nodes(st));
   draw("instances", [st.instances, st.vips], () => view.instances(st));
   draw("failovers", st.failovers, () => view.failovers(st));
-  const still = ({ traffic, ...rest }) => rest; // what grows all the time has a section of its own
+  const still = ({ traffic, latency_p50_ms, latency_p99_ms, ...rest }) => rest; // what changes all the time has a section of its own, or none
   draw("services", st.services.map((s) => ({ ...still(s), endpoints: s.endpoints.map(still) })), () => view.services(st));
   rates.note(now, view.counted(st));
   latest = st;

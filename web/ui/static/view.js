@@ -87,8 +87,11 @@ function endpointState(e) {
   const c = [];
   if (e.admin === "drain") c.push(chip(e.drain_until ? `draining until ${clock(e.drain_until)}` : "draining", "warn"));
   if (e.admin === "down") c.push(chip("taken down", "warn"));
-  c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip("not probed"));
-  return chips(...c);
+  c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip("unknown"));
+  if (e.flapping) c.push(chip("flapping", "warn"));
+  if (e.share < 100) c.push(chip(`${e.share} % of its weight`));
+  return [chips(...c), e.health === "down" && h("span", { class: "under reason" },
+    [e.health_error, e.health_since && `since ${clock(e.health_since)}`, !e.why_out && "used all the same: all are down"].filter(Boolean).join(", "))];
 }
 
 // settings of a service in words; what everybody has is left out.
@@ -99,6 +102,7 @@ const settings = (svc) => [
   svc.idle_timeout && `idle ${span(svc.idle_timeout)}`,
   svc.replicate && svc.replicate !== 'established' && `replicates ${svc.replicate}`,
   svc.drain_timeout && `drain ${span(svc.drain_timeout)}`,
+  svc.probe?.type && (svc.probe.type === "none" ? "not probed" : `${svc.probe.type} probe each ${span(svc.probe.interval)}`),
   svc.instance && `instance ${svc.instance}`,
 ].filter(Boolean).join(" · ");
 
