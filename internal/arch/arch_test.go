@@ -20,7 +20,7 @@ import (
 // tests. A room that is not here fails the test: decide where it belongs.
 var rooms = map[string][]string{
 	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/lab/router", "internal/logging", "internal/sdnotify"},
-	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect", "node/stable"},
+	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect", "node/health", "node/stable"},
 	"node/plan":            {"fsm", "bpf"},
 	"web":                  {"fsm"},
 	"fsm":                  {},
@@ -29,6 +29,7 @@ var rooms = map[string][]string{
 	"node/host":            {},
 	"node/announce":        {},
 	"node/detect":          {},
+	"node/health":          {},
 	"node/stable":          {},
 	"node/e2e":             {},
 	"internal/lab":         {"internal/lab/backend", "internal/lab/traffic"},
