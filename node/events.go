@@ -156,6 +156,7 @@ func stateEvents(prev, next *fsm.State) []Event {
 		add(failoverEvent(f))
 	}
 	configEvents(prev, next, add)
+	healthEvents(prev, next, add)
 	return out
 }
 

@@ -43,6 +43,7 @@ type member struct {
 	repl *transport.Replicator
 
 	routing *routing // BGP
+	probing *probing // of endpoints
 
 	host     *host.Host // a witness only looks
 	detector *detector
@@ -191,7 +192,7 @@ func (m *member) openDataplane(discardFlows bool) (err error) {
 	if m.l2, err = announce.NewL2(announce.L2Config{Fence: fence, Router: true, Logger: m.logger}); err != nil {
 		return err
 	}
-	m.routing = newRouting(m)
+	m.routing, m.probing = newRouting(m), newProbing(m)
 	return m.openReplication()
 }
 
@@ -261,6 +262,8 @@ func (m *member) run(stop context.Context) error {
 		loop("takeover watch", m.watchTakeovers)
 		loop("timelines", m.timelineLoop)
 		loop("flow table watch", m.watchFlowTable)
+		loop("endpoint probes", m.probing.run)
+		loop("drains", m.watchDrains)
 		loop("lease", m.leaseLoop)
 		loop("host watch", m.watchHost)
 		loop("drivers", m.driveLoop)

@@ -49,6 +49,7 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	clusterMetrics(s, gauge)
 	detectionMetrics(s.BFD, gauge)
 	flowMetrics(s, gauge, counter)
+	m.healthMetrics(m.store.State(), gauge, counter)
 	if m.routing != nil {
 		bgpMetrics(s.BGP, m.routing.announcedNow(), m.routing.importedNow(), gauge, counter)
 	}

@@ -118,6 +118,7 @@ func (m *member) peerHandler() http.Handler {
 	mux.HandleFunc("POST /internal/flush", m.forMembers(m.serveFlush))
 	mux.HandleFunc("POST /internal/lost", m.forMembers(m.serveLost))
 	mux.HandleFunc("POST /internal/decision", m.forMembers(m.serveDecision))
+	mux.HandleFunc("POST /internal/reach", m.forMembers(m.serveReach))
 	return mux
 }
 

@@ -114,6 +114,12 @@ func (m *member) status() web.Status {
 	} else {
 		st.Services = serviceStatus(s, bpf.Stats{})
 	}
+	m.healthStatus(st.Services)
+	if m.probing != nil {
+		if doubt := m.probing.warning(); doubt != "" {
+			st.Warnings = append(st.Warnings, doubt)
+		}
+	}
 	return st
 }
 

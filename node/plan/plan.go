@@ -241,8 +241,9 @@ func (c *compiler) service(s fsm.Service) {
 		d.Shared = in.Kind == fsm.InstanceECMP
 	}
 	d.Endpoints = make([]bpf.Endpoint, 0, len(s.Endpoints))
+	health := c.healthOf(s)
 	for _, e := range s.Endpoints {
-		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e))
+		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e, health))
 	}
 	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
 	c.instances = append(c.instances, instance)
@@ -251,8 +252,9 @@ func (c *compiler) service(s fsm.Service) {
 // endpoint is one endpoint of a service, in whatever state: the data plane has
 // to tell one that is drained from one that is gone. One that cannot be reached
 // from here takes no new flows, and keeps those it has.
-func (c *compiler) endpoint(s fsm.Service, instance string, e fsm.Endpoint) bpf.Endpoint {
-	d := bpf.Endpoint{ID: e.ID, Addr: e.Address, Weight: e.Weight, State: state(e.Admin), DrainUntil: e.DrainUntil}
+func (c *compiler) endpoint(s fsm.Service, instance string, e fsm.Endpoint, h health) bpf.Endpoint {
+	d := bpf.Endpoint{ID: e.ID, Addr: e.Address, State: state(e.Admin), DrainUntil: e.DrainUntil}
+	h.apply(&d, e, c.state.Health(e.ID))
 	var why string
 	d.Sources, why = c.sources(s, instance, e.Address.Addr())
 	if why == "" || d.State != bpf.EndpointUp {

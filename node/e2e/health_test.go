@@ -1,0 +1,458 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"pontoon/internal/lab"
+)
+
+// door is an echo server whose port is closed and opened while its connections go on, as those of a process
+// that takes no more clients do.
+type door struct {
+	host  *lab.Host
+	at    netip.AddrPort
+	taken atomic.Int64 // connections
+
+	mu sync.Mutex
+	ln net.Listener
+	g  *errgroup.Group
+}
+
+// doors are one on each endpoint, open.
+func doors(t testing.TB, l *lab.Lab) []*door {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	g, _ := errgroup.WithContext(ctx)
+	var out []*door
+	for _, ep := range l.Endpoints() {
+		out = append(out, &door{host: ep, at: netip.AddrPortFrom(ep.Addr(), webPort), g: g})
+	}
+	t.Cleanup(func() {
+		for _, d := range out {
+			d.shut()
+		}
+		cancel()
+		_ = g.Wait() // connections end as the test wants it
+	})
+	for _, d := range out {
+		d.open(t, ctx)
+	}
+	return out
+}
+
+func (d *door) open(t testing.TB, ctx context.Context) {
+	t.Helper()
+	ln, err := d.host.Listen(d.at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.mu.Lock()
+	d.ln = ln
+	d.mu.Unlock()
+	d.g.Go(func() error {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return nil
+			}
+			d.taken.Add(1)
+			d.g.Go(func() error {
+				stop := context.AfterFunc(ctx, func() { c.Close() })
+				defer stop()
+				defer c.Close()
+				_, _ = io.Copy(c, c)
+				return nil
+			})
+		}
+	})
+}
+
+func (d *door) shut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ln != nil {
+		d.ln.Close()
+		d.ln = nil
+	}
+}
+
+// endpointView is what the tests look at of an endpoint.
+type endpointView struct {
+	Address     netip.AddrPort `json:"address"`
+	Health      string         `json:"health"`
+	HealthError string         `json:"health_error"`
+	Flapping    bool           `json:"flapping"`
+	Share       int            `json:"share"`
+	WhyOut      string         `json:"why_out"`
+}
+
+func endpointsOf(ctx context.Context, n *lab.Node, service string) ([]endpointView, error) {
+	var s struct {
+		Endpoints []endpointView `json:"endpoints"`
+	}
+	err := n.Get(ctx, "/v1/services/"+service, &s)
+	return s.Endpoints, err
+}
+
+// awaitHealth waits until every node says that the endpoints of web are in this health, in the order of the
+// lab's; "" is any.
+func awaitHealth(t testing.TB, l *lab.Lab, d time.Duration, want ...string) {
+	t.Helper()
+	for _, n := range l.Nodes() {
+		if !n.Powered() {
+			continue
+		}
+		eventually(t, d, fmt.Sprintf("%s to say %v", n.Name(), want), func(ctx context.Context) error {
+			all, err := endpointsOf(ctx, n, "web")
+			if err != nil {
+				return err
+			}
+			for i, ep := range l.Endpoints() {
+				at := slices.IndexFunc(all, func(e endpointView) bool { return e.Address.Addr() == ep.Addr() })
+				if at < 0 || want[i] != "" && all[at].Health != want[i] {
+					return fmt.Errorf("it says %+v", all)
+				}
+			}
+			return nil
+		})
+	}
+	waitApplied(t, l)
+}
+
+// dialWeb opens a connection through the service and closes it.
+func dialWeb(t testing.TB, l *lab.Lab) error {
+	t.Helper()
+	c, err := l.Clients()[0].Dial(within(t, 5*time.Second), webVIP)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write([]byte("x"))
+	if err == nil {
+		_, err = io.ReadFull(c, make([]byte, 1))
+	}
+	return err
+}
+
+func expectWell(t testing.TB, l *lab.Lab, n int) {
+	t.Helper()
+	for range n {
+		if err := dialWeb(t, l); err != nil {
+			t.Errorf("a new connection: %v", err)
+		}
+	}
+}
+
+// takenBy dials n times and says how many of that each server got. Probes count as well, so only
+// who is not probed well gets none.
+func takenBy(t testing.TB, l *lab.Lab, all []*door, n int) []int64 {
+	t.Helper()
+	var before []int64
+	for _, d := range all {
+		before = append(before, d.taken.Load())
+	}
+	expectWell(t, l, n)
+	for i, d := range all {
+		before[i] = d.taken.Load() - before[i]
+	}
+	return before
+}
+
+// probedFast is how the tests have a service probed: a death is found within a second.
+func probedFast() []string {
+	return []string{"--probe", "tcp", "--probe-interval", "200ms", "--probe-timeout", "150ms"}
+}
+
+// One cluster for all of it: what is asked is what the cluster makes of probes.
+func TestHealthOfEndpointsDecidesWhoIsUsed(t *testing.T) {
+	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 3})
+	servers := doors(t, l)
+	declare(t, l, "fullnat", true)
+	cli(t, l.Nodes()[0], append([]string{"service", "update", "web"}, probedFast()...)...)
+	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	for _, part := range []struct {
+		name string
+		f    func(context.Context, *testing.T, *lab.Lab, []*door)
+	}{
+		{"a server that is gone gets no new connections until it is back", checkDeath},
+		{"its connections are kept, or reset, by the policy", checkOnDown},
+		{"a new master knows at once who is down", checkTakeOver},
+		{"a prober that alone reaches nobody is not believed", checkSuspicion},
+		{"when all are down the service is open, or closed, by the policy", checkAllDown},
+		{"weight comes back in steps", checkSlowStart},
+		{"a server that flaps is damped", checkFlapping},
+	} {
+		if !t.Run(part.name, func(t *testing.T) { part.f(ctx, t, l, servers) }) {
+			return
+		}
+	}
+}
+
+func checkDeath(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	servers[1].shut()
+	awaitHealth(t, l, 5*time.Second, "up", "down", "up")
+	expectWell(t, l, 30)
+	all, err := endpointsOf(within(t, 5*time.Second), l.Nodes()[2], "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range all {
+		if e.Address == servers[1].at && !strings.Contains(e.WhyOut, "connection refused") {
+			t.Errorf("why it is out: %+v", e)
+		}
+	}
+	expectHealthEvent(t, l, "endpoint "+servers[1].at.String()+" of service web is down: connection refused")
+	servers[1].open(t, ctx)
+	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
+	expectHealthEvent(t, l, "endpoint "+servers[1].at.String()+" of service web is up")
+	eventually(t, 10*time.Second, "the server that is back to get connections", func(context.Context) error {
+		// Three probes fit into the time of thirty connections at most.
+		if got := takenBy(t, l, servers, 30); got[1] < 8 {
+			return fmt.Errorf("of 30 new ones: %v", got)
+		}
+		return nil
+	})
+}
+
+// expectHealthEvent waits until every node has the event in its log.
+func expectHealthEvent(t testing.TB, l *lab.Lab, text string) {
+	t.Helper()
+	for _, n := range l.Nodes() {
+		eventually(t, 5*time.Second, n.Name()+" to tell: "+text, func(ctx context.Context) error {
+			var events []struct{ Kind, Text string }
+			if err := n.Get(ctx, "/v1/events", &events); err != nil {
+				return err
+			}
+			for _, e := range events {
+				if e.Kind == "health" && strings.Contains(e.Text, text) {
+					return nil
+				}
+			}
+			return errors.New("it does not")
+		})
+	}
+}
+
+func checkOnDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	conns := connectPinned(t, l, 6)
+	of := func(d *door) (out []pinned) {
+		for _, c := range conns {
+			if c.endpoint == d.at.Addr() {
+				out = append(out, c)
+			}
+		}
+		return out
+	}
+	servers[0].shut()
+	awaitHealth(t, l, 5*time.Second, "down", "up", "up")
+	for _, c := range conns {
+		expectTalking(t, c)
+	}
+	cli(t, l.Nodes()[1], "service", "update", "web", "--on-down", "reset")
+	gone := of(servers[0])
+	if len(gone) != 2 {
+		t.Fatalf("%d of 6 connections at one of three endpoints", len(gone))
+	}
+	for _, c := range gone {
+		expectReset(t, c)
+	}
+	for _, d := range servers[1:] {
+		for _, c := range of(d) {
+			expectTalking(t, c)
+		}
+	}
+	servers[0].open(t, ctx)
+	cli(t, l.Nodes()[1], "service", "update", "web", "--on-down", "keep")
+	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
+}
+
+func checkTakeOver(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	servers[2].shut()
+	awaitHealth(t, l, 5*time.Second, "up", "up", "down")
+	old := master(t, l, "")
+	cli(t, old, "node", "drain", old.Name())
+	now := master(t, l, old.Name())
+	began := time.Now()
+	for time.Since(began) < 2*time.Second {
+		all, err := endpointsOf(within(t, 5*time.Second), now, "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			if down := e.Address == servers[2].at; (e.Health == "down") != down {
+				t.Fatalf("after the move: %+v", all)
+			}
+		}
+		expectWell(t, l, 1)
+	}
+	servers[2].open(t, ctx)
+	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
+	cli(t, now, "node", "resume", old.Name())
+	waitHealthy(t, l)
+}
+
+// checkSuspicion keeps the endpoints' answers to the master's own address away. The connections it forwards
+// have the VIP as their source and go on.
+func checkSuspicion(_ context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	m := master(t, l, "")
+	var own netip.Addr
+	for _, p := range m.Addrs() {
+		if p.Contains(servers[0].at.Addr()) {
+			own = p.Addr()
+		}
+	}
+	if !own.IsValid() {
+		t.Fatalf("%s has no address beside %s: %v", m.Name(), servers[0].at, m.Addrs())
+	}
+	away := &netlink.Route{Type: unix.RTN_BLACKHOLE, Dst: &net.IPNet{IP: own.AsSlice(), Mask: net.CIDRMask(32, 32)}}
+	for _, ep := range l.Endpoints() {
+		if err := ep.Do(func() error { return netlink.RouteAdd(away) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 10*time.Second, m.Name()+" to doubt its probes", func(ctx context.Context) error {
+		if w := warnings(ctx, t, m); !strings.Contains(w, "reaches them") {
+			return fmt.Errorf("warnings: %s", w)
+		}
+		return nil
+	})
+	for began := time.Now(); time.Since(began) < 6*time.Second; {
+		all, err := endpointsOf(within(t, 5*time.Second), m, "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range all {
+			if e.Health != "up" {
+				t.Fatalf("believed: %+v", all)
+			}
+		}
+		expectWell(t, l, 1)
+	}
+	for _, ep := range l.Endpoints() {
+		if err := ep.Do(func() error { return netlink.RouteDel(away) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, 10*time.Second, m.Name()+" to be without doubts", func(ctx context.Context) error {
+		if w := warnings(ctx, t, m); strings.Contains(w, "probes") {
+			return fmt.Errorf("warnings: %s", w)
+		}
+		return nil
+	})
+	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
+}
+
+func warnings(ctx context.Context, t testing.TB, n *lab.Node) string {
+	t.Helper()
+	var s struct{ Warnings []string }
+	if err := n.Get(ctx, "/v1/status", &s); err != nil {
+		return err.Error()
+	}
+	return strings.Join(s.Warnings, "; ")
+}
+
+func checkAllDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	n := l.Nodes()[0]
+	for _, d := range servers {
+		d.shut()
+	}
+	awaitHealth(t, l, 15*time.Second, "down", "down", "down")
+	// They take long to be up again, so for now the policy alone decides.
+	cli(t, n, "service", "update", "web", "--probe-rise", "100")
+	for _, d := range servers {
+		d.open(t, ctx)
+	}
+	waitApplied(t, l)
+	awaitHealth(t, l, 5*time.Second, "down", "down", "down")
+	expectWell(t, l, 10)
+	cli(t, n, "service", "update", "web", "--all-down", "closed")
+	waitApplied(t, l)
+	for range 5 {
+		if err := dialWeb(t, l); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("while closed: %v", err)
+		}
+	}
+	cli(t, n, "service", "update", "web", "--all-down", "open", "--probe-rise", "2")
+	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
+}
+
+func checkSlowStart(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	n := l.Nodes()[0]
+	cli(t, n, "service", "update", "web", "--slow-start", "5s")
+	servers[1].shut()
+	awaitHealth(t, l, 5*time.Second, "up", "down", "up")
+	servers[1].open(t, ctx)
+	var seen []int
+	eventually(t, 20*time.Second, "the whole weight", func(ctx context.Context) error {
+		all, err := endpointsOf(ctx, n, "web")
+		if err != nil {
+			return err
+		}
+		for _, e := range all {
+			if e.Address != servers[1].at || e.Health != "up" {
+				continue
+			}
+			if len(seen) == 0 || seen[len(seen)-1] != e.Share {
+				seen = append(seen, e.Share)
+			}
+			if e.Share == 100 {
+				return nil
+			}
+		}
+		return errors.New("not yet")
+	})
+	if len(seen) < 5 || !slices.IsSorted(seen) || seen[0] > 30 {
+		t.Errorf("shares seen: %v", seen)
+	}
+	cli(t, n, "service", "update", "web", "--slow-start", "0s")
+}
+
+func checkFlapping(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	n := l.Nodes()[0]
+	cli(t, n, "service", "update", "web", "--probe-interval", "100ms", "--probe-timeout", "90ms", "--probe-rise", "1", "--probe-fall", "1")
+	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
+	tick := time.NewTicker(100 * time.Millisecond) // that is, 5 Hz
+	defer tick.Stop()
+	flapping := func() bool {
+		all, err := endpointsOf(within(t, 5*time.Second), n, "web")
+		return err == nil && slices.ContainsFunc(all, func(e endpointView) bool { return e.Address == servers[2].at && e.Flapping })
+	}
+	found := false
+	for i := 0; i < 150 && !found; i++ {
+		if <-tick.C; i%2 == 0 {
+			servers[2].shut()
+		} else {
+			servers[2].open(t, ctx)
+			found = flapping()
+		}
+	}
+	servers[2].shut()
+	if !found {
+		t.Fatal("15 s at 5 Hz are not called flapping")
+	}
+	awaitHealth(t, l, 5*time.Second, "", "", "down")
+	servers[2].open(t, ctx)
+	var listed []map[string]any
+	if err := json.Unmarshal([]byte(cli(t, n, "endpoint", "list", "-o", "json")), &listed); err != nil || len(listed) != len(servers) {
+		t.Errorf("endpoint list: %v, %v", listed, err)
+	}
+}

@@ -1,0 +1,107 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pontoon/fsm"
+)
+
+func TestEventsOfHealth(t *testing.T) {
+	up, down, unknown := fsm.Verdict{Health: fsm.HealthUp}, fsm.Verdict{Health: fsm.HealthDown, Why: "connection refused"}, fsm.Verdict{Health: fsm.HealthUnknown}
+	flaps := down
+	flaps.Flapping = true
+	ramp := fsm.Verdict{Health: fsm.HealthUp, Share: 10}
+	const one, two = "198.51.100.1:80", "198.51.100.2:80"
+	base := stateWith(t, balancers(t, 1), fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}}, webOn("web", "192.0.2.100", one, two))
+	for name, tc := range map[string]struct {
+		was, is []fsm.Verdict
+		want    []string
+	}{
+		"found at first":   {[]fsm.Verdict{unknown, unknown}, []fsm.Verdict{up, up}, []string{"service web: 2 endpoints up, as the first probes found"}},
+		"dead from first":  {[]fsm.Verdict{unknown, unknown}, []fsm.Verdict{up, down}, []string{"endpoint " + two + " of service web is down: connection refused", "service web: 1 endpoint up, as the first probes found"}},
+		"dies":             {[]fsm.Verdict{up, up}, []fsm.Verdict{up, down}, []string{"endpoint " + two + " of service web is down: connection refused"}},
+		"comes back":       {[]fsm.Verdict{down, up}, []fsm.Verdict{up, up}, []string{"endpoint " + one + " of service web is up"}},
+		"slow start":       {[]fsm.Verdict{ramp, up}, []fsm.Verdict{up, up}, nil},
+		"begins to flap":   {[]fsm.Verdict{down, up}, []fsm.Verdict{flaps, up}, []string{"changes too often"}},
+		"flaps as it dies": {[]fsm.Verdict{up, up}, []fsm.Verdict{flaps, up}, []string{"is down: connection refused; it changes too often"}},
+		"calms down":       {[]fsm.Verdict{flaps, up}, []fsm.Verdict{down, up}, []string{"has calmed down"}},
+		"nothing new":      {[]fsm.Verdict{up, down}, []fsm.Verdict{up, down}, nil},
+	} {
+		prev := tell(t, base, "web", tc.was...)
+		next := tell(t, prev, "web", tc.is...)
+		var got []string
+		for _, e := range stateEvents(prev, next) {
+			got = append(got, e.Text)
+		}
+		if len(got) != len(tc.want) {
+			t.Errorf("%s: %q", name, got)
+			continue
+		}
+		for i, want := range tc.want {
+			if !strings.Contains(got[i], want) {
+				t.Errorf("%s: %q, want %q", name, got[i], want)
+			}
+		}
+	}
+}
+
+func TestEventsOfManyDeathsAreFew(t *testing.T) {
+	var endpoints []string
+	var verdicts, dead []fsm.Verdict
+	for i := range 100 {
+		endpoints = append(endpoints, fmt.Sprintf("198.51.100.%d:80", i+1))
+		verdicts = append(verdicts, fsm.Verdict{Health: fsm.HealthUp})
+		dead = append(dead, fsm.Verdict{Health: fsm.HealthDown, Why: "no answer in 1s"})
+	}
+	s := stateWith(t, balancers(t, 1), fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}}, webOn("web", "192.0.2.100", endpoints...))
+	prev := tell(t, s, "web", verdicts...)
+	events := stateEvents(prev, tell(t, prev, "web", dead...))
+	if len(events) != mostHealthEvents+1 {
+		t.Fatalf("%d events", len(events))
+	}
+	if last := events[mostHealthEvents]; last.Text != "service web: 90 endpoints down as well" || last.Fields["service"] != "web" {
+		t.Errorf("%+v", last)
+	}
+	if first := events[0]; first.Fields["from"] != "up" || first.Fields["to"] != "down" || first.Fields["why"] != "no answer in 1s" {
+		t.Errorf("%+v", first)
+	}
+}
+
+func TestDrainsAreToldOnce(t *testing.T) {
+	row := func(id uint32, left uint64, until time.Time) draining {
+		return draining{id: id, service: "web", endpoint: fsm.Endpoint{Address: socket("198.51.100.1:80"), DrainUntil: until}, left: left}
+	}
+	var never time.Time
+	deadline := noon.Add(time.Minute)
+	var d drains
+	texts := func(now time.Time, all ...draining) []string {
+		var out []string
+		for _, e := range d.step(all, now) {
+			out = append(out, e.Text)
+		}
+		return out
+	}
+	if got := texts(noon, row(1, 0, never), row(2, 5, never), row(3, 7, deadline)); got != nil {
+		t.Errorf("old news: %q", got)
+	}
+	if got := texts(noon, row(1, 0, never), row(2, 1, never), row(3, 7, deadline), row(4, 0, never)); !slices.Equal(got, []string{"endpoint 198.51.100.1:80 of service web is drained: no flow is left"}) {
+		t.Errorf("one without flows: %q", got)
+	}
+	if got := texts(noon, row(1, 0, never), row(2, 0, never), row(3, 7, deadline), row(4, 0, never)); len(got) != 1 {
+		t.Errorf("the second ends: %q", got)
+	}
+	if got := texts(deadline, row(2, 3, never), row(3, 6, deadline)); len(got) != 1 || !strings.Contains(got[0], "its time is over, 7 flows ended") {
+		t.Errorf("at the deadline: %q", got)
+	}
+	if got := texts(deadline.Add(time.Second), row(2, 0, never), row(3, 0, deadline)); got != nil {
+		t.Errorf("told twice: %q", got)
+	}
+	d.step(nil, deadline)
+	if got := texts(deadline, row(2, 0, never)); len(got) != 1 {
+		t.Errorf("drained anew: %q", got)
+	}
+}
