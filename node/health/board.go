@@ -3,8 +3,12 @@ package health
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // subject is what is probed: targets of the same subject share one check.
@@ -98,9 +102,30 @@ type outcome struct {
 
 var pass = outcome{passed: true}
 
-func failed(format string, args ...any) outcome { return outcome{why: fmt.Sprintf(format, args...)} }
+func failed(format string, args ...any) outcome {
+	return outcome{why: clean(fmt.Sprintf(format, args...))}
+}
+
 func void(format string, args ...any) outcome {
-	return outcome{void: true, why: fmt.Sprintf(format, args...)}
+	return outcome{void: true, why: clean(fmt.Sprintf(format, args...))}
+}
+
+// maxWords bounds what is said about one probe, in bytes. Some of it is what servers say of themselves,
+// and all of it ends up in replicated state.
+const maxWords = 140
+
+// clean makes one line of valid text of words, not longer than maxWords.
+func clean(words string) string {
+	words = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(words, "?"))
+	if len(words) > maxWords {
+		words = strings.ToValidUTF8(words[:maxWords-3], "") + "..."
+	}
+	return words
 }
 
 // board is everything the prober knows. It decides which probe is sent when and what their outcomes
@@ -110,6 +135,7 @@ type board struct {
 	concurrent int            // probes under way at most
 
 	wishes  map[uint32]wish
+	keys    []uint32 // of wishes, growing; replaced and never changed
 	checks  map[subject]*check
 	queue   queue
 	bucket  bucket
@@ -164,6 +190,7 @@ func (b *board) want(targets []Target, now time.Duration) {
 			delete(b.checks, s)
 		}
 	}
+	b.keys = slices.Sorted(maps.Keys(b.wishes))
 	b.spread(fresh, now)
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 func target(key uint32, addr string) Target {
@@ -345,6 +346,16 @@ func TestClockLeavesOutWhatWasNotLivedThrough(t *testing.T) {
 	step(-time.Hour, 0)
 	if c.lived < 15*time.Millisecond {
 		t.Errorf("time ran backwards to %v", c.lived)
+	}
+}
+
+func TestWhatServersSayIsMadeHarmless(t *testing.T) {
+	long := failed("%s", strings.Repeat("é", 500)).why
+	if len(long) > maxWords || !utf8.ValidString(long) || !strings.HasSuffix(long, "...") {
+		t.Errorf("%d bytes: %q", len(long), long)
+	}
+	if got := failed("a\x00b\nc\xffd\x1b[31m").why; got != "a b c?d [31m" {
+		t.Errorf("%q", got)
 	}
 }
 

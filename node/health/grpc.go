@@ -189,7 +189,7 @@ func (a *grpcAnswer) head(fields []hpack.HeaderField, ended bool) (outcome, bool
 	if !a.headers {
 		a.headers = true
 		if status != "200" {
-			return failed("HTTP status %s, want 200", cut(status)), true
+			return failed("HTTP status %s, want 200", status), true
 		}
 		if !strings.HasPrefix(kind, "application/grpc") {
 			return failed("the answer is not gRPC"), true
@@ -211,7 +211,7 @@ func (a *grpcAnswer) head(fields []hpack.HeaderField, ended bool) (outcome, bool
 	if text, err := url.PathUnescape(message); err == nil {
 		message = text
 	}
-	return failed("%s", cut(strings.TrimRight("gRPC status "+code+": "+message, ": "))), true
+	return failed("%s", strings.TrimRight("gRPC status "+code+": "+message, ": ")), true
 }
 
 // data takes in a part of the message.

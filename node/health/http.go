@@ -103,7 +103,7 @@ func (w wanted) judge(b []byte, ended bool) (out outcome, over bool) {
 			continue
 		}
 		if !w.expect.has(status) {
-			return failed("status %d, want %s", status, cut(w.expect.text)), true
+			return failed("status %d, want %s", status, w.expect.text), true
 		}
 		if w.body == "" {
 			return pass, true
@@ -139,7 +139,7 @@ func headEnd(b []byte) int {
 
 // judgeBody looks for the wanted text.
 func (w wanted) judgeBody(b []byte, ended bool) (outcome, bool) {
-	missing := failed("the answer does not contain %q", cut(w.body))
+	missing := failed("the answer does not contain %q", w.body)
 	if headEnd(b) < 0 && !ended {
 		if len(b) > maxHead {
 			return failed("the head of the answer is longer than %d bytes", maxHead), true
@@ -148,7 +148,7 @@ func (w wanted) judgeBody(b []byte, ended bool) (outcome, bool) {
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(b)), &http.Request{Method: w.method})
 	if err != nil {
-		return failed("%s", cut("the answer is not HTTP: "+err.Error())), true
+		return failed("the answer is not HTTP: %v", err), true
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
 	_ = resp.Body.Close() // reads from memory
@@ -156,7 +156,7 @@ func (w wanted) judgeBody(b []byte, ended bool) (outcome, bool) {
 	case bytes.Contains(body, []byte(w.body)):
 		return pass, true
 	case err != nil && !errors.Is(err, io.ErrUnexpectedEOF):
-		return failed("%s", cut("the answer is not HTTP: "+err.Error())), true
+		return failed("the answer is not HTTP: %v", err), true
 	case len(body) >= maxBody || ended:
 		return missing, true
 	}

@@ -152,8 +152,8 @@ func (p Probe) Validate() error {
 }
 
 func (p Probe) validateHTTP() (errs []error) {
-	if strings.ContainsFunc(p.Method, func(r rune) bool { return r < 'A' || r > 'Z' }) {
-		errs = append(errs, fmt.Errorf("method must be capital letters, is %q", p.Method))
+	if strings.ContainsFunc(p.Method, func(r rune) bool { return r <= ' ' || r >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r) }) {
+		errs = append(errs, fmt.Errorf("method must be a token like GET (RFC 9110, 5.6.2), is %q", p.Method))
 	}
 	unprintable := func(r rune) bool { return r <= ' ' || r >= 0x7f }
 	if p.Path[0] != '/' || strings.ContainsFunc(p.Path, unprintable) {

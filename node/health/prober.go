@@ -155,12 +155,8 @@ func (p *Prober) rouse() {
 // ago may not be there yet.
 func (p *Prober) Results() []Result {
 	p.mu.Lock()
-	keys := make([]uint32, 0, len(p.board.wishes))
-	for k := range p.board.wishes {
-		keys = append(keys, k)
-	}
+	keys := p.board.keys
 	p.mu.Unlock()
-	slices.Sort(keys)
 	return p.results(keys)
 }
 
@@ -198,14 +194,13 @@ func (p *Prober) Changed(since uint64) (changed []Result, version uint64) {
 	version = p.board.version
 	var keys []uint32
 	if version > since {
-		for k, w := range p.board.wishes {
-			if w.version > since || w.check != nil && w.check.version > since {
+		for _, k := range p.board.keys {
+			if w := p.board.wishes[k]; w.version > since || w.check != nil && w.check.version > since {
 				keys = append(keys, k)
 			}
 		}
 	}
 	p.mu.Unlock()
-	slices.Sort(keys)
 	return p.results(keys), version
 }
 

@@ -3,7 +3,6 @@ package health
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
 	"net/netip"
@@ -156,7 +155,7 @@ func (s *sctpSocket) ready(l *loop, _ uint32) {
 		case sctpAbort:
 			l.finish(o, failed("association refused"))
 		default:
-			l.finish(o, failed("%s", fmt.Sprintf("answered with SCTP chunk %d, want INIT ACK", a.chunk)))
+			l.finish(o, failed("answered with SCTP chunk %d, want INIT ACK", a.chunk))
 		}
 	})
 }

@@ -178,16 +178,7 @@ func (c *check) judge(err error) outcome {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return failed("%s", plain[io.EOF])
 	}
-	return failed("%s", cut(err.Error()))
-}
-
-// cut keeps what others write short: it goes into the replicated state.
-func cut(words string) string {
-	const most = 160
-	if len(words) > most {
-		return words[:most-3] + "..."
-	}
-	return words
+	return failed("%v", err)
 }
 
 // noApplicationProtocol is the alert of who speaks none of the protocols offered (RFC 7301, 3.2).
@@ -201,16 +192,16 @@ func (c *check) tlsWords(err error) outcome {
 	var name x509.HostnameError
 	switch {
 	case errors.As(err, &name):
-		return failed("%s", cut(fmt.Sprintf("certificate: it is not for %s", name.Host)))
+		return failed("certificate: it is not for %s", name.Host)
 	case errors.As(err, &cert):
-		return failed("%s", cut("certificate: "+trim(cert.Err.Error())))
+		return failed("certificate: %s", trim(cert.Err.Error()))
 	case errors.As(err, &header):
 		return failed("no TLS is spoken there")
 	case errors.As(err, &remote) && remote.Op == "remote error": // an alert
 		if remote.Err.Error() == noApplicationProtocol.Error() {
 			return failed("no HTTP/2 is spoken there")
 		}
-		return failed("%s", cut("TLS was refused: "+trim(remote.Err.Error())))
+		return failed("TLS was refused: %s", trim(remote.Err.Error()))
 	}
 	return c.judge(err)
 }

@@ -41,7 +41,7 @@ func (udpKind) late(_ *loop, o *op) (outcome, bool) { return o.noAnswer(), true 
 // answered judges an answer to a datagram.
 func (c *check) answered(datagram string) outcome {
 	if !strings.Contains(datagram, c.probe.Body) {
-		return failed("the answer does not contain %q", cut(c.probe.Body))
+		return failed("the answer does not contain %q", c.probe.Body)
 	}
 	return pass
 }
