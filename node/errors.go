@@ -35,6 +35,7 @@ var errorKinds = []struct {
 	{"node_down", fsm.ErrNodeDown},
 	{"resting", errResting}, // before what it is a kind of
 	{"not_eligible", fsm.ErrNotEligible},
+	{"stale", fsm.ErrStale},
 	{"no_leader", web.ErrNoLeader},
 	{"not_leader", errNotLeader},
 	{"unknown_outcome", errUnknownOutcome},

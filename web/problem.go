@@ -50,6 +50,7 @@ var refusals = []struct {
 	{fsm.ErrInUse, http.StatusConflict, "in_use"},
 	{fsm.ErrNotEligible, http.StatusConflict, "not_eligible"},
 	{fsm.ErrNodeDown, http.StatusConflict, "node_down"},
+	{fsm.ErrStale, http.StatusConflict, "stale"},
 	{fsm.ErrAlreadyInitialised, http.StatusConflict, "already_initialised"},
 	{fsm.ErrTokenInvalid, http.StatusForbidden, "token_invalid"},
 	{context.DeadlineExceeded, http.StatusGatewayTimeout, "timeout"},

@@ -72,10 +72,15 @@ Modes: fullnat  the endpoints see the VIP as source, or one of the instance's VI
                 VIP on their loopback interface and listen on the service's port.
                 --tunnel l2: in a subnet of the load balancer; ipip: anywhere
 
+Endpoints are probed, by default with a TCP connection or an SCTP handshake each 2s,
+and with udp not at all; --probe none switches it off. One that is down gets no new
+flows. "pontoon endpoint list" tells how they are.
+
 Port P of a range P-Q leads to the port that stands with the endpoint, P+1 to the
 next, and so on.`,
 		Example: `  pontoon service create web --vip 192.168.80.200 --port 80 --protocol tcp \
-    --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2
+    --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2 \
+    --probe http --probe-path /healthz
   pontoon service create media --vip 2001:db8::200 --port 50000-50100 --protocol udp \
     --mode dsr --tunnel ipip --affinity client-ip --endpoint [2001:db8:7::21]:50000`,
 		Args: wantArgs("NAME"),
@@ -107,7 +112,8 @@ whole list; --add-endpoint and --remove-endpoint change it. Connections to the
 other endpoints go on until they end; those to an endpoint that is removed get
 what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 		Example: `  pontoon service update web --algorithm maglev
-  pontoon service update web --add-endpoint 10.2.0.23:8080`,
+  pontoon service update web --add-endpoint 10.2.0.23:8080
+  pontoon service update web --probe http --probe-path /healthz --probe-interval 500ms`,
 		Args: wantArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := f.checkEdits(cmd); err != nil {
