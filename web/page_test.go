@@ -218,6 +218,9 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 				"[2001:db8:8000:4000:2000:1000:800:400]:50000-50100/sctp",
 				"dsr by ipip · lc · client affinity 3h · idle 1h · drain 10m · instance default", "draining until ",
 			].every((s) => document.querySelector("#services article:last-child").innerText.includes(s))`)
+			b.until("an endpoint that is down, and why", `[
+				/192\.168\.200\.201:65432\s+draining\s*down\s*flapping\s*certificate: x509: .* not 192\.168\.200\.201, since [\d:]+/, /· not probed/,
+			].every((s) => s.test(document.querySelector("#services").innerText))`)
 			b.until("traffic and its rates", `[
 				/storefront-production-eu-west-checkout\s+active 181[.\d]*K\s+new [\d.,]+\/s\s+in [\d.]+ [kM]bit\/s\s+out 0 bit\/s/,
 				innerWidth > 900 && /192\.168\.200\.202:65432\s+180,000\s+[\d.,]+\/s\s+[\d.,]+K? in all\s+[\d.]+ Mbit\/s · [\d,]+ packets\/s\s+[\d.]+ MB · [\d.,]+K? packets/,
@@ -293,7 +296,9 @@ func busy(t *testing.T, b *fakeBackend) {
 		for i := range st.Services {
 			if len(st.Services[i].Endpoints) > 1 && st.Services[i].Name != "web" {
 				st.Services[i].Flows = 181_222
-				st.Services[i].Endpoints[0].Flows, st.Services[i].Endpoints[0].Health = 1_222, EndpointDown
+				dead := &st.Services[i].Endpoints[0]
+				dead.Flows, dead.Health, dead.HealthSince, dead.Flapping = 1_222, EndpointDown, start, true
+				dead.HealthError = "certificate: x509: certificate is valid for storefront-production-eu-west.example, not 192.168.200.201"
 				st.Services[i].Endpoints[1].Flows = 180_000
 				steps := uint64(time.Since(start).Seconds() * 2) // a steady stream, however often it is looked at
 				grown := Traffic{Active: 180_000, New: 50_000 + 1000*steps, ForwardPackets: 90_000 + 2000*steps, ForwardBytes: 54_000_000 + 600_000*steps}

@@ -102,8 +102,8 @@ const settings = (svc) => [
   svc.idle_timeout && `idle ${span(svc.idle_timeout)}`,
   svc.replicate && svc.replicate !== 'established' && `replicates ${svc.replicate}`,
   svc.drain_timeout && `drain ${span(svc.drain_timeout)}`,
-  svc.probe?.type && (svc.probe.type === "none" ? "not probed" : `${svc.probe.type} probe each ${span(svc.probe.interval)}`),
   svc.instance && `instance ${svc.instance}`,
+  svc.probe?.type && (svc.probe.type === "none" ? "not probed" : `${svc.probe.type} probe each ${span(svc.probe.interval)}`),
 ].filter(Boolean).join(" · ");
 
 function service(svc) {
