@@ -105,4 +105,5 @@ func (d *draft) dropService(svc Service) {
 		d.endpointIDs.drop(e.ID)
 		d.health.drop(e.ID)
 	}
+	d.release(svc.VIP)
 }

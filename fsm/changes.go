@@ -17,13 +17,13 @@ const (
 
 // Change is one configured object that differs between two states.
 type Change struct {
-	Kind string // "service", "vip", "instance", "bgp peer" or "bgp"
+	Kind string // "service", "vip", "instance", "pool", "bgp peer" or "bgp"
 	Name string // a VIP's is its address; a peer's is "ADDRESS" or "ADDRESS on NODE"; that of bgp is "configuration"
 	Verb ChangeVerb
 }
 
 // ConfigChanges tells what operators changed between two states: services,
-// then VIPs, then instances, then BGP peers, each in order of their keys, then the
+// then VIPs, then instances, then pools, then BGP peers, each in order of their keys, then the
 // settings of BGP. Of an instance only coming, going and its settings count, since
 // the rest of it is mostly elections. States
 // that descend from each other share what did not change, so the cost of
@@ -41,6 +41,7 @@ func ConfigChanges(prev, next *State) []Change {
 			instance(name, verb)
 		}
 	})
+	diffTables(&prev.pools, &next.pools, func(p *Pool) string { return p.Name }, collect("pool"))
 	diffTables(&prev.bgpPeers, &next.bgpPeers, (*BGPPeer).name, collect("bgp peer"))
 	if prev.bgp != next.bgp && !reflect.DeepEqual(prev.BGP(), next.BGP()) {
 		out = append(out, Change{"bgp", "configuration", Changed})

@@ -5,18 +5,23 @@ import (
 	"net/netip"
 )
 
+// checkVIPOf holds that a service is on a VIP that takes services.
+func (d *draft) checkVIPOf(chk *checker, svc Service) {
+	if !chk.address("vip", svc.VIP) {
+		return
+	}
+	switch v := d.vips.get(svc.VIP); {
+	case v == nil:
+		chk.bad("vip", svc.VIP, "does not exist: create it with \"pontoon vip create %s\"", svc.VIP)
+	case v.Kind != VIPService:
+		chk.bad("vip", svc.VIP, "is of kind %s: use one of kind %s", v.Kind, VIPService)
+	}
+}
+
 // checkService validates a service in its normal form, by itself and against
-// what else there is.
+// what else there is but its VIP.
 func (d *draft) checkService(chk *checker, svc Service) {
 	chk.name("name", svc.Name)
-	if chk.address("vip", svc.VIP) {
-		switch v := d.vips.get(svc.VIP); {
-		case v == nil:
-			chk.bad("vip", svc.VIP, "does not exist: create it with \"pontoon vip create %s\"", svc.VIP)
-		case v.Kind != VIPService:
-			chk.bad("vip", svc.VIP, "is of kind %s: use one of kind %s", v.Kind, VIPService)
-		}
-	}
 	oneOf(chk, "protocol", svc.Protocol, TCP, UDP, SCTP)
 	d.checkPorts(chk, svc)
 	checkForwarding(chk, svc)

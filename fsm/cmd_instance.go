@@ -42,9 +42,11 @@ func (c PutInstance) apply(d *draft) error {
 		}
 	}
 	inst := Instance{Name: c.Name, Assignment: Assignment{Succession: []NodeID{}}}
-	if old := d.instances.get(c.Name); old != nil {
+	old := d.instances.get(c.Name)
+	if old != nil {
 		inst = *old
 	}
+	fresh, hops := old == nil, inst.NextHops
 	inst.Priorities = priorities(c.Priorities)
 	if c.hasSettings() {
 		c.set(&inst)
@@ -53,7 +55,11 @@ func (c PutInstance) apply(d *draft) error {
 	if err := chk.err(); err != nil {
 		return err
 	}
+	if c.Spread && fresh && inst.Kind != InstanceECMP {
+		inst.Master = d.leastLoaded(inst)
+	}
 	d.putInstance(inst)
+	d.releaseHops(hops)
 	return nil
 }
 
@@ -81,6 +87,14 @@ func (c DeleteInstance) apply(d *draft) error {
 	}
 	if len(users) > 0 {
 		return refuse(ErrInUse, "instance %s has VIPs %s: move or delete them first", inst.Name, few(users))
+	}
+	for _, p := range d.pools.rows {
+		if p.val.Instance == inst.Name {
+			users = append(users, p.key)
+		}
+	}
+	if len(users) > 0 {
+		return refuse(ErrInUse, "instance %s gets the addresses of pools %s: give these another instance or delete them first", inst.Name, few(users))
 	}
 	d.instances.drop(inst.Name)
 	return nil

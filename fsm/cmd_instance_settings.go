@@ -83,6 +83,16 @@ func (d *draft) checkECMP(chk *checker, inst Instance) {
 			claimed = append(claimed, v.Address.String())
 		}
 	}
+	var pools []string
+	for _, r := range d.pools.rows {
+		if r.val.Instance == inst.Name && r.val.Announce == AnnounceL2 {
+			pools = append(pools, r.key)
+		}
+	}
+	if len(pools) > 0 {
+		chk.clash(ErrInUse, "kind", inst.Kind, "would let every node answer for addresses of pools %s, which are announced by %s: set them to announce %s or %s first",
+			few(pools), AnnounceL2, AnnounceBGP, AnnounceNone)
+	}
 	if len(claimed) > 0 {
 		chk.clash(ErrInUse, "kind", inst.Kind, "would let every node answer for VIPs %s, which are announced by %s: set them to announce %s or %s first",
 			few(claimed), AnnounceL2, AnnounceBGP, AnnounceNone)

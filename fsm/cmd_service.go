@@ -79,6 +79,13 @@ func (c PutService) apply(d *draft) error {
 		chk.clash(ErrExists, "name", svc.Name, "exists already: use \"pontoon service update\" to change it")
 	}
 	svc.Endpoints = keepDeadlines(svc.Endpoints, old)
+	var vip VIP // of a service that asks for one
+	if c.Auto != nil {
+		vip = d.assign(chk, *c.Auto, svc, old)
+		svc.VIP = vip.Address
+	} else {
+		d.checkVIPOf(chk, svc)
+	}
 	d.checkService(chk, svc)
 	if at == nil && d.services.len() >= MaxServices {
 		chk.clash(ErrInUse, "name", svc.Name, "would be service %d: the data plane has room for %d", d.services.len()+1, MaxServices)
@@ -96,7 +103,13 @@ func (c PutService) apply(d *draft) error {
 	}
 	d.giveEndpointIDs(&svc, old)
 	d.keepVerdicts(old, svc)
+	if c.Auto != nil && !d.vips.has(vip.Address) {
+		d.vips.put(vip.Address, vip)
+	}
 	d.putService(svc)
+	if old.VIP != svc.VIP {
+		d.release(old.VIP)
+	}
 	return nil
 }
 

@@ -21,6 +21,10 @@ func normalVIP(v VIP) VIP {
 
 func (c PutVIP) apply(d *draft) error {
 	v := normalVIP(c.VIP)
+	v.Pool, v.Share = "", ""
+	if old := d.vips.get(v.Address); old != nil {
+		v.Pool, v.Share = old.Pool, old.Share
+	}
 	chk := &checker{object: "vip " + shown(v.Address)}
 	addressOK := chk.address("address", v.Address)
 	if !d.instances.has(v.Instance) {
@@ -97,22 +101,10 @@ func (d *draft) checkVIPClashes(chk *checker, v VIP) {
 	if d.vips.has(v.Address) {
 		return // checked when it was created, and again with every node and service since
 	}
-	for _, n := range d.nodes.values() {
-		if own, ok := sockets(n); ok && own[0].Addr() == v.Address {
-			chk.clash(ErrInUse, "address", v.Address, "is the address of node %s: give an address nobody has", n.Name)
-		}
+	if what := d.occupant(v.Address); what != "" {
+		chk.clash(ErrInUse, "address", v.Address, "is %s: give an address nobody has", what)
 	}
-	for _, p := range d.bgpPeers.rows {
-		if p.key.addr == v.Address || p.val.Source == v.Address {
-			chk.clash(ErrInUse, "address", v.Address, "is an end of the session with BGP peer %s: give an address nobody has", p.key.addr)
-		}
-	}
-	for _, r := range d.services.rows {
-		if hasEndpointAt(r.val.Endpoints, v.Address) {
-			chk.clash(ErrInUse, "address", v.Address, "is an endpoint of service %s: give an address nobody has", r.key)
-			return
-		}
-	}
+	d.checkReserved(chk, v.Address)
 }
 
 // hasEndpointAt looks an address up in sorted endpoints.

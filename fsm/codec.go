@@ -27,6 +27,7 @@ const (
 	replicateVersion  = 3 // Service.Replicate, Service.ReplicateMinAge
 	failoverVersion   = 4 // RecordFailover, RecoverCluster
 	quorumLossVersion = 4 // VIP.OnQuorumLoss
+	poolVersion       = 6 // Pool, VIP.Pool, PutService.Auto, PutInstance.Spread
 	bgpVersion        = 5 // BGP, BGPPeer, AnnounceBGP, VIP.OnNoEndpoint, the settings of Instance
 	healthVersion     = 6 // SetHealth, Service.Probe, OnDown, AllDown and SlowStart
 )
@@ -41,14 +42,22 @@ func VersionOf(c Command) int {
 	switch c := c.(type) {
 	case PutService:
 		_, version := oldest(c.Service)
+		if c.Auto != nil {
+			version = max(version, poolVersion)
+		}
 		return version
 	case PutVIP:
 		_, version := oldestVIP(c.VIP)
 		return version
 	case PutInstance:
-		if c.hasSettings() {
+		switch {
+		case c.Spread:
+			return poolVersion
+		case c.hasSettings():
 			return bgpVersion
 		}
+	case PutPool, DeletePool, ReserveAddress, UnreserveAddress:
+		return poolVersion
 	case RecordFailover, RecoverCluster:
 		return failoverVersion
 	case PutBGP, PutBGPPeer, DeleteBGPPeer:
@@ -121,6 +130,8 @@ func oldestVIP(v VIP) (VIP, int) {
 		v.OnQuorumLoss = ""
 	}
 	switch {
+	case v.Pool != "" || v.Share != "":
+		return v, poolVersion
 	case v.Announce == AnnounceBGP || v.OnNoEndpoint != "":
 		return v, bgpVersion
 	case v.OnQuorumLoss != "":
@@ -202,6 +213,14 @@ func decodeData(kind string, data []byte) (Command, error) {
 		return decodeAs[PutBGPPeer](data)
 	case DeleteBGPPeer{}.kind():
 		return decodeAs[DeleteBGPPeer](data)
+	case PutPool{}.kind():
+		return decodeAs[PutPool](data)
+	case DeletePool{}.kind():
+		return decodeAs[DeletePool](data)
+	case ReserveAddress{}.kind():
+		return decodeAs[ReserveAddress](data)
+	case UnreserveAddress{}.kind():
+		return decodeAs[UnreserveAddress](data)
 	case Batch{}.kind():
 		return decodeAs[Batch](data)
 	}

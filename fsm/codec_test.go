@@ -35,6 +35,7 @@ func allCommands() []Command {
 		PutInstance{
 			Name: "blue", Priorities: map[NodeID]int{"lb1": 3}, Kind: InstanceBackup, AnnouncePolicy: PolicyMasterOnly,
 			NextHops: []netip.Addr{addr("10.0.0.1"), addr("2001:db8::1")}, ASPrepend: true, Communities: []Community{"65000:1", "65000:1:2"},
+			Spread: true,
 		},
 		DeleteInstance{Name: "blue"},
 		MoveInstance{Name: "default", To: "lb2"},
@@ -54,6 +55,15 @@ func allCommands() []Command {
 		}},
 		PutBGPPeer{Peer: fullPeer()},
 		DeleteBGPPeer{Address: addr("192.0.2.254"), Node: "lb1"},
+		PutService{Service: normalService(Service{Name: "auto", Port: 80}), Auto: &AutoVIP{Pool: "p", Share: "x"}},
+		PutPool{Pool: Pool{
+			Name: "p", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.3.0.0/24")}, Ranges: []AddressRange{{addr("10.4.0.1"), addr("10.4.0.9")}},
+			AllAddresses: true, Instance: "blue", Announce: AnnounceBGP, Interface: "eth1", Default: true,
+			Reservations: []Reservation{{addr("10.4.0.1"), ""}, {addr("10.4.0.2"), "web"}},
+		}, KeepReservations: true},
+		DeletePool{Name: "p"},
+		ReserveAddress{Address: addr("10.4.0.3"), Service: "web"},
+		UnreserveAddress{Address: addr("10.4.0.3")},
 	}
 	return append(cmds, Batch{Commands: append([]Command{}, cmds...)})
 }

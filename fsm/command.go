@@ -120,6 +120,11 @@ type PutInstance struct {
 	NextHops       []netip.Addr   `json:"next_hops,omitempty"`
 	ASPrepend      bool           `json:"as_prepend,omitempty"`
 	Communities    []Community    `json:"communities,omitempty"`
+
+	// Spread gives an instance that is new the eligible node as first master that has the
+	// fewest masterships, among those with the highest priority for it. Without it the
+	// rendezvous hash decides alone, as it did in earlier versions.
+	Spread bool `json:"spread,omitempty"`
 }
 
 // DeleteInstance removes an instance. Refused with ErrNotFound, with ErrInUse
@@ -155,9 +160,14 @@ type DeleteVIP struct {
 // its clock. With Create, an existing name is refused with ErrExists. Refused
 // with ErrInvalid, and with ErrInUse if another service has the same VIP,
 // protocol and one of the ports, or if there is no room.
+//
+// With Auto the service has no VIP and gets one from a pool; a service that has one
+// of that pool keeps it. Refused with ErrInUse, too, if the pool has no free address.
+// A VIP of a pool that no service is on any more goes back to the pool.
 type PutService struct {
-	Service Service `json:"service"`
-	Create  bool    `json:"create"`
+	Service Service  `json:"service"`
+	Create  bool     `json:"create"`
+	Auto    *AutoVIP `json:"auto,omitempty"`
 }
 
 // DeleteService removes a service. Refused with ErrNotFound.

@@ -159,11 +159,13 @@ func genConfig(t *rapid.T) Command {
 }
 
 func genSingle(t *rapid.T) Command {
-	switch dice(t, "kind", 14) {
+	switch dice(t, "kind", 15) {
 	case 12:
 		return genSetHealth(t)
 	case 13:
 		return PutService{Service: genService(t)}
+	case 14:
+		return genPool(t)
 	case 10, 11:
 		return genBGP(t)
 	case 0, 1:

@@ -32,6 +32,7 @@ type snapshot[S any] struct {
 	BGP          *BGP       `json:"bgp,omitempty"`       // since version 5
 	BGPPeers     []BGPPeer  `json:"bgp_peers,omitempty"` // since version 5
 	Health       []Verdict  `json:"health,omitempty"`    // since version 6
+	Pools        []Pool     `json:"pools,omitempty"`     // since version 6
 }
 
 // storedService hides the endpoints of Service behind ones without the default
@@ -69,6 +70,9 @@ func (s *State) Snapshot() ([]byte, error) {
 	if s.bgp != nil || s.bgpPeers.len() > 0 || slices.ContainsFunc(instances, Instance.hasSettings) {
 		version = max(version, bgpVersion)
 	}
+	if s.pools.len() > 0 {
+		version = max(version, poolVersion)
+	}
 	vips := s.vips.values()
 	for i, v := range vips {
 		needed := 0
@@ -80,7 +84,7 @@ func (s *State) Snapshot() ([]byte, error) {
 		NextService: s.serviceIDs.next, NextEndpoint: s.endpointIDs.next,
 		Nodes: s.nodes.values(), Instances: instances, VIPs: vips,
 		Services: services, Tokens: s.tokens.values(), Failovers: s.failovers,
-		BGP: s.bgp, BGPPeers: s.bgpPeers.values(), Health: s.health.values(),
+		BGP: s.bgp, BGPPeers: s.bgpPeers.values(), Pools: s.pools.values(), Health: s.health.values(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode snapshot: %w", err)
@@ -194,6 +198,12 @@ func fill(in snapshot[storedService]) (*State, error) {
 	if err := s.fillBGP(in); err != nil {
 		return nil, err
 	}
+	for _, p := range in.Pools {
+		if s.pools.has(p.Name) || !s.instances.has(p.Instance) {
+			return nil, fmt.Errorf("pool %s is there twice or of no instance", shown(p.Name))
+		}
+		s.pools.put(p.Name, p)
+	}
 	if err := s.fillServices(in); err != nil {
 		return nil, err
 	}
@@ -221,6 +231,9 @@ func (s *State) fillServices(in snapshot[storedService]) error {
 	for _, v := range in.VIPs {
 		if s.vips.has(v.Address) || !s.instances.has(v.Instance) {
 			return fmt.Errorf("vip %s is there twice or in no instance", v.Address)
+		}
+		if v.Pool != "" && !s.pools.has(v.Pool) {
+			return fmt.Errorf("vip %s is of pool %s, which is none", v.Address, shown(v.Pool))
 		}
 		v.OnQuorumLoss = cmp.Or(v.OnQuorumLoss, QuorumRelease)
 		s.vips.put(v.Address, v)

@@ -25,6 +25,7 @@ type State struct {
 	failovers   []Failover // newest first; copied on write
 	bgp         *BGP       // nil: the defaults; never written to
 	bgpPeers    table[peerKey, BGPPeer]
+	pools       table[string, Pool]
 }
 
 // frontend is where a service begins to listen. Every port belongs to one
@@ -64,6 +65,7 @@ func empty() *State {
 		frontends:   newTable[frontend, listener](compareFrontends),
 		tokens:      newTable[string, Token](cmp.Compare[string]),
 		bgpPeers:    newTable[peerKey, BGPPeer](comparePeers),
+		pools:       newTable[string, Pool](cmp.Compare[string]),
 	}
 }
 
@@ -87,6 +89,7 @@ func (s *State) freeze() {
 	s.frontends.freeze()
 	s.tokens.freeze()
 	s.bgpPeers.freeze()
+	s.pools.freeze()
 }
 
 // Index returns the log index of the last command applied, also of one that

@@ -165,6 +165,12 @@ type VIP struct {
 	OnQuorumLoss QuorumLoss `json:"on_quorum_loss,omitempty"`
 	// OnNoEndpoint goes with AnnounceBGP only. Default "withdraw".
 	OnNoEndpoint NoEndpoint `json:"on_no_endpoint,omitempty"`
+
+	// Pool is the pool that handed the address out, and gets it back when no service
+	// is on it any more; "" is nobody. Share is what services say that want to be on
+	// it too, see AutoVIP. Both are given by Apply and ignored in a request.
+	Pool  string `json:"pool,omitempty"`
+	Share string `json:"share,omitempty"`
 }
 
 // Protocol is a transport protocol.

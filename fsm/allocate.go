@@ -1,0 +1,154 @@
+package fsm
+
+import (
+	"net/netip"
+)
+
+// assign finds the VIP of a service that asks for one: the one it has, that of
+// its share, or a new one at the lowest free address of the pool. The draft stays
+// as it is. What stands in the way is said in chk, and the VIP is then without an
+// address.
+func (d *draft) assign(chk *checker, want AutoVIP, svc, old Service) VIP {
+	if svc.VIP.IsValid() {
+		chk.bad("vip", svc.VIP, "is given, and %s asks for another one: leave one out", want)
+		return VIP{}
+	}
+	if want.Share != "" {
+		chk.name("share", want.Share)
+	}
+	if v := d.keptVIP(want, old); v != nil {
+		return *v
+	}
+	p := d.poolFor(chk, want)
+	if p == nil {
+		return VIP{}
+	}
+	if v := d.sharedVIP(p.Name, want.Share); v != nil {
+		return *v
+	}
+	addr := d.lowestFree(p, svc)
+	switch {
+	case !addr.IsValid():
+		chk.clash(ErrInUse, "vip", want, "finds no free address: pool %s hands out %d and all are used or reserved; add some with \"pontoon pool create\", or delete services",
+			p.Name, p.Size())
+		return VIP{}
+	case d.vips.len() >= MaxVIPs:
+		chk.clash(ErrInUse, "vip", want, "would make VIP %d: the data plane has room for %d", d.vips.len()+1, MaxVIPs)
+		return VIP{}
+	}
+	return normalVIP(VIP{
+		Address: addr, Instance: p.Instance, Announce: p.Announce, Interface: p.Interface, Pool: p.Name, Share: want.Share,
+	})
+}
+
+// keptVIP is the VIP a service is on already, if that is such a one as it asks for.
+func (d *draft) keptVIP(want AutoVIP, old Service) *VIP {
+	v := d.vips.get(old.VIP)
+	if v == nil || v.Pool == "" || want.Pool != "" && v.Pool != want.Pool || want.Share != "" && v.Share != want.Share {
+		return nil
+	}
+	return v
+}
+
+// poolFor is the pool that is meant, or nil when chk has been told why there is none.
+func (d *draft) poolFor(chk *checker, want AutoVIP) *Pool {
+	const field = "vip"
+	if want.Pool != "" {
+		p := d.pools.get(want.Pool)
+		if p == nil {
+			chk.bad(field, want, "names no pool: see \"pontoon pool list\"")
+		}
+		return p
+	}
+	switch d.pools.len() {
+	case 0:
+		chk.bad(field, want, "needs a pool, and there is none: create one with \"pontoon pool create\"")
+		return nil
+	case 1:
+		return d.pools.rows[0].val
+	}
+	var names []string
+	for _, r := range d.pools.rows {
+		if r.val.Default {
+			return r.val
+		}
+		names = append(names, r.key)
+	}
+	chk.bad(field, want, "may mean any of the pools %s: name one, or mark one as default", few(names))
+	return nil
+}
+
+// sharedVIP is the address of a pool that the services of a share are on.
+func (d *draft) sharedVIP(pool, share string) *VIP {
+	if share == "" {
+		return nil
+	}
+	for _, r := range d.vips.rows {
+		if r.val.Pool == pool && r.val.Share == share {
+			return r.val
+		}
+	}
+	return nil
+}
+
+// lowestFree is the address that a service gets: one that is reserved for it if
+// there is any, else the lowest that nobody has and that is reserved for nobody;
+// the zero Addr if there is none. The table of VIPs is walked beside the
+// addresses, so the cost is that of the addresses in use, however big the pool is.
+func (d *draft) lowestFree(p *Pool, svc Service) netip.Addr {
+	free := func(a netip.Addr) bool { return !hasEndpointAt(svc.Endpoints, a) && d.occupant(a) == "" }
+	for _, r := range p.Reservations {
+		if svc.Name != "" && r.Service == svc.Name && !d.vips.has(r.Address) && free(r.Address) {
+			return r.Address
+		}
+	}
+	for _, r := range p.handsOut() {
+		i, _ := d.vips.find(r.First)
+		for a := r.First; ; a = a.Next() {
+			if i < d.vips.len() && d.vips.rows[i].key == a {
+				i++
+			} else if _, kept := p.reservation(a); !kept && free(a) {
+				return a
+			}
+			if a == r.Last {
+				break
+			}
+		}
+	}
+	return netip.Addr{}
+}
+
+// release gives an address back to its pool if no service is on it any more and
+// it is the next hop of no instance.
+func (d *draft) release(addr netip.Addr) {
+	v := d.vips.get(addr)
+	if v == nil || v.Pool == "" || len(d.servicesOn(addr)) > 0 {
+		return
+	}
+	if _, hop := d.nextHopOf(addr); !hop {
+		d.vips.drop(addr)
+	}
+}
+
+// checkReserved refuses a new VIP where an address is kept back: whoever asked for
+// that had a reason.
+func (d *draft) checkReserved(chk *checker, addr netip.Addr) {
+	p := d.poolAt(addr)
+	if p == nil {
+		return
+	}
+	switch r, kept := p.reservation(addr); {
+	case !kept:
+	case r.Service == "":
+		chk.clash(ErrInUse, "address", addr, "is reserved in pool %s: \"pontoon pool unreserve %s\" first", p.Name, addr)
+	default:
+		chk.clash(ErrInUse, "address", addr, "is reserved for service %s in pool %s, which gets it with --vip auto:%s", r.Service, p.Name, p.Name)
+	}
+}
+
+// releaseHops gives addresses back that were next hops and are no more.
+func (d *draft) releaseHops(was []netip.Addr) {
+	for _, a := range was {
+		d.release(a)
+	}
+}
