@@ -30,7 +30,7 @@ func (d *draft) assign(chk *checker, want AutoVIP, svc, old Service) VIP {
 	switch {
 	case !addr.IsValid():
 		chk.clash(ErrInUse, "vip", want, "finds no free address: pool %s hands out %d and all are used or reserved; add some with \"pontoon pool create\", or delete services",
-			p.Name, p.Size())
+			p.Name, p.size())
 		return VIP{}
 	case d.vips.len() >= MaxVIPs:
 		chk.clash(ErrInUse, "vip", want, "would make VIP %d: the data plane has room for %d", d.vips.len()+1, MaxVIPs)

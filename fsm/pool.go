@@ -89,9 +89,9 @@ func (p Pool) handsOut() []AddressRange {
 	return out
 }
 
-// Size is how many addresses the pool may hand out, reserved ones included, at
+// size is how many addresses the pool may hand out, reserved ones included, at
 // most 2^53-1.
-func (p Pool) Size() uint64 {
+func (p Pool) size() uint64 {
 	n := uint64(0)
 	for _, r := range p.handsOut() {
 		n = min(n+r.size(), maxRangeSize)
@@ -143,7 +143,7 @@ func (s *State) PoolUse(name string) PoolUse {
 	}
 	ranges := p.handsOut()
 	used := s.occupied(ranges)
-	use.Size, use.Used = p.Size(), uint64(len(used))
+	use.Size, use.Used = p.size(), uint64(len(used))
 	for _, r := range p.Reservations {
 		if _, is := slices.BinarySearchFunc(used, r.Address, netip.Addr.Compare); !is {
 			use.Reserved++

@@ -85,15 +85,7 @@ func (m *member) status() web.Status {
 		Self: fsm.NodeID(m.cfg.Name), Version: m.version, VIPs: s.VIPs(), Failovers: slices.Clone(s.Failovers()),
 	}
 	st.Nodes = m.nodeStatus(s, string(leader))
-	for _, in := range s.Instances() {
-		is := web.InstanceStatus{Name: in.Name, Priorities: in.Priorities, InstanceSettings: web.SettingsOf(in), Assignment: in.Assignment}
-		for _, v := range s.VIPs() {
-			if v.Instance == in.Name {
-				is.VIPs = append(is.VIPs, v.Address)
-			}
-		}
-		st.Instances = append(st.Instances, is)
-	}
+	st.Instances = web.InstanceStatuses(s)
 	l := m.local.get()
 	if m.removed() {
 		st.Warnings = append(st.Warnings, removedText)

@@ -166,13 +166,15 @@ func (s *server) listRoutes(ctx context.Context, in *struct {
 
 // decodeWithout reads a body whose key without is only for readers: what GET
 // answers can be sent back.
-func decodeWithout[T any](body json.RawMessage, without string) (T, error) {
+func decodeWithout[T any](body json.RawMessage, without ...string) (T, error) {
 	var none T
 	keys, err := decode[map[string]json.RawMessage](body)
 	if err != nil {
 		return none, err
 	}
-	delete(keys, without)
+	for _, key := range without {
+		delete(keys, key)
+	}
 	rest, err := json.Marshal(keys)
 	if err != nil {
 		return none, errors.Join(err, fsm.ErrInvalid)

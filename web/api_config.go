@@ -22,12 +22,7 @@ func (s *server) instanceRoutes() {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		state := s.Backend.State()
-		out := []InstanceStatus{}
-		for _, i := range state.Instances() {
-			out = append(out, instanceStatus(state, i))
-		}
-		return &answer[[]InstanceStatus]{Body: out}, nil
+		return &answer[[]InstanceStatus]{Body: InstanceStatuses(s.Backend.State())}, nil
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/instances/{name}", id: "get-instance", tag: "instances", summary: "Show one instance",
@@ -35,17 +30,17 @@ func (s *server) instanceRoutes() {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		state := s.Backend.State()
-		i, ok := state.Instance(in.Name)
-		if !ok {
-			return nil, missing("instance", in.Name)
+		for _, i := range InstanceStatuses(s.Backend.State()) {
+			if i.Name == in.Name {
+				return &answer[InstanceStatus]{Body: i}, nil
+			}
 		}
-		return &answer[InstanceStatus]{Body: instanceStatus(state, i)}, nil
+		return nil, missing("instance", in.Name)
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/instances/{name}", id: "put-instance", tag: "instances",
 		summary: "Create an instance, or replace its priorities and settings",
-		text: "Priorities never move an instance whose master stays eligible. With one of the settings (kind, announce_policy, next_hops, " +
+		text: "The first master of a new one is, among the eligible nodes with the highest priority for it, the one that is master of the fewest. Priorities never move an instance whose master stays eligible. With one of the settings (kind, announce_policy, next_hops, " +
 			"as_prepend, communities) all of them are replaced; without any, an instance keeps those it has.",
 	}, func(ctx context.Context, in *struct {
 		Name string `path:"name" doc:"Name of the instance."`
@@ -55,7 +50,7 @@ func (s *server) instanceRoutes() {
 		if err := samePath("name", in.Name, in.Body.Name); err != nil {
 			return nil, err
 		}
-		return s.propose(ctx, s.instanceCommand(in.Name, in.Body))
+		return s.propose(ctx, s.instanceCommand(ctx, in.Name, in.Body))
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/instances/{name}", id: "delete-instance", tag: "instances",
@@ -76,12 +71,14 @@ func (s *server) instanceRoutes() {
 }
 
 // instanceCommand leaves settings out that are, and were, the defaults: members
-// that run an older version can then read the command.
-func (s *server) instanceCommand(name string, in InstanceRequest) fsm.PutInstance {
+// that run an older version can then read the command. For the same reason the first
+// master of a new instance is chosen by the load only where all of them know of that.
+func (s *server) instanceCommand(ctx context.Context, name string, in InstanceRequest) fsm.PutInstance {
 	cmd := fsm.PutInstance{Name: name, Priorities: in.Priorities}
 	wanted := in.InstanceSettings
 	given := wanted.Kind != "" || wanted.AnnouncePolicy != "" || wanted.NextHops != nil || wanted.ASPrepend || wanted.Communities != nil
-	old, _ := s.Backend.State().Instance(name)
+	old, exists := s.Backend.State().Instance(name)
+	cmd.Spread = !exists && s.Backend.Reads(ctx, fsm.VersionOf(fsm.PutInstance{Spread: true}))
 	if !given || wanted.plain() && SettingsOf(old).plain() {
 		return cmd
 	}
@@ -96,14 +93,25 @@ func (s InstanceSettings) plain() bool {
 		len(s.NextHops) == 0 && !s.ASPrepend && len(s.Communities) == 0
 }
 
-// instanceStatus is an instance with its addresses.
-func instanceStatus(state *fsm.State, i fsm.Instance) InstanceStatus {
-	out := InstanceStatus{Name: i.Name, Priorities: i.Priorities, InstanceSettings: SettingsOf(i), Assignment: i.Assignment, VIPs: []netip.Addr{}}
-	out.Succession = notNil(out.Succession)
+// InstanceStatuses are the instances with their addresses and the number of their
+// services, sorted by name; never nil.
+func InstanceStatuses(state *fsm.State) []InstanceStatus {
+	out := []InstanceStatus{}
+	at := map[string]int{}
+	for _, i := range state.Instances() {
+		at[i.Name] = len(out)
+		out = append(out, InstanceStatus{
+			Name: i.Name, Priorities: i.Priorities, InstanceSettings: SettingsOf(i), Assignment: i.Assignment, VIPs: []netip.Addr{},
+		})
+		out[at[i.Name]].Succession = notNil(i.Succession)
+	}
+	of := map[netip.Addr]int{}
 	for _, v := range state.VIPs() {
-		if v.Instance == i.Name {
-			out.VIPs = append(out.VIPs, v.Address)
-		}
+		i := at[v.Instance] // it exists: the state holds to that
+		of[v.Address], out[i].VIPs = i, append(out[i].VIPs, v.Address)
+	}
+	for _, svc := range state.Services() {
+		out[of[svc.VIP]].Services++
 	}
 	return out
 }
@@ -149,6 +157,7 @@ func (s *server) vipRoutes() {
 			return nil, samePath("address", in.Address.String(), v.Address.String())
 		}
 		v.Address = in.Address
+		v.Pool, v.Share = "", "" // the cluster keeps what it has said
 		return s.propose(ctx, fsm.PutVIP{VIP: v})
 	})
 	handle(s, op{

@@ -53,7 +53,8 @@ func (s *server) serviceRoutes() {
 		summary: "Create or replace a service", body: reflect.TypeFor[fsm.Service](),
 		text: "With create, a VIP that does not exist yet is created with the service, in one step: of kind service, announced " +
 			"by l2 (by bgp in an instance of kind ecmp), in the instance that is asked for or in default. A VIP that exists is used as it is; if it is in another " +
-			"instance than the one asked for, the request is refused (409, in_use).",
+			"instance than the one asked for, the request is refused (409, in_use). With \"vip\": \"auto\" or \"auto:POOL\" the service gets an address of a " +
+			"pool, and gives it back when it is deleted; with share too, all services of the pool with that share are on the same one.",
 	}, s.putService)
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/services/{name}", id: "delete-service", tag: "services", summary: "Delete a service",
@@ -111,6 +112,10 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 	if err != nil {
 		return nil, err
 	}
+	body, auto, err := withoutAuto(body)
+	if err != nil {
+		return nil, err
+	}
 	svc, err := decode[fsm.Service](body)
 	if err != nil {
 		return nil, err
@@ -124,7 +129,7 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 	svc.Name, svc.ID = in.Name, 0 // the cluster keeps or gives the id
 	svc.Probe = s.probeOf(ctx, svc)
 	setDeadlines(&svc, time.Now())
-	put := serviceWrite{fsm.PutService{Service: svc, Create: in.Create}, cmp.Or(in.Instance, instance)}
+	put := serviceWrite{fsm.PutService{Service: svc, Create: in.Create, Auto: auto}, cmp.Or(in.Instance, instance)}
 	cmd, err := s.serviceCommand(ctx, put)
 	if err != nil {
 		return nil, err
@@ -134,8 +139,12 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		return nil, err
 	}
 	out := &answer[ServiceWritten]{Body: ServiceWritten{WriteResult: w.Body}}
-	if _, both := cmd.(fsm.Batch); both {
-		if v, ok := s.Backend.State().VIP(svc.VIP); ok {
+	state := s.Backend.State()
+	if now, ok := state.Service(svc.Name); ok && auto != nil {
+		svc.VIP = now.VIP
+	}
+	if _, both := cmd.(fsm.Batch); both || auto != nil {
+		if v, ok := state.VIP(svc.VIP); ok {
 			out.Body.VIP = &v
 		}
 	}
@@ -199,6 +208,9 @@ func (w serviceWrite) command(state *fsm.State) (fsm.Command, error) {
 	if _, ok := state.Instance(w.instance); !ok && w.instance != "" {
 		return nil, refusef(fsm.ErrInvalid, "instance %q does not exist: create it with `pontoon instance create`", w.instance)
 	}
+	if w.Auto != nil {
+		return w.PutService, w.checkPool(state)
+	}
 	vip, exists := state.VIP(w.Service.VIP)
 	switch {
 	case exists && w.instance != "" && vip.Instance != w.instance:
@@ -222,6 +234,22 @@ func (w serviceWrite) command(state *fsm.State) (fsm.Command, error) {
 		return nil, err
 	}
 	return fsm.Batch{Commands: []fsm.Command{put, w.PutService}}, nil
+}
+
+// checkPool refuses an instance that is not the one the pool's addresses are in.
+func (w serviceWrite) checkPool(state *fsm.State) error {
+	if w.instance == "" {
+		return nil
+	}
+	with, err := state.Apply(state.Index()+1, w.PutService)
+	if err != nil {
+		return nil // refused with all that is wrong
+	}
+	svc, _ := with.Service(w.Service.Name)
+	if v, _ := with.VIP(svc.VIP); v.Instance != w.instance {
+		return refusef(fsm.ErrInUse, "pool %s is for instance %s, not for %s: use another pool, or leave the instance out", v.Pool, v.Instance, w.instance)
+	}
+	return nil
 }
 
 // moveCommand is what to type to move a VIP and change nothing else of it.

@@ -207,14 +207,14 @@ func TestDefaultSettingsOfAnInstanceAreNotWritten(t *testing.T) {
 		{InstanceSettings{Kind: fsm.InstanceBackup, AnnouncePolicy: fsm.PolicyRanked}, 2},
 		{InstanceSettings{ASPrepend: true}, 5},
 	} {
-		if got := fsm.VersionOf(s.instanceCommand("default", InstanceRequest{InstanceSettings: c.in})); got != c.want {
+		if got := fsm.VersionOf(s.instanceCommand(t.Context(), "default", InstanceRequest{InstanceSettings: c.in})); got != c.want {
 			t.Errorf("%+v is version %d, want %d", c.in, got, c.want)
 		}
 	}
 	if _, err := b.Propose(t.Context(), fsm.PutInstance{Name: "default", ASPrepend: true}); err != nil {
 		t.Fatal(err)
 	}
-	if cmd := s.instanceCommand("default", InstanceRequest{InstanceSettings: InstanceSettings{Kind: fsm.InstanceBackup}}); fsm.VersionOf(cmd) != 5 {
+	if cmd := s.instanceCommand(t.Context(), "default", InstanceRequest{InstanceSettings: InstanceSettings{Kind: fsm.InstanceBackup}}); fsm.VersionOf(cmd) != 5 {
 		t.Errorf("taking settings back: %+v", cmd)
 	}
 }

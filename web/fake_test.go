@@ -88,9 +88,7 @@ func (b *fakeBackend) Status(context.Context) (Status, error) {
 		}
 		st.Nodes = append(st.Nodes, ns)
 	}
-	for _, i := range b.state.Instances() {
-		st.Instances = append(st.Instances, instanceStatus(b.state, i))
-	}
+	st.Instances = InstanceStatuses(b.state)
 	for _, s := range b.state.Services() {
 		ss := ServiceStatus{Service: s}
 		for _, e := range s.Endpoints {

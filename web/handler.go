@@ -89,6 +89,8 @@ func (s *server) routes() {
 	s.instanceRoutes()
 	s.vipRoutes()
 	s.serviceRoutes()
+	s.poolRoutes()
+	s.rebalanceRoutes()
 	s.bgpRoutes()
 	s.flowRoutes()
 	s.replicationRoutes()

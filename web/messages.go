@@ -120,7 +120,19 @@ type WriteResult struct {
 // ServiceWritten answers a write of a service.
 type ServiceWritten struct {
 	WriteResult
-	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, if one was."`
+	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, or that a pool gave it."`
+}
+
+// PoolStatus is one address pool and what has become of its addresses.
+type PoolStatus struct {
+	fsm.Pool
+	fsm.PoolUse
+}
+
+// ReservationRequest says for whom an address is kept back.
+type ReservationRequest struct {
+	Address netip.Addr `json:"address,omitzero" required:"false" doc:"As in the path, if given."`
+	Service string     `json:"service,omitempty" doc:"The service that gets the address when it asks its pool for one; nobody when left out."`
 }
 
 // MoveRequest asks for another master.
@@ -140,6 +152,7 @@ type InstanceRequest struct {
 	Succession []fsm.NodeID `json:"succession,omitempty" readOnly:"true"`
 	Epoch      uint64       `json:"epoch,omitempty" readOnly:"true"`
 	VIPs       []netip.Addr `json:"vips,omitempty" readOnly:"true"`
+	Services   int          `json:"services,omitempty" readOnly:"true"`
 }
 
 // FlushResult answers a flush of flows.

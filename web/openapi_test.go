@@ -12,17 +12,17 @@ import (
 // routeList is every route of the API. A route that is added or lost is a
 // change of the contract.
 var routeList = []string{
-	"DELETE /v1/bgp/peers/{address}", "DELETE /v1/flows", "DELETE /v1/instances/{name}", "DELETE /v1/nodes/{name}", "DELETE /v1/services/{name}",
+	"DELETE /v1/bgp/peers/{address}", "DELETE /v1/flows", "DELETE /v1/instances/{name}", "DELETE /v1/nodes/{name}", "DELETE /v1/pools/{name}", "DELETE /v1/reservations/{address}", "DELETE /v1/services/{name}",
 	"DELETE /v1/tokens/{id}", "DELETE /v1/vips/{address}",
 	"GET /", "GET /healthz", "GET /metrics", "GET /readyz",
 	"GET /v1/bfd", "GET /v1/bgp", "GET /v1/bgp/peers", "GET /v1/bgp/peers/{address}", "GET /v1/bgp/routes", "GET /v1/events", "GET /v1/flows", "GET /v1/flows/count", "GET /v1/instances", "GET /v1/instances/{name}",
-	"GET /v1/nodes", "GET /v1/nodes/{name}", "GET /v1/openapi.json", "GET /v1/replication", "GET /v1/replication/digest", "GET /v1/services", "GET /v1/services/{name}",
+	"GET /v1/nodes", "GET /v1/nodes/{name}", "GET /v1/openapi.json", "GET /v1/pools", "GET /v1/pools/{name}", "GET /v1/rebalance", "GET /v1/replication", "GET /v1/replication/digest", "GET /v1/services", "GET /v1/services/{name}",
 	"GET /v1/status", "GET /v1/status/stream", "GET /v1/tokens", "GET /v1/trace", "GET /v1/vips", "GET /v1/vips/{address}",
 	"POST /v1/cluster/init", "POST /v1/cluster/join", "POST /v1/cluster/leave", "POST /v1/cluster/recover", "POST /v1/instances/{name}/move",
 	"POST /v1/nodes/{name}/drain", "POST /v1/nodes/{name}/resume",
 	"POST /v1/services/{name}/endpoints/{address}/drain", "POST /v1/services/{name}/endpoints/{address}/resume",
 	"POST /v1/tokens",
-	"PUT /v1/bgp", "PUT /v1/bgp/peers/{address}", "PUT /v1/instances/{name}", "PUT /v1/services/{name}", "PUT /v1/vips/{address}",
+	"PUT /v1/bgp", "PUT /v1/bgp/peers/{address}", "PUT /v1/instances/{name}", "PUT /v1/pools/{name}", "PUT /v1/reservations/{address}", "PUT /v1/services/{name}", "PUT /v1/vips/{address}",
 }
 
 func document(t *testing.T) map[string]any {

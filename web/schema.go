@@ -61,6 +61,8 @@ var fieldDocs = map[string]map[string]fieldDoc{
 			text:   "How the network learns of it. l2 (default): ARP and neighbour discovery on a link. bgp: routes to the BGP peers. none: not by Pontoon.",
 			values: []any{fsm.AnnounceL2, fsm.AnnounceBGP, fsm.AnnounceNone},
 		},
+		"pool":  {text: "The pool that handed the address out, and gets it back when no service is on it any more.", readOnly: true},
+		"share": {text: "What a service says that wants to be on this address of a pool too.", readOnly: true},
 		"on_no_endpoint": {
 			text:   "With announce bgp only: what becomes of its routes while none of its services has an endpoint that takes new flows. withdraw (default) or keep.",
 			values: []any{fsm.NoEndpointWithdraw, fsm.NoEndpointKeep},
@@ -77,13 +79,14 @@ var fieldDocs = map[string]map[string]fieldDoc{
 	"Service":    serviceDocs(),
 	"Endpoint":   endpointDocs(),
 	"Probe":      probeDocs(),
+	"Pool":       poolDocs(),
 }
 
 func serviceDocs() map[string]fieldDoc {
 	return map[string]fieldDoc{
 		"name":     {text: "As in the path, if given."},
 		"id":       {text: "Given by the cluster; ignored in a request.", readOnly: true},
-		"vip":      {text: "A VIP of kind service, IPv4 or IPv6."},
+		"vip":      {text: "A VIP of kind service, IPv4 or IPv6; or \"auto\" or \"auto:POOL\" for an address of a pool."},
 		"port":     {text: "1 to 65535; of a range the first.", max: 65535},
 		"port_end": {text: "The last port of a range; one port when left out. Port port+i leads to the endpoint's port+i.", max: 65535},
 		"protocol": {text: "Default tcp.", values: []any{fsm.TCP, fsm.UDP, fsm.SCTP}},
@@ -144,12 +147,13 @@ var familyOf = map[string][]string{
 	"VIP":     {"VIP"},
 	"Service": {"Service"}, "ServiceStatus": {"Service"},
 	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"}, "Probe": {"Probe"},
+	"Pool": {"Pool"}, "PoolStatus": {"Pool"},
 }
 
 // requestSchemas are those that arrive in a body as a replicated type. Nothing
 // in them is required by the schema: fsm fills in defaults and says what is
 // missing, together with everything else that is wrong.
-var requestSchemas = []string{"VIP", "Service", "Endpoint", "Probe", "BGP", "BGPNode", "ImportRule", bgpPeerSchema}
+var requestSchemas = []string{"VIP", "Service", "Endpoint", "Probe", "Pool", "BGP", "BGPNode", "ImportRule", bgpPeerSchema}
 
 // newSchemas prepares the registry with the replicated types, before any
 // operation refers to them.
@@ -158,7 +162,7 @@ func newSchemas() huma.Registry {
 	r.RegisterTypeAlias(reflect.TypeFor[fsm.Duration](), reflect.TypeFor[durationSchema]())
 	r.RegisterTypeAlias(reflect.TypeFor[huma.ErrorModel](), reflect.TypeFor[Problem]())
 	for _, t := range []reflect.Type{
-		reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint](), reflect.TypeFor[fsm.Probe](),
+		reflect.TypeFor[fsm.VIP](), reflect.TypeFor[fsm.Service](), reflect.TypeFor[fsm.Endpoint](), reflect.TypeFor[fsm.Probe](), reflect.TypeFor[fsm.Pool](),
 		reflect.TypeFor[fsm.BGP](), reflect.TypeFor[fsm.BGPNode](), reflect.TypeFor[fsm.ImportRule](), reflect.TypeFor[fsm.BGPPeer](),
 	} {
 		r.Schema(t, true, t.Name())
@@ -203,6 +207,11 @@ func finishSchemas(r huma.Registry) {
 	all["Service"].Properties["traffic"] = ignored(huma.TypeObject)
 	all["BGP"].Properties["speakers"] = &huma.Schema{Type: huma.TypeArray, Items: &huma.Schema{Type: huma.TypeObject}, ReadOnly: true, Description: "Ignored in a request."}
 	all[bgpPeerSchema].Properties["session"] = &huma.Schema{Type: huma.TypeObject, ReadOnly: true, Description: "Ignored in a request."}
+	for _, key := range poolRuntime {
+		all["Pool"].Properties[key] = &huma.Schema{ReadOnly: true, Description: "Ignored in a request."}
+	}
+	all["Service"].Properties["vip"].Format = "" // or a word, see withoutAuto
+	all["Service"].Properties["share"] = &huma.Schema{Type: huma.TypeString, Description: "With vip auto: services of a pool with the same share are on one address."}
 	all["Service"].Properties["instance"] = &huma.Schema{Type: huma.TypeString, Description: "The instance the VIP has to be in; any when left out."}
 	for _, name := range requestSchemas {
 		all[name].Required = nil

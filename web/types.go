@@ -90,7 +90,8 @@ type InstanceStatus struct {
 	Priorities map[fsm.NodeID]int `json:"priorities,omitempty" doc:"Higher is preferred; absent is 0."`
 	InstanceSettings
 	fsm.Assignment
-	VIPs []netip.Addr `json:"vips"`
+	VIPs     []netip.Addr `json:"vips"`
+	Services int          `json:"services" doc:"How many services are on its VIPs."`
 }
 
 // InstanceSettings are what an operator says of an instance, beyond priorities.

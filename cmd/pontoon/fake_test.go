@@ -129,9 +129,7 @@ func (d *fakeDaemon) Status(context.Context) (web.Status, error) {
 		Warnings: []string{"eth2 has no carrier"},
 	}
 	st.Nodes = fakeNodes(s)
-	for _, i := range s.Instances() {
-		st.Instances = append(st.Instances, web.InstanceStatus{Name: i.Name, Priorities: i.Priorities, InstanceSettings: web.SettingsOf(i), Assignment: i.Assignment})
-	}
+	st.Instances = web.InstanceStatuses(s)
 	st.BGP = fakeSessions(s, d.self)
 	for _, v := range s.Services() {
 		st.Services = append(st.Services, fakeService(v))

@@ -12,7 +12,7 @@ import (
 )
 
 func newInstanceCmd(a *app) *cobra.Command {
-	cmd := group("instance", "List, create, update and move instances",
+	cmd := group("instance", "List, create, update, move and spread instances",
 		`An instance is a group of virtual addresses and services that fails over
 together; each has one master node, or all nodes serve it (kind ecmp). The instance
 "default" always exists.`)
@@ -20,13 +20,14 @@ together; each has one master node, or all nodes serve it (kind ecmp). The insta
 		shows(a, &cobra.Command{
 			Use:     "list",
 			Short:   "List the instances",
-			Long:    "List the instances, their masters and who follows them, in order.",
+			Long:    "List the instances, their masters and who follows them, in order, and how many\nvirtual addresses and services they have.",
 			Example: "  pontoon instance list",
 			Args:    wantArgs(),
 		}, func([]string) string { return "/v1/instances" }, drawInstances),
 		newInstanceCreateCmd(a),
 		newInstanceUpdateCmd(a),
 		newInstanceMoveCmd(a),
+		newInstanceRebalanceCmd(a),
 		a.completing(a.changes(&cobra.Command{
 			Use:     "delete NAME",
 			Short:   "Delete an instance without addresses",
@@ -49,9 +50,10 @@ func newInstanceCreateCmd(a *app) *cobra.Command {
 		Long: `Create an instance. For one that exists, the priorities are replaced, and with one
 of the other flags all settings are; see "pontoon instance update" to change some.
 
-The eligible node with the highest priority becomes the first master; without
-priorities a hash of the names spreads instances over the nodes. A master stays
-master while it can: a higher priority elsewhere moves nothing by itself.
+The eligible node with the highest priority becomes the first master; among equals
+the one that is master of the fewest instances. A master stays master while it can:
+a higher priority elsewhere moves nothing by itself, and neither does a node that
+came back (see "pontoon instance rebalance").
 
 With --kind ecmp there is no master: all nodes serve, and routers spread the traffic
 over them. The virtual addresses of such an instance are announced by BGP.`,
@@ -90,9 +92,9 @@ func newInstanceMoveCmd(a *app) *cobra.Command {
 }
 
 func drawInstances(t *table, instances []web.InstanceStatus) {
-	t.head("INSTANCE", "MASTER", "SUCCESSION", "EPOCH", "ADDRESSES", "SETTINGS")
+	t.head("INSTANCE", "MASTER", "SUCCESSION", "EPOCH", "VIPS", "SERVICES", "ADDRESSES", "SETTINGS")
 	for _, i := range instances {
-		t.row(i.Name, masterOf(i), join(i.Succession), i.Epoch, join(i.VIPs), settingsWords(i.InstanceSettings))
+		t.row(i.Name, masterOf(i), join(i.Succession), i.Epoch, len(i.VIPs), i.Services, shortList(i.VIPs), settingsWords(i.InstanceSettings))
 	}
 }
 

@@ -110,7 +110,7 @@ mend it), 2 wrong usage.`)
 	addGroup(root, "look", "Look:",
 		newStatusCmd(a), newEventsCmd(a), newConntrackCmd(a), newReplicationCmd(a), newTraceCmd(a), newBFDCmd(a))
 	addGroup(root, "change", "Change what is served, and by whom:",
-		newVIPCmd(a), newServiceCmd(a), newEndpointCmd(a), newInstanceCmd(a), newBGPCmd(a), newNodeCmd(a))
+		newVIPCmd(a), newPoolCmd(a), newServiceCmd(a), newEndpointCmd(a), newInstanceCmd(a), newBGPCmd(a), newNodeCmd(a))
 	root.SetHelpCommand(newHelpCmd())
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

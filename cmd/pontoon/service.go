@@ -38,7 +38,8 @@ its endpoints. It fails over with the instance of its address.`)
 			Short: "Delete a service",
 			Long: `Delete a service. New connections to it are refused; the ones it has go on until
 they end, also if it is created anew. To cut them off, flush them before: see
-"pontoon conntrack flush". Its virtual address stays.`,
+"pontoon conntrack flush". Its virtual address stays, unless it is one of a pool and
+no other service is on it: then the pool has it back, and no node answers for it.`,
 			Example: "  pontoon service delete web",
 			Args:    wantArgs("NAME"),
 		}, http.MethodDelete, path, func(args []string) string { return "service " + args[0] + " is deleted" }),
@@ -56,12 +57,17 @@ func servicePath(name string) string { return "/v1/services/" + url.PathEscape(n
 func newServiceCreateCmd(a *app) *cobra.Command {
 	var f serviceFlags
 	cmd := &cobra.Command{
-		Use:   "create NAME --vip ADDRESS --port PORT --endpoint ADDRESS:PORT ...",
+		Use:   "create NAME --vip ADDRESS|auto[:POOL] --port PORT --endpoint ADDRESS:PORT ...",
 		Short: "Create a service",
 		Long: `Create a service. A virtual address that does not exist yet is created with it,
 in the instance of --instance or in "default"; one that exists is used as it is,
 and refused if it is in another instance than --instance says. For an address
 that is to be held or announced in another way, see "pontoon vip create".
+
+With --vip auto the service gets the lowest free address of the only pool, or of the
+default one, with auto:POOL of that pool (see "pontoon pool"). It goes back to the
+pool when no service is on it any more. With --share NAME all services that say the
+same are on one address.
 
 Modes: fullnat  the endpoints see the VIP as source, or one of the instance's VIPs
                 of kind snat; they may be of the other IP family than the VIP
@@ -82,7 +88,8 @@ next, and so on.`,
     --mode fullnat --endpoint 10.2.0.21:8080 --endpoint 10.2.0.22:8080,weight=2 \
     --probe http --probe-path /healthz
   pontoon service create media --vip 2001:db8::200 --port 50000-50100 --protocol udp \
-    --mode dsr --tunnel ipip --affinity client-ip --endpoint [2001:db8:7::21]:50000`,
+    --mode dsr --tunnel ipip --affinity client-ip --endpoint [2001:db8:7::21]:50000
+  pontoon service create shop --vip auto --port 443 --endpoint 10.2.0.21:8443`,
 		Args: wantArgs("NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := requireFlags(cmd, "vip", "port"); err != nil {
@@ -95,7 +102,7 @@ next, and so on.`,
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.putService(cmd, f.path(args[0], true), service, "service "+args[0]+" is created")
+			return a.putService(cmd, f.path(args[0], true), f.body(service), "service "+args[0]+" is created")
 		},
 	}
 	f.addTo(a, cmd)
@@ -128,7 +135,7 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.putService(cmd, f.path(args[0], false), service, "service "+args[0]+" is updated")
+			return a.putService(cmd, f.path(args[0], false), f.body(service), "service "+args[0]+" is updated")
 		},
 	}
 	f.addTo(a, cmd)
@@ -138,7 +145,7 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 
 // putService writes a service and says what is so now, a virtual address that
 // came with it included.
-func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, done string) error {
+func (a *app) putService(cmd *cobra.Command, path string, service serviceBody, done string) error {
 	written, err := ask[web.ServiceWritten](a, cmd, http.MethodPut, path, service)
 	if err != nil {
 		return err

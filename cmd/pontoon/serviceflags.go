@@ -16,7 +16,8 @@ import (
 
 // serviceFlags are the settings of a service on the command line.
 type serviceFlags struct {
-	vip         addressFlag
+	vip         vipFlag
+	share       string
 	instance    string
 	ports       portsFlag
 	protocol    *choice
@@ -43,8 +44,9 @@ type serviceFlags struct {
 // fills in what is not given, and one place knows the defaults.
 func (f *serviceFlags) addTo(a *app, cmd *cobra.Command) {
 	fs := cmd.Flags()
-	fs.Var(&f.vip, "vip", "the virtual address clients connect to")
+	fs.Var(&f.vip, "vip", "the virtual address clients connect to, or auto[:POOL] for one of a pool")
 	a.completingFlag(cmd, "vip", vipNames())
+	fs.StringVar(&f.share, "share", "", "with --vip auto: be on one address with the services of the pool that say the same")
 	fs.StringVar(&f.instance, "instance", "", "the instance the virtual address belongs to (default: the one it is in)")
 	a.completingFlag(cmd, "instance", instanceNames())
 	fs.Var(&f.ports, "port", "the port clients connect to, 1 to 65535, or a range like 8000-8100, whose offsets carry over to the endpoints' ports")
@@ -82,6 +84,21 @@ func (f *serviceFlags) addPoliciesTo(cmd *cobra.Command) {
 	f.replicate.addTo(cmd, "replicate", "", "which flows the other nodes hold copies of; all: half-open ones too (default established)")
 	fs.DurationVar(&f.minAge, "replicate-min-age", 0, "copy a flow to the other nodes only once it is this old, 0s to 1h (default 0s)")
 	fs.DurationVar(&f.drainFor, "drain-timeout", 0, "how long a drained endpoint keeps its flows, 1s to 168h; 0s is without end (default 0s)")
+}
+
+// serviceBody is a service as it is sent: with an address, or with the wish for one.
+type serviceBody struct {
+	fsm.Service
+	VIP   string `json:"vip"`
+	Share string `json:"share,omitempty"`
+}
+
+func (f *serviceFlags) body(s fsm.Service) serviceBody {
+	out := serviceBody{Service: s, VIP: f.vip.auto, Share: f.share}
+	if f.vip.auto == "" && s.VIP.IsValid() {
+		out.VIP = s.VIP.String()
+	}
+	return out
 }
 
 // path is where to write a service, with the conditions the flags set.
