@@ -41,12 +41,15 @@ way of --failures:
   link   its links go down
   pause  its daemon is stopped (SIGSTOP) while its kernel goes on
 
+After the first of these the server of one endpoint dies and is started again: new
+connections go to the others as soon as that is found, and theirs are not touched.
+
 With --bgp a router stands between clients and nodes and learns the service's
 address by BGP, with BFD beside it. Everything is then done twice: with one master
 and the others ranked behind it, and with all nodes active at once (ECMP).
 
 It tells what happens while it goes and ends with a verdict. The exit status is 1
-if a connection was lost or corrupted. It cleans up after itself, also when
+if a connection was lost or corrupted, or new ones went on to a dead endpoint. It cleans up after itself, also when
 interrupted.`,
 		Example: `  pontoon demo
   pontoon demo --connections 200 --failures kill --keep`,

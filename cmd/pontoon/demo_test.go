@@ -101,6 +101,16 @@ func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
 			Corrupted        int     `json:"corrupted"`
 			NewConnectionsOK bool    `json:"new_connections_ok"`
 		} `json:"failures"`
+		Endpoints []struct {
+			Kind        string  `json:"kind"`
+			Endpoint    string  `json:"endpoint"`
+			AfterMS     float64 `json:"after_ms"`
+			New         int     `json:"new_connections"`
+			Misdirected int     `json:"misdirected"`
+			Connections int     `json:"connections"`
+			Own         int     `json:"own"`
+			Survived    int     `json:"survived"`
+		} `json:"endpoints"`
 	}
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
 		t.Fatalf("standard output is not one JSON object: %v\n%s", err, out.String())
@@ -114,6 +124,17 @@ func TestDemoCarriesConnectionsOverTheMastersDeath(t *testing.T) {
 	}
 	if f.Connections != 50 || f.Survived != 50 || f.Reset+f.Stalled+f.Corrupted != 0 || !f.NewConnectionsOK {
 		t.Errorf("connections: %+v", f)
+	}
+	if len(report.Endpoints) != 2 {
+		t.Fatalf("endpoints: %+v", report.Endpoints)
+	}
+	death, back := report.Endpoints[0], report.Endpoints[1]
+	if death.Kind != "death" || death.AfterMS <= 0 || death.New == 0 || death.Misdirected != 0 ||
+		death.Survived < death.Connections-death.Own || death.Survived == death.Connections {
+		t.Errorf("death: %+v", death)
+	}
+	if back.Kind != "return" || back.Endpoint != death.Endpoint || back.Survived != 50 {
+		t.Errorf("return: %+v", back)
 	}
 	p.checkNothingLeft(t)
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"pontoon/internal/lab/backend"
 	"pontoon/internal/lab/traffic"
 )
 
@@ -110,11 +111,13 @@ var ErrVerdict = errors.New("the demo's verdict is bad")
 
 // RunDemo builds a two-leg network, or one with a router when BGP is asked for, starts a cluster of real daemons in it,
 // balances long-lived connections through it and hurts the master in every
-// way that is asked for, each time waiting for the cluster to be whole again.
+// way that is asked for, each time waiting for the cluster to be whole again. After the first of
+// these failures an endpoint's server dies, too, and comes back.
 // It tells what happens while it goes and sums it up at the end.
 //
 // The error wraps ErrVerdict when a connection was lost or corrupted, new
-// ones were not served, nobody took over, or the victim did not come back;
+// ones were not served, nobody took over, the victim did not come back, or new ones were
+// sent to an endpoint that was known to be dead;
 // another error means that the demo could not be carried out. Everything is
 // removed before it returns, also when ctx ends, unless Keep is set and the
 // cluster stands.
@@ -155,9 +158,10 @@ type demo struct {
 	cfg     DemoConfig
 	lab     *Lab
 	tell    *narrator
-	form    demoForm    // the one that is being shown
-	routes  *RouteTable // of the router, nil without one
-	peers   int         // how many BGP neighbours each node is to have
+	form    demoForm          // the one that is being shown
+	routes  *RouteTable       // of the router, nil without one
+	peers   int               // how many BGP neighbours each node is to have
+	servers []*backend.Server // the endpoints', in their order
 	clients *traffic.Clients
 	prober  *traffic.Prober
 	report  Report
@@ -177,7 +181,7 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	var g errgroup.Group
-	err := d.startEndpoints(ctx, &g)
+	err := d.startEndpoints(ctx, g.Go)
 	for _, form := range formsOf(d.cfg) {
 		if err == nil {
 			d.form = form
@@ -202,22 +206,6 @@ func (d *demo) show(ctx context.Context) error {
 	}
 	cancel()
 	return errors.Join(err, g.Wait())
-}
-
-// startEndpoints starts the endpoints' servers.
-func (d *demo) startEndpoints(ctx context.Context, g *errgroup.Group) error {
-	for _, ep := range d.lab.Endpoints() {
-		srv, err := traffic.NewServer(traffic.ServerConfig{Name: ep.Name(), Logger: d.cfg.Logger})
-		if err != nil {
-			return err
-		}
-		ln, err := ep.Listen(endpointAddr(ep))
-		if err != nil {
-			return err
-		}
-		g.Go(func() error { return srv.Serve(ctx, ln) })
-	}
-	return nil
 }
 
 // startTraffic starts the prober, waits until the service is served, opens the

@@ -85,6 +85,7 @@ func (f demoForm) setup(endpoints []netip.AddrPort) (commands [][]string, words 
 	for _, ep := range endpoints {
 		service = append(service, "--endpoint", ep.String())
 	}
+	service = append(service, probeFlags()...)
 	return append(commands, service), fmt.Sprintf("service %s: %s to %d endpoints, fullnat, %s; %s",
 		name, f.target(), len(endpoints), algorithm, words)
 }

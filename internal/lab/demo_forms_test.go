@@ -21,6 +21,9 @@ func TestEachFormServesOnAnAddressOfItsOwn(t *testing.T) {
 		for _, c := range commands {
 			text += strings.Join(c, " ") + "\n"
 		}
+		if !slices.Contains(last, "--probe") {
+			t.Errorf("%s: nothing says how endpoints are probed: %v", f, last)
+		}
 		if strings.Contains(text, "--announce bgp") != (f != formL2) || strings.Contains(text, "--kind ecmp") != (f == formECMP) || !strings.Contains(words, "1 endpoints") {
 			t.Errorf("%s: %s\n%s", f, words, text)
 		}
@@ -41,11 +44,17 @@ func TestEveryFailureIsWantedInEveryForm(t *testing.T) {
 		t.Error("three of four failures pass")
 	}
 	r.Failures = append(r.Failures, alike)
+	if r.conclude(); r.OK {
+		t.Error("no endpoint has died, and it passes")
+	}
+	for _, f := range []demoForm{formBackup, formECMP} {
+		r.Endpoints = append(r.Endpoints, EndpointReport{Form: f, Kind: endpointDeath, Connections: 1, Own: 1, AfterMS: 1734}, EndpointReport{Form: f, Kind: endpointReturn})
+	}
 	if r.conclude(); !r.OK || !strings.Contains(r.Verdict, "a node failed 4 times") {
 		t.Errorf("%v, %s", r.OK, r.Verdict)
 	}
 	var out bytes.Buffer
-	if err := r.table(&out); err != nil || !strings.Contains(out.String(), "the others") || !strings.Contains(out.String(), "163 ms") {
+	if err := r.table(&out); err != nil || !strings.Contains(out.String(), "the others") || !strings.Contains(out.String(), "163 ms") || !strings.Contains(out.String(), "1734 ms") {
 		t.Errorf("%v\n%s", err, out.String())
 	}
 	headless := good

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -19,10 +20,13 @@ type Report struct {
 	Connections int             `json:"connections"`
 	CalmGapMS   float64         `json:"calm_gap_ms"` // worst gap without any failure
 	Failures    []FailureReport `json:"failures"`
-	OK          bool            `json:"ok"`
-	Verdict     string          `json:"verdict"`
-	wanted      int             // failures asked for
-	bgp         bool
+	// Endpoints is the death and the return of an endpoint, of each form that is shown with a failure.
+	Endpoints []EndpointReport `json:"endpoints"`
+	OK        bool             `json:"ok"`
+	Verdict   string           `json:"verdict"`
+	wanted    int              // failures asked for
+	endpoints int              // endpoint reports that have to be there
+	bgp       bool
 }
 
 // FailureReport is what one failure did, from the hurt to the moment the
@@ -66,7 +70,14 @@ type FailureReport struct {
 }
 
 func newReport(cfg DemoConfig) Report {
-	return Report{Nodes: cfg.Nodes, Connections: cfg.Connections, Failures: []FailureReport{}, wanted: len(cfg.Failures) * len(formsOf(cfg)), bgp: cfg.BGP}
+	r := Report{
+		Nodes: cfg.Nodes, Connections: cfg.Connections, Failures: []FailureReport{}, Endpoints: []EndpointReport{},
+		wanted: len(cfg.Failures) * len(formsOf(cfg)), bgp: cfg.BGP,
+	}
+	if len(cfg.Failures) > 0 {
+		r.endpoints = 2 * len(formsOf(cfg)) // a death and a return
+	}
+	return r
 }
 
 // fill puts the two halves of a round together: the time without the victim
@@ -116,17 +127,30 @@ func (r *Report) conclude() {
 			bad++
 		}
 	}
-	r.OK = bad == 0 && len(r.Failures) == r.wanted
+	poor := 0
+	for i := range r.Endpoints {
+		if !r.Endpoints[i].ok() {
+			poor++
+		}
+	}
+	poor += r.endpoints - len(r.Endpoints)
+	r.OK = bad == 0 && len(r.Failures) == r.wanted && poor == 0
 	who := "the master"
 	if r.bgp {
 		who = "a node"
 	}
 	switch {
-	case r.OK && r.wanted == 0:
+	case r.OK && r.wanted == 0 && len(r.Endpoints) == 0:
 		r.Verdict = fmt.Sprintf("no failure was asked for; %d connections are carried", r.Connections)
 	case r.OK:
 		r.Verdict = fmt.Sprintf("%s failed %s; of %d connections none was lost and none corrupted; worst blackout %.0f ms",
 			who, times(r.wanted), r.Connections, worst)
+		if len(r.Endpoints) > 0 {
+			r.Verdict += fmt.Sprintf("; an endpoint died and came back %s and cost the others nothing", times(len(r.Endpoints)/2))
+		}
+	case bad == 0 && len(r.Failures) == r.wanted:
+		r.Verdict = fmt.Sprintf("%s failed %s and nothing was lost, but %d of %d deaths and returns of endpoints went badly",
+			who, times(r.wanted), poor, r.endpoints)
 	default:
 		r.Verdict = fmt.Sprintf("%d of %d failures went badly: %d connections lost, %d corrupted",
 			bad+r.wanted-len(r.Failures), r.wanted, lost, corrupted)
@@ -191,6 +215,31 @@ func (r Report) table(w io.Writer) error {
 		}
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%.0f ms\t%.0f ms\t%d/%d\t%d\t%d\t%d\t%s\n", f.Kind, f.Victim, successor, takeover,
 			f.BlackoutMS, f.P99MS, f.Survived, f.Connections, f.Reset, f.Stalled, f.Corrupted, served)
+	}
+	return errors.Join(tw.Flush(), r.endpointTable(w))
+}
+
+// endpointTable says what the deaths and returns of endpoints did.
+func (r Report) endpointTable(w io.Writer) error {
+	if len(r.Endpoints) == 0 {
+		return nil
+	}
+	fmt.Fprintln(w)
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	if r.bgp {
+		fmt.Fprint(tw, "FORM\t")
+	}
+	fmt.Fprintln(tw, "ENDPOINT\tNAME\tFOUND AFTER\tNEW CONNECTIONS\tFAILED\tMISDIRECTED LATER\tITS OWN\tOTHERS SURVIVED")
+	for _, e := range r.Endpoints {
+		if r.bgp {
+			fmt.Fprintf(tw, "%s\t", e.Form)
+		}
+		own, others := "-", e.Connections
+		if e.Kind == endpointDeath {
+			own, others = fmt.Sprint(e.Own), e.Connections-e.Own
+		}
+		fmt.Fprintf(tw, "%s\t%s\t%.0f ms\t%d\t%d\t%d\t%s\t%d/%d\n", e.Kind, e.Endpoint, e.AfterMS, e.New, e.Failed, e.Misdirected,
+			own, min(e.Survived, others), others)
 	}
 	return tw.Flush()
 }

@@ -52,9 +52,9 @@ func failures() map[string]failure {
 	}
 }
 
-// rounds makes the failures one after the other. A round in which something
-// did not come as it should is reported, and the next one is made as long as
-// the cluster is whole again.
+// rounds makes the failures one after the other, and lets an endpoint die and come back after the
+// first of them. A round in which something did not come as it should is reported, and the next
+// one is made as long as the cluster is whole again.
 func (d *demo) rounds(ctx context.Context) error {
 	for i, kind := range d.cfg.Failures {
 		fr, whole, err := d.round(ctx, kind)
@@ -62,18 +62,35 @@ func (d *demo) rounds(ctx context.Context) error {
 			return err
 		}
 		d.report.Failures = append(d.report.Failures, fr)
+		if whole && i == 0 {
+			if err := d.reopen(ctx); err != nil {
+				return err
+			}
+			if whole, err = d.endpointRound(ctx); err != nil {
+				return err
+			}
+		}
 		if !whole {
-			d.tell.bad("the cluster did not become whole again; no more failures are made")
+			d.tell.bad("not everything is well again; no more failures are made")
 			return nil
 		}
-		if alive := d.clients.Alive(); alive < d.cfg.Connections && i < len(d.cfg.Failures)-1 {
-			d.tell.detail("reopening %d lost connections", d.cfg.Connections-alive)
-			if err := d.clients.Open(ctx); err != nil {
+		if i < len(d.cfg.Failures)-1 {
+			if err := d.reopen(ctx); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// reopen puts new connections into the place of lost ones.
+func (d *demo) reopen(ctx context.Context) error {
+	alive := d.clients.Alive()
+	if alive == d.cfg.Connections {
+		return nil
+	}
+	d.tell.detail("reopening %d lost connections", d.cfg.Connections-alive)
+	return d.clients.Open(ctx)
 }
 
 // round makes one failure and heals it. The error is of the demo itself; what

@@ -63,7 +63,22 @@ func TestDemoNoticesThatAProxyLosesItsConnections(t *testing.T) {
 	if f.Kind != FailPause || f.Victim != "lb2" || f.Successor != "lb1" || f.Reset != 40 || f.Connections != 40 || !f.NewConnectionsOK {
 		t.Errorf("got %+v", f)
 	}
-	for _, want := range []string{"lb1, the master, has lost its power", "lb2 is the new master", "FAIL: ", "80 connections lost", "lb2 goes on"} {
+	// Between the two an endpoint died and came back. The proxies of the stand-in send nobody there.
+	if len(r.Endpoints) != 2 {
+		t.Fatalf("endpoints: %+v", r.Endpoints)
+	}
+	e := r.Endpoints[0]
+	if e.Kind != endpointDeath || e.Endpoint != "ep2" || !e.ok() || e.Connections != 40 || e.Own < 15 || e.Own > 25 ||
+		e.Survived < 15 || e.Survived > 25 || e.New < 10 || e.Misdirected != 0 {
+		t.Errorf("got %+v", e)
+	}
+	if e = r.Endpoints[1]; e.Kind != endpointReturn || !e.ok() || e.Connections != 40 || e.Survived != 40 {
+		t.Errorf("got %+v", e)
+	}
+	for _, want := range []string{
+		"endpoint ep2 died: out after ", "0 new connections misdirected after that", "endpoint ep2 is back: in after ",
+		"lb1, the master, has lost its power", "lb2 is the new master", "FAIL: ", "80 connections lost", "lb2 goes on",
+	} {
 		if !strings.Contains(out, want) {
 			t.Errorf("nothing said about %q", want)
 		}
@@ -114,7 +129,7 @@ func TestReportHasTheContractsKeys(t *testing.T) {
 	}
 	for _, key := range []string{
 		"nodes", "failures", "kind", "victim", "successor", "blackout_ms", "connections", "survived", "reset",
-		"stalled", "corrupted", "new_connections_ok",
+		"stalled", "corrupted", "new_connections_ok", "endpoints",
 	} {
 		if !strings.Contains(string(raw), `"`+key+`":`) {
 			t.Errorf("no key %s in %s", key, raw)
@@ -148,6 +163,34 @@ func TestVerdictCountsEveryWayToFail(t *testing.T) {
 	r := Report{Failures: []FailureReport{good()}, wanted: 2}
 	if r.conclude(); r.OK {
 		t.Error("a failure that was not made counts as passed")
+	}
+}
+
+func TestVerdictCountsEndpointsThatWentBadly(t *testing.T) {
+	death := EndpointReport{Kind: endpointDeath, Connections: 10, Own: 4, Survived: 6, Failed: 9}
+	back := EndpointReport{Kind: endpointReturn, Connections: 10, Survived: 10}
+	for name, tc := range map[string]struct {
+		spoil func(death, back *EndpointReport)
+		ok    bool
+	}{
+		"good":                     {func(_, _ *EndpointReport) {}, true},
+		"misdirected when known":   {func(d, _ *EndpointReport) { d.Misdirected = 1 }, false},
+		"another's one lost":       {func(d, _ *EndpointReport) { d.Survived = 5 }, false},
+		"one stalled":              {func(d, _ *EndpointReport) { d.Stalled = 1 }, false},
+		"one corrupted":            {func(d, _ *EndpointReport) { d.Corrupted = 1 }, false},
+		"never found":              {func(d, _ *EndpointReport) { d.Error = "it was not" }, false},
+		"one lost when it is back": {func(_, b *EndpointReport) { b.Survived = 9 }, false},
+	} {
+		d, b := death, back
+		tc.spoil(&d, &b)
+		r := Report{Connections: 10, Endpoints: []EndpointReport{d, b}, endpoints: 2}
+		if r.conclude(); r.OK != tc.ok || r.Verdict == "" {
+			t.Errorf("%s: %v, %s", name, r.OK, r.Verdict)
+		}
+	}
+	r := Report{Endpoints: []EndpointReport{death}, endpoints: 2}
+	if r.conclude(); r.OK {
+		t.Error("an endpoint that was not seen to come back counts as passed")
 	}
 }
 

@@ -33,6 +33,9 @@
 // [Node.PowerOn] brings back is a machine that kept its disk (the data
 // directory) and its hardware addresses and nothing else.
 //
+// Servers that fail are in package backend, bad cables in package impair; a
+// host answers no pings after [Host.AnswerPings].
+//
 // # What is left behind
 //
 // Nothing. [Lab.Close] removes namespaces, processes, pins and files, also

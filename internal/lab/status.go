@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -26,6 +27,7 @@ type Status struct {
 	Self      string           `json:"self"`
 	Nodes     []NodeStatus     `json:"nodes"`
 	Instances []InstanceStatus `json:"instances"`
+	Services  []ServiceStatus  `json:"services"`
 	Failovers []Failover       `json:"failovers"` // newest first
 	BGP       []BGPStatus      `json:"bgp"`       // the node's own sessions
 	Flows     struct {
@@ -102,6 +104,44 @@ type InstanceStatus struct {
 	Name   string `json:"name"`
 	Master string `json:"master"`
 	Epoch  uint64 `json:"epoch"`
+}
+
+// ServiceStatus is one service as the node that was asked sees it.
+type ServiceStatus struct {
+	Name      string           `json:"name"`
+	Endpoints []EndpointStatus `json:"endpoints"`
+}
+
+// EndpointStatus is one endpoint of a service.
+type EndpointStatus struct {
+	Address netip.AddrPort `json:"address"`
+	Health  string         `json:"health"`       // up, down, unknown
+	Since   time.Time      `json:"health_since"` // by the prober's clock
+	Error   string         `json:"health_error"` // why it is down, in words
+}
+
+// CheckEndpoint returns nil when the node that was asked knows the endpoint's health in
+// each service that has it, in at least one, and has carried out everything it knows.
+func (s Status) CheckEndpoint(at netip.AddrPort, health string) error {
+	found := false
+	for _, svc := range s.Services {
+		for _, e := range svc.Endpoints {
+			if e.Address != at {
+				continue
+			}
+			found = true
+			if e.Health != health {
+				return fmt.Errorf("for %s, %s of %s is %s %s", s.Self, at, svc.Name, e.Health, e.Error)
+			}
+		}
+	}
+	if !found {
+		return fmt.Errorf("%s knows no endpoint %s", s.Self, at)
+	}
+	if me, _ := s.Node(s.Self); me.Applied < s.Cluster.Applied {
+		return fmt.Errorf("%s has carried out %d of %d", s.Self, me.Applied, s.Cluster.Applied)
+	}
+	return nil
 }
 
 // Master is the master of the named instance, "" when there is none.

@@ -104,7 +104,17 @@ func (c cluster) writeStatus(w io.Writer) {
 		a := c.alive(m)
 		nodes = append(nodes, node{m, "voter", a, a, a})
 	}
+	var endpoints []any
+	for _, e := range c.lines("endpoints") {
+		health := "down"
+		if out, err := net.DialTimeout("tcp4", e, deadAfter); err == nil {
+			out.Close()
+			health = "up"
+		}
+		endpoints = append(endpoints, map[string]any{"address": e, "health": health})
+	}
 	_ = json.NewEncoder(w).Encode(map[string]any{
+		"services": []any{map[string]any{"name": "web", "endpoints": endpoints}},
 		"cluster": map[string]any{"leader": master, "quorum": true}, "self": c.self, "nodes": nodes,
 		"instances": []any{map[string]any{"name": "default", "master": master, "epoch": len(c.lines("master"))}},
 	})
@@ -173,15 +183,20 @@ func (c cluster) serve() error {
 			if err != nil {
 				return
 			}
-			go proxy(in, eps[i%len(eps)])
+			go proxy(in, eps[i%len(eps)], eps[(i+1)%len(eps)])
 		}
 	}()
 	return nil
 }
 
-func proxy(in net.Conn, to string) {
+// proxy connects to the first of the endpoints that lives.
+func proxy(in net.Conn, to ...string) {
 	defer in.Close()
-	out, err := net.Dial("tcp4", to)
+	var out net.Conn
+	err := io.EOF
+	for i := 0; i < len(to) && err != nil; i++ {
+		out, err = net.Dial("tcp4", to[i])
+	}
 	if err != nil {
 		return
 	}
