@@ -9,7 +9,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
 .PHONY: all build demo test test-unit test-bpf-1 test-bpf-2 test-routers test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
-        bench-replication bench-commit bench-failover bench-bgp test-replication test-upgrade chaos soak test-vm deps clean
+        bench-replication bench-commit bench-failover bench-bgp bench-health test-replication test-upgrade chaos soak test-vm deps clean
 
 all: build
 
@@ -130,6 +130,12 @@ bench-failover: bench-lab-deps build
 # BGP_ROUTERS are described at BenchmarkBGP….
 bench-bgp: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench 'BGP' -benchtime 1x -timeout 90m ./node/e2e
+
+# How soon clients are sent to a dead endpoint no more, and what probing 10 000 endpoints takes: about five minutes. BENCH_HEALTH_ROUNDS,
+# BENCH_HEALTH_DEATHS and BENCH_HEALTH_PROBES are described at BenchmarkHealth….
+bench-health: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Health -benchtime 1x -timeout 20m ./node/e2e
+	$(GO) test -run '^$$' -bench . ./node/health
 
 # The tests on another kernel, in a virtual machine; docs/testing-vm.md. SUITES
 # picks some (programs: does the verifier take the data plane?), RUN some tests.
