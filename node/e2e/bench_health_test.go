@@ -57,8 +57,8 @@ type mourned struct {
 	server *backend.Server
 	at     netip.AddrPort
 	news   *traffic.Prober
-
-	died time.Time
+	stop   context.CancelFunc // of the new connections
+	died   time.Time
 }
 
 // BenchmarkHealthDetection has endpoints die at default timers, BENCH_HEALTH_ROUNDS (20) of them in each way, while a new
@@ -70,11 +70,17 @@ func BenchmarkHealthDetection(b *testing.B) {
 		b.Run(d.name, func(b *testing.B) {
 			l := newCluster(b, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: deathsAtOnce + 1})
 			cli(b, l.Nodes()[0], "vip", "create", lab.ServiceVIP().String())
-			services := mournedServices(b, l, d)
+			port := uint16(9000)
 			for b.Loop() {
 				var r detected
 				for rounds := fromEnv("BENCH_HEALTH_ROUNDS", 20); rounds > 0; rounds -= deathsAtOnce {
-					r.batch(b, l, d, services[:min(rounds, deathsAtOnce)])
+					// New ones each time: who dies again and again is damped, and comes back later.
+					services := mournedServices(b, l, d, port, min(rounds, deathsAtOnce))
+					port += deathsAtOnce
+					r.batch(b, l, d, services)
+					for _, s := range services {
+						cli(b, l.Nodes()[0], "service", "delete", s.name)
+					}
 				}
 				table.add(r.cells(d)...)
 				b.ReportMetric(rank(sorted(r.after), 50), "ms-detection-p50")
@@ -86,12 +92,11 @@ func BenchmarkHealthDetection(b *testing.B) {
 }
 
 // mournedServices makes the services, each with an endpoint of its own that dies and a common one that does not.
-func mournedServices(b *testing.B, l *lab.Lab, d death) (out []*mourned) {
+func mournedServices(b *testing.B, l *lab.Lab, d death, port uint16, count int) (out []*mourned) {
 	b.Helper()
 	last := l.Endpoints()[deathsAtOnce]
-	for i, host := range l.Endpoints()[:deathsAtOnce] {
-		port := uint16(9000 + i)
-		s := &mourned{name: fmt.Sprintf("web%d", i), host: host, at: netip.AddrPortFrom(host.Addr(), port)}
+	for _, host := range l.Endpoints()[:count] {
+		s := &mourned{name: fmt.Sprintf("web%d", port), host: host, at: netip.AddrPortFrom(host.Addr(), port)}
 		s.server = serveBackend(b, host, backend.Config{Kind: backend.TCP}, s.at)
 		serveBackend(b, last, backend.Config{Kind: backend.TCP}, netip.AddrPortFrom(last.Addr(), port))
 		target := netip.AddrPortFrom(lab.ServiceVIP(), port)
@@ -104,8 +109,14 @@ func mournedServices(b *testing.B, l *lab.Lab, d death) (out []*mourned) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		background(b, "new connections to "+s.name, s.news.Run)
+		var over context.Context
+		over, s.stop = context.WithCancel(b.Context())
+		background(b, "new connections to "+s.name, func(ctx context.Context) error {
+			defer context.AfterFunc(ctx, s.stop)()
+			return s.news.Run(over)
+		})
 		out = append(out, s)
+		port++
 	}
 	return out
 }
@@ -151,6 +162,7 @@ func (r *detected) batch(b *testing.B, l *lab.Lab, d death, services []*mourned)
 			res.LastFailed.Sub(s.died).Round(time.Millisecond), res.LastFailed.Sub(since).Round(time.Millisecond), res.Failed, res.OK+res.Failed)
 	}
 	for _, s := range services {
+		s.stop()
 		d.heal(b, s.host, s.server)
 	}
 }
