@@ -131,7 +131,7 @@ type detected struct {
 func (r *detected) batch(b *testing.B, l *lab.Lab, d death, services []*mourned) {
 	b.Helper()
 	for _, s := range services {
-		if awaitHealth(b, l, s.at, "up"); s.news.Succeeding(within(b, 30*time.Second), 50) != nil {
+		if foundHealth(b, l, s.at, "up"); s.news.Succeeding(within(b, 30*time.Second), 50) != nil {
 			b.Fatalf("new connections to %s fail before anything has died", s.name)
 		}
 		s.news.Window()
@@ -148,7 +148,7 @@ func (r *detected) batch(b *testing.B, l *lab.Lab, d death, services []*mourned)
 		d.hit(b, s.host, s.server)
 	}
 	for _, s := range services {
-		since := awaitHealth(b, l, s.at, "down")
+		since := foundHealth(b, l, s.at, "down")
 		pass(b, max(0, time.Until(since.Add(newPatience+200*time.Millisecond)))) // for those that still wait for an answer
 		res := s.news.Result()
 		if res.Failed == 0 {
@@ -167,8 +167,8 @@ func (r *detected) batch(b *testing.B, l *lab.Lab, d death, services []*mourned)
 	}
 }
 
-// awaitHealth waits until every node says so of an endpoint and has carried it out, and returns since when it is so.
-func awaitHealth(b *testing.B, l *lab.Lab, at netip.AddrPort, health string) (since time.Time) {
+// foundHealth waits until every node says so of an endpoint and has carried it out, and returns since when it is so.
+func foundHealth(b *testing.B, l *lab.Lab, at netip.AddrPort, health string) (since time.Time) {
 	b.Helper()
 	for _, n := range l.Nodes() {
 		eventually(b, 60*time.Second, fmt.Sprintf("%s to be %s for %s", at, health, n.Name()), func(ctx context.Context) error {
