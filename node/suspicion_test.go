@@ -138,6 +138,20 @@ func TestWhoIsNotAskedAboutGoesWithTheOthers(t *testing.T) {
 	if _, held, _ = s.step(all, "", true, noon); len(held) != len(all)-askSample/4 {
 		t.Errorf("%d of %d held: only those that are known not to be reached are dead", len(held), len(all))
 	}
+	for i, id := range ask {
+		if i%3 != 0 {
+			by[id] = ""
+		}
+	}
+	few := 0
+	for _, node := range by {
+		if node != "" {
+			few++
+		}
+	}
+	if _, held, _ = s.step(all, "", true, noon); len(held) != few {
+		t.Errorf("%d held, of which %d are reached: most are not", len(held), few)
+	}
 	for id := range by {
 		by[id] = ""
 	}

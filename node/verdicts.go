@@ -53,6 +53,8 @@ func (f *finding) verdict(now time.Time) (v fsm.Verdict, later time.Time) {
 	}
 	if v.Health == was.Health {
 		v.Since, v.Why = was.Since, was.Why
+	} else if f.since.IsZero() { // the probe is shared with an endpoint of which more was known
+		v.Since = now.UTC()
 	}
 	switch {
 	case !f.up || f.slowStart <= 0:

@@ -29,14 +29,15 @@ func TestVerdictFollowsTheProbes(t *testing.T) {
 		want fsm.Verdict
 		news bool
 	}{
-		"up for the first time":   {known(unknown, true), fsm.Verdict{Health: fsm.HealthUp, Since: noon}, true},
-		"down for the first time": {known(unknown, false), fsm.Verdict{Health: fsm.HealthDown, Since: noon, Why: "connection refused"}, true},
-		"dies":                    {known(up, false), fsm.Verdict{Health: fsm.HealthDown, Since: noon, Why: "connection refused"}, true},
-		"comes back":              {known(down, true), fsm.Verdict{Health: fsm.HealthUp, Since: noon}, true},
-		"stays up":                {known(up, true), up, false},
-		"stays down, other words": {known(down, false), down, false},
-		"begins to flap":          {flapping(known(down, false)), fsm.Verdict{Health: fsm.HealthDown, Since: down.Since, Why: down.Why, Flapping: true}, true},
-		"nothing is said":         {silent(known(down, true)), down, false},
+		"up for the first time":        {known(unknown, true), fsm.Verdict{Health: fsm.HealthUp, Since: noon}, true},
+		"down for the first time":      {known(unknown, false), fsm.Verdict{Health: fsm.HealthDown, Since: noon, Why: "connection refused"}, true},
+		"dies":                         {known(up, false), fsm.Verdict{Health: fsm.HealthDown, Since: noon, Why: "connection refused"}, true},
+		"comes back":                   {known(down, true), fsm.Verdict{Health: fsm.HealthUp, Since: noon}, true},
+		"stays up":                     {known(up, true), up, false},
+		"stays down, other words":      {known(down, false), down, false},
+		"begins to flap":               {flapping(known(down, false)), fsm.Verdict{Health: fsm.HealthDown, Since: down.Since, Why: down.Why, Flapping: true}, true},
+		"up for nobody knows how long": {func() finding { f := known(unknown, true); f.since = time.Time{}; return f }(), fsm.Verdict{Health: fsm.HealthUp, Since: noon}, true},
+		"nothing is said":              {silent(known(down, true)), down, false},
 	} {
 		tc.want.Endpoint = 7
 		got, later := tc.f.verdict(noon)
