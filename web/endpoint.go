@@ -48,9 +48,6 @@ func (s *ServiceStatus) complete(state *fsm.State) {
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		e.Share = 100
-		if e.Admin == fsm.AdminDrain && e.DrainFlowsLeft == 0 {
-			e.DrainFlowsLeft = e.Flows
-		}
 		if i >= len(uses) || s.Service.Endpoints[i].Address != e.Address {
 			continue
 		}

@@ -77,6 +77,7 @@ func TestDrainTellsHowManyFlowsAreLeft(t *testing.T) {
 	if w := do(h, "POST", "/v1/services/web/endpoints/10.2.0.3:8080/drain", ""); w.Code != 200 {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
+	b.runtime = func(st *Status) { st.Services[0].Endpoints[1].DrainFlowsLeft = 8 }
 	got := readService(t, h).Endpoints
 	if got[0].DrainFlowsLeft != 0 || got[1].DrainFlowsLeft != 8 || got[1].WhyOut != "draining" {
 		t.Errorf("%+v", got)

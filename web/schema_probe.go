@@ -24,7 +24,7 @@ func probeDocs() map[string]fieldDoc {
 		"send":         {text: "Of udp: what is sent, text with the escapes of Go like \\x00; an empty datagram when left out."},
 		"tls":          {text: "Of grpc: by TLS."},
 		"tls_verify":   {text: "By TLS: the certificate has to be valid for the server name (or the endpoint's address), by the certificate authorities of the probing node. Default false."},
-		"server_name":  {text: "By TLS: the name that is asked for (SNI)."},
+		"server_name":  {text: "By TLS: the name that is asked for (SNI); when left out the host without its port, else the endpoint's address."},
 		"grpc_service": {text: "Of grpc: the service that is asked about; the server as a whole when left out."},
 	}
 }

@@ -160,9 +160,11 @@ func fakeNodes(s *fsm.State) []web.NodeStatus {
 func fakeService(s fsm.Service) web.ServiceStatus {
 	out := web.ServiceStatus{Service: s, Flows: 12}
 	for _, e := range s.Endpoints {
-		out.Endpoints = append(out.Endpoints, web.EndpointStatus{
-			Address: e.Address, Weight: e.Weight, Admin: e.Admin, Health: web.EndpointUnknown, Flows: 6,
-		})
+		es := web.EndpointStatus{Address: e.Address, Weight: e.Weight, Admin: e.Admin, Health: web.EndpointUnknown, Flows: 6}
+		if e.Admin == fsm.AdminDrain {
+			es.DrainFlowsLeft = es.Flows
+		}
+		out.Endpoints = append(out.Endpoints, es)
 	}
 	return out
 }

@@ -49,7 +49,7 @@ func (f *probeFlags) addTo(cmd *cobra.Command) {
 	fs.StringVar(&f.send, "probe-send", "", "of udp: what is sent, with escapes like \\x00 (default: nothing, in a datagram)")
 	fs.BoolVar(&f.tls, "probe-tls", false, "of grpc: by TLS (default false)")
 	fs.BoolVar(&f.verify, "probe-tls-verify", false, "by TLS: the certificate has to be valid (default false)")
-	fs.StringVar(&f.serverName, "probe-server-name", "", "by TLS: the name to ask for (default: none)")
+	fs.StringVar(&f.serverName, "probe-server-name", "", "by TLS: the name to ask for (default: that of the host, or the endpoint's address)")
 	fs.StringVar(&f.grpcService, "probe-grpc-service", "", "of grpc: the service to ask about (default: the server as a whole)")
 	f.onDown = newChoice("", string(fsm.DownKeep), string(fsm.DownReset), string(fsm.DownMove))
 	f.onDown.addTo(cmd, "on-down", "", "what the flows of an endpoint get that is found down; move: their next packet chooses anew (default keep)")

@@ -83,11 +83,11 @@ function address(s) {
   return h("span", { class: "mono" }, s.split(/(?=:)/).flatMap((part, i) => i ? [h("wbr"), part] : [part]));
 }
 
-function endpointState(e) {
+function endpointState(e, svc) {
   const c = [];
   if (e.admin === "drain") c.push(chip(e.drain_until ? `draining until ${clock(e.drain_until)}` : "draining", "warn"));
   if (e.admin === "down") c.push(chip("taken down", "warn"));
-  c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip("unknown"));
+  c.push(e.health === "up" ? chip("up", "ok") : e.health === "down" ? chip("down", "bad") : chip(svc.probe?.type === "none" ? "not probed" : "unknown"));
   if (e.flapping) c.push(chip("flapping", "warn"));
   if (e.share < 100) c.push(chip(`${e.share} % of its weight`));
   return [chips(...c), e.health === "down" && h("span", { class: "under reason" },
@@ -117,7 +117,7 @@ function service(svc) {
   if (!eps.length) return h("article", { class: "panel service" }, head, h("p", { class: "empty" }, "It has no endpoints: connections are refused."));
   return h("article", { class: "panel service" }, head, table(`Endpoints of ${svc.name}`, [
     { name: "Endpoint", show: (e) => address(e.address) },
-    { name: "State", show: endpointState },
+    { name: "State", show: (e) => endpointState(e, svc) },
     { name: "Weight", num: true, show: (e) => num(e.weight) },
     { name: "Flows", num: true, show: (e) => [bar(e.flows / most), num(e.flows)] },
   ], eps, { kind: "slim" }), svc.endpoints.length > eps.length && h("p", { class: "empty" }, `and ${plural(svc.endpoints.length - eps.length, "more endpoint")}: `, code(`pontoon service show ${svc.name}`)));
