@@ -34,12 +34,14 @@ func TestVerdictInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s := New()
 		for _, c := range genLog(t) {
-			before := s
-			s, _ = s.Apply(s.Index()+1, c)
-			checkVerdicts(t, s)
-			checkKept(t, before, s)
-			if _, said := c.(SetHealth); !said {
-				dropped += len(before.Verdicts()) - len(s.Verdicts())
+			for _, c := range []Command{c, genConfig(t), genConfig(t)} { // services come and go
+				before := s
+				s, _ = s.Apply(s.Index()+1, c)
+				checkVerdicts(t, s)
+				checkKept(t, before, s)
+				if _, said := c.(SetHealth); !said {
+					dropped += len(before.Verdicts()) - len(s.Verdicts())
+				}
 			}
 			node, epoch := s.Prober(DefaultInstance)
 			if node == "" || flag(t, "silent") {

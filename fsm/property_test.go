@@ -159,7 +159,7 @@ func genConfig(t *rapid.T) Command {
 }
 
 func genSingle(t *rapid.T) Command {
-	switch dice(t, "kind", 15) {
+	switch dice(t, "kind", 17) {
 	case 12:
 		return genSetHealth(t)
 	case 13:
@@ -172,7 +172,7 @@ func genSingle(t *rapid.T) Command {
 		return genMembership(t)
 	case 2, 3, 4:
 		return genHealth(t)
-	case 5, 6:
+	case 5, 6, 15, 16:
 		return genInstance(t)
 	}
 	return genConfig(t)

@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"reflect"
@@ -142,12 +143,22 @@ func withoutAuto(body json.RawMessage) (json.RawMessage, *fsm.AutoVIP, error) {
 		if share != "" {
 			return nil, nil, refusef(fsm.ErrInvalid, "share %q goes with an address from a pool: give vip as \"auto\" or \"auto:POOL\", or leave it out", share)
 		}
-		return body, nil, nil
+		return body, nil, addressOrWord(text)
 	}
 	delete(keys, "vip")
 	want.Share = share
 	rest, err := json.Marshal(keys)
 	return rest, &want, err
+}
+
+// addressOrWord refuses what the schema would, if there were no words for a VIP.
+func addressOrWord(vip string) error {
+	if _, err := netip.ParseAddr(vip); vip == "" || err == nil {
+		return nil
+	}
+	p := statusProblem(http.StatusUnprocessableEntity, fmt.Sprintf("vip %q: want an IP address, or \"auto\" or \"auto:POOL\" for one of a pool", vip))
+	p.Code, p.Errors = codeInvalid, []ProblemField{{Location: "body.vip", Message: p.Detail}}
+	return p
 }
 
 // ParseAutoVIP reads "auto" and "auto:POOL".
