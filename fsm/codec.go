@@ -14,7 +14,8 @@ import (
 // knew fewer settings of a service; what it wrote reads as it is. Version 3
 // knows what of a service is replicated, version 4 the timelines of failovers
 // and recoveries, and what becomes of a VIP without a quorum, version 5 BGP and
-// the settings of an instance, version 6 the health of endpoints.
+// the settings of an instance, version 6 the health of endpoints, pools of
+// addresses and the placement of new instances.
 //
 // A command is written in the oldest version since baseVersion that can say it,
 // and so is a snapshot. While the nodes of a cluster are upgraded one after the

@@ -99,6 +99,16 @@ func (p Pool) size() uint64 {
 	return n
 }
 
+// Covers says whether a prefix lies within the pool's addresses, those it does not
+// hand out included.
+func (p Pool) Covers(prefix netip.Prefix) bool {
+	if !prefix.IsValid() {
+		return false
+	}
+	r := rangeOf(prefix)
+	return slices.ContainsFunc(p.parts(), func(part AddressRange) bool { return part.Contains(r.First) && part.Contains(r.Last) })
+}
+
 // reservation finds what an address is kept back for.
 func (p Pool) reservation(a netip.Addr) (Reservation, bool) {
 	i, ok := slices.BinarySearchFunc(p.Reservations, a, func(r Reservation, a netip.Addr) int { return r.Address.Compare(a) })

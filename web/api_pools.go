@@ -47,7 +47,7 @@ func (s *server) poolRoutes() {
 		summary: "Create or replace an address pool", body: reflect.TypeFor[fsm.Pool](),
 		text: "Services with \"vip\": \"auto\" get their address from it. Without the key reservations a pool keeps those it has. VIPs it has " +
 			"handed out stay as they are; it cannot lose their addresses. Addresses that are new to it must be nobody's: those of nodes, endpoints, BGP " +
-			"peers, VIPs and other pools are refused (409, in_use).",
+			"peers, VIPs and other pools are refused (409, in_use), and so are addresses of the links of the node that is asked, and where its routes lead.",
 	}, func(ctx context.Context, in *struct {
 		Name string `path:"name" doc:"Name of the pool."`
 		Body json.RawMessage
@@ -55,6 +55,9 @@ func (s *server) poolRoutes() {
 	) (*written, error) {
 		cmd, err := putPool(in.Name, in.Body)
 		if err != nil {
+			return nil, err
+		}
+		if err := s.checkUses(ctx, cmd.Pool); err != nil {
 			return nil, err
 		}
 		return s.propose(ctx, cmd)
@@ -119,6 +122,34 @@ func putPool(name string, body json.RawMessage) (fsm.PutPool, error) {
 	}
 	p.Name = name
 	return fsm.PutPool{Pool: p, KeepReservations: !reservations}, nil
+}
+
+// checkUses refuses addresses that are new to a pool and that this node has on a link,
+// or reaches over a router. What contains the pool is no matter: a pool is often cut
+// out of a network that is routed as a whole.
+func (s *server) checkUses(ctx context.Context, p fsm.Pool) error {
+	if err := s.inCluster(); err != nil {
+		return err
+	}
+	uses, err := s.Backend.Uses(ctx)
+	if err != nil {
+		return err
+	}
+	old, _ := s.Backend.State().Pool(p.Name)
+	var words []string
+	for _, u := range uses {
+		if p.Covers(u.Prefix) && !old.Covers(u.Prefix) {
+			what := u.Prefix.String()
+			if u.Prefix.IsSingleIP() {
+				what = u.Prefix.Addr().String()
+			}
+			words = append(words, what+" is "+u.What)
+		}
+	}
+	if len(words) == 0 {
+		return nil
+	}
+	return refusef(fsm.ErrInUse, "pool %s: %s, on the node that was asked: leave it out, with ranges around it", p.Name, strings.Join(words, "; "))
 }
 
 // withoutAuto takes the wish for an address of a pool out of the body of a service:

@@ -38,6 +38,10 @@ type Backend interface {
 	// written while one of them does not.
 	Reads(ctx context.Context, version int) bool
 
+	// Uses lists the addresses of this node and where its routes lead, but for what
+	// Pontoon has set: see AddressUse.
+	Uses(ctx context.Context) ([]AddressUse, error)
+
 	// Events returns what happened at or after since, oldest first, and a
 	// function that blocks until there is more. A call of next that ends with
 	// its context's error has taken nothing: the next call continues there.

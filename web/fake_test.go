@@ -368,6 +368,13 @@ func do(h http.Handler, method, path, body string, header ...string) *httptest.R
 	return w
 }
 
+func (b *fakeBackend) Uses(context.Context) ([]AddressUse, error) {
+	return []AddressUse{
+		{netip.MustParsePrefix("172.16.9.1/32"), "an address of eth9"}, {netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
+		{netip.MustParsePrefix("172.0.0.0/8"), "routed to 172.16.9.9"},
+	}, nil
+}
+
 func (b *fakeBackend) CompareFlows(context.Context) ([]FlowComparison, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

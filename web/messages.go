@@ -129,6 +129,12 @@ type PoolStatus struct {
 	fsm.PoolUse
 }
 
+// AddressUse is something that a node uses addresses for, and not Pontoon.
+type AddressUse struct {
+	Prefix netip.Prefix // one address, or where a route leads
+	What   string       // in words, like "an address of eth1"
+}
+
 // ReservationRequest says for whom an address is kept back.
 type ReservationRequest struct {
 	Address netip.Addr `json:"address,omitzero" required:"false" doc:"As in the path, if given."`

@@ -70,6 +70,8 @@ func TestPoolRefusalsSayWhatToDo(t *testing.T) {
 		words              string
 	}{
 		{"PUT", "/v1/pools/web", `{"cidrs":["192.168.80.0/24"]}`, 409, "192.168.80.11 is the address of node lb1"},
+		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.9.0/24"]}`, 409, "172.16.9.1 is an address of eth9"},
+		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.8.0/24"]}`, 409, "172.16.8.0/28 is routed to 172.16.9.9"},
 		{"PUT", "/v1/pools/web", `{"cidrs":["10.9.0.0"]}`, 422, "10.9.0.0"},
 		{"PUT", "/v1/pools/web", `{"ranges":["10.9.0.9-10.9.0.1"]}`, 422, "ends before it begins"},
 		{"PUT", "/v1/pools/web", `{"name":"other","cidrs":["10.9.0.0/24"]}`, 422, "make them the same"},
@@ -84,6 +86,8 @@ func TestPoolRefusalsSayWhatToDo(t *testing.T) {
 			t.Errorf("%s %s %s: %s does not say %q", r.method, r.path, r.body, got, r.words)
 		}
 	}
+	ask("PUT", "/v1/pools/routed", `{"cidrs":["172.16.7.0/24"]}`, 200) // part of what is routed as a whole
+	ask("DELETE", "/v1/pools/routed", "", 200)
 	ask("PUT", "/v1/pools/one", `{"ranges":["10.9.0.1"]}`, 200)
 	ask("PUT", "/v1/services/a?create=true", `{"vip":"auto:one","port":1}`, 200)
 	if got := ask("PUT", "/v1/services/b?create=true", `{"vip":"auto","port":1}`, 409); !strings.Contains(got, "pool one hands out 1") {

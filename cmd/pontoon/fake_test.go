@@ -227,6 +227,8 @@ func (d *fakeDaemon) CompareFlows(context.Context) ([]web.FlowComparison, error)
 	return []web.FlowComparison{{Peer: "lb2", Equal: true, Buckets: 4096}, {Peer: "lb3", Error: "it is not connected"}}, nil
 }
 
+func (d *fakeDaemon) Uses(context.Context) ([]web.AddressUse, error) { return nil, nil }
+
 func (d *fakeDaemon) FlushFlows(context.Context, string) (int, error) { return 3, nil }
 
 func (d *fakeDaemon) Trace(ctx context.Context, f web.TraceFilter, started func(), emit func(web.TraceEvent) error) (web.TraceSummary, error) {

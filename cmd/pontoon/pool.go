@@ -75,8 +75,9 @@ replaced; it keeps its reservations, and cannot lose an address that is handed o
 Virtual addresses that are there already stay as they are.
 
 All its addresses are of one IP family, and must be nobody's: those of nodes,
-endpoints, BGP peers, virtual addresses and other pools are refused. Leave such an
-address out with --range. What is created in a pool's range later, by hand, is
+endpoints, BGP peers, virtual addresses and other pools are refused, and what the
+node that is asked has on a link or reaches over a router. Leave such addresses out
+with --range. What is created in a pool's range later, by hand, is
 stepped over.
 
 "--vip auto" means the only pool, or the one created with --default.`,
