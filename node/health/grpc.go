@@ -38,9 +38,9 @@ func (grpcKind) begin(l *loop, o *op) (outcome, bool) {
 	if c.prepared.request == nil {
 		c.prepared.request = grpcRequest(c)
 	}
-	request := c.prepared.request
+	request, may := c.prepared.request, l.ports
 	l.helpers.hand(job{op: o, do: func(ctx context.Context) outcome {
-		conn, err := c.dialHelper(ctx)
+		conn, err := c.dialHelper(ctx, may)
 		if err != nil {
 			return c.judge(err)
 		}

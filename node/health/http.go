@@ -241,9 +241,9 @@ type httpsKind struct{}
 func (httpsKind) begin(l *loop, o *op) (outcome, bool) {
 	c, w := o.check, o.check.wanted()
 	config := c.tlsConfig("http/1.1")
-	request := c.prepared.request
+	request, may := c.prepared.request, l.ports
 	l.helpers.hand(job{op: o, do: func(ctx context.Context) outcome {
-		conn, err := c.dialHelper(ctx)
+		conn, err := c.dialHelper(ctx, may)
 		if err != nil {
 			return c.judge(err)
 		}

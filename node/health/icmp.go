@@ -19,6 +19,7 @@ const (
 
 	icmp6Unreachable = 1
 	icmp6Exceeded    = 3
+	icmp6Problem     = 4
 	icmp6Echo        = 128
 	icmp6EchoReply   = 129
 )
@@ -65,7 +66,7 @@ func (l *loop) icmpFor(a netip.Addr) (*icmpSocket, error) {
 		for i := range filter.Data {
 			filter.Data[i] = ^uint32(0)
 		}
-		for _, t := range []int{icmp6Unreachable, icmp6Exceeded, icmp6EchoReply} {
+		for _, t := range []int{icmp6Unreachable, icmp6Exceeded, icmp6Problem, icmp6EchoReply} {
 			filter.Data[t/32] &^= 1 << (t % 32)
 		}
 		err = unix.SetsockoptICMPv6Filter(fd, unix.IPPROTO_ICMPV6, filterOption, &filter)
@@ -73,7 +74,7 @@ func (l *loop) icmpFor(a netip.Addr) (*icmpSocket, error) {
 		err = unix.SetsockoptInt(fd, unix.SOL_RAW, filterOption, icmpFilter)
 	}
 	if err == nil {
-		err = l.watch(fd, unix.EPOLLIN, s)
+		err = l.share(fd, s)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open icmp socket: %w", err), unix.Close(fd))
@@ -160,7 +161,7 @@ func (icmpKind) begin(l *loop, o *op) (outcome, bool) {
 	if err != nil {
 		return o.judge(err), true
 	}
-	if !s.slots.give(o) {
+	if !s.slots.give(o, ports{}) {
 		return void("too many echoes are under way"), true
 	}
 	o.token = rand.Uint32()
@@ -261,6 +262,8 @@ func quoted(v6 bool, b []byte) (q quote, ok bool) {
 	switch {
 	case kind == exceeded:
 		q.why = "the hop limit was exceeded on the way"
+	case v6 && kind == icmp6Problem && code == 1: // next header not known
+		q.why = unreachable4[2]
 	case kind == unreachable && words[code] != "":
 		q.why = words[code]
 	case kind == unreachable && (v6 || code != 4): // 4: too big, and no probe is

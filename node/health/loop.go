@@ -100,8 +100,10 @@ type loop struct {
 	sockets   sockets
 	helpers   *helpers
 	events    [256]unix.EpollEvent
-	buf       []byte // for what is read right now
-	changed   bool   // a verdict, and nobody was told yet
+	buf       []byte        // for what is read right now
+	changed   bool          // a verdict, and nobody was told yet
+	ports     ports         // of new probes
+	warned    time.Duration // when, plus one
 }
 
 func newLoop(p *Prober) (*loop, error) {
@@ -139,7 +141,7 @@ func (l *loop) run(ctx context.Context) error {
 		l.wake()
 		return nil
 	})
-	l.clock.at = l.p.opts.Clock()
+	l.clock.at, l.ports = l.p.opts.Clock(), kernelPorts()
 	var err error
 	for ctx.Err() == nil && err == nil {
 		planned := l.start()
@@ -190,6 +192,7 @@ func (l *loop) due() (*check, time.Duration) {
 		l.p.board.soon(l.p.hurry, l.clock.lived)
 		l.p.hurry = nil
 	}
+	l.ports.first, l.ports.last = l.p.first, l.p.last
 	l.p.board.stats.Stalls = l.clock.stalls
 	return l.p.board.next(l.clock.lived)
 }
@@ -241,9 +244,16 @@ func (noKind) begin(_ *loop, o *op) (outcome, bool) {
 func (noKind) ready(*loop, *op, uint32) (outcome, bool) { return outcome{}, false }
 func (noKind) late(*loop, *op) (outcome, bool)          { return outcome{}, true }
 
-// watch lets h know when fd is ready, on every change.
+// watch lets h know when fd becomes ready.
 func (l *loop) watch(fd int, events uint32, h handler) error {
-	e := unix.EpollEvent{Events: events | unix.EPOLLET, Fd: int32(fd)}
+	return l.add(fd, events|unix.EPOLLET, h)
+}
+
+// share lets h know as long as there is something to read.
+func (l *loop) share(fd int, h handler) error { return l.add(fd, unix.EPOLLIN, h) }
+
+func (l *loop) add(fd int, events uint32, h handler) error {
+	e := unix.EpollEvent{Events: events, Fd: int32(fd)}
 	if err := unix.EpollCtl(l.epfd, unix.EPOLL_CTL_ADD, fd, &e); err != nil {
 		return fmt.Errorf("watch socket: %w", err)
 	}
@@ -346,6 +356,7 @@ func (l *loop) finish(o *op, out outcome) {
 	if out.late && o.stalls != l.clock.stalls { // a helper's clock goes on while this process stands still
 		out = outcome{void: true, again: true}
 	}
+	l.warn(o.check, out)
 	now := l.p.opts.Clock()
 	if out.passed && out.took == 0 && o.stalls == l.clock.stalls {
 		out.took = max(now.Sub(o.begun), time.Microsecond)
@@ -354,6 +365,18 @@ func (l *loop) finish(o *op, out outcome) {
 	changed := l.p.board.finish(o.check, out, l.clock.lived, now.UTC())
 	l.p.mu.Unlock()
 	l.changed = l.changed || changed
+}
+
+// warnEvery is how often at most it is said that this node cannot probe.
+const warnEvery = time.Minute
+
+// warn says that probes cannot be sent from here: endpoints that are not probed look well for ever.
+func (l *loop) warn(c *check, out outcome) {
+	if !out.void || out.again || l.warned > 0 && l.clock.lived-l.warned < warnEvery {
+		return
+	}
+	l.warned = l.clock.lived + 1
+	l.p.opts.Logger.Warn("endpoint cannot be probed", "endpoint", c.addr, "probe", c.probe.Type, "err", out.why)
 }
 
 // tell says that verdicts have changed, once for all of a round.

@@ -21,6 +21,13 @@ import (
 // that. They are bound to a protocol and not to all, and so see only what the data plane has let pass
 // to the host: what it forwards itself costs nothing more.
 
+// Our ports are those that the kernel gives to nobody by itself. What comes from a VIP belongs to no flow
+// of the data plane, whatever its port.
+const (
+	ownPort  = 61000
+	ownPorts = 1<<16 - ownPort
+)
+
 // pathSocket is what the probes through VIPs of one family share.
 type pathSocket struct {
 	packets int // AF_PACKET, without link headers: answers, and what goes out by MAC address
@@ -61,7 +68,7 @@ func (l *loop) pathFor(a netip.Addr) (*pathSocket, error) {
 		attachFilter(tunnel, []bpf.Instruction{bpf.RetConstant{Val: 0}}), // it only sends
 		attachFilter(packets, answersOnly(a.Is6())),
 		unix.Bind(packets, &unix.SockaddrLinklayer{Protocol: hostToNet(uint16(ether))}),
-		l.watch(packets, unix.EPOLLIN, s))
+		l.share(packets, s))
 	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("open packet socket: %w", err)
@@ -154,7 +161,7 @@ func (pathKind) begin(l *loop, o *op) (outcome, bool) {
 	if !o.check.tunnel && o.path.hop.gateway.IsValid() {
 		return void("%v is in no network of this node, and without a tunnel packets reach no further", o.check.addr.Addr()), true
 	}
-	if !s.slots.give(o) {
+	if !s.slots.give(o, ports{}) {
 		return void("too many probes through VIPs are under way"), true
 	}
 	o.token = rand.Uint32()

@@ -87,6 +87,8 @@ type Prober struct {
 	pending bool     // wanted is to be taken over
 	hurry   []uint32 // targets to be probed next
 	wake    func()   // ends the rest of the loop; nil: there is none
+
+	first, last uint16 // local ports to be avoided
 }
 
 // New returns a Prober that probes nothing yet.
@@ -140,6 +142,15 @@ func (p *Prober) ProbeNow(keys ...uint32) {
 	p.hurry = append(p.hurry, keys...)
 	p.mu.Unlock()
 	p.rouse()
+}
+
+// AvoidPorts keeps probes from local ports first to last, both included, from the next probe on; 0 and 0
+// is none. They are those that the data plane of this node gives to connections whose source is an address
+// of the node: the answer to a probe from such a port could be taken for a packet of a connection.
+func (p *Prober) AvoidPorts(first, last uint16) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.first, p.last = first, last
 }
 
 func (p *Prober) rouse() {

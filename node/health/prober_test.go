@@ -416,6 +416,68 @@ func TestRunGivesBackWhatItOpened(t *testing.T) {
 	}
 }
 
+func TestProbesKeepOffPortsOfTheDataPlane(t *testing.T) {
+	kernel := kernelPorts()
+	first, last := kernel.low, kernel.high-2000
+	var seen, wrong atomic.Int32
+	note := func(remote string) {
+		seen.Add(1)
+		if ap := netip.MustParseAddrPort(remote); ap.Port() >= first && ap.Port() <= last {
+			wrong.Add(1)
+		}
+	}
+	h := func(_ http.ResponseWriter, r *http.Request) { note(r.RemoteAddr) }
+	plain, secured := newWeb(t, false, h), newWeb(t, true, h)
+	p := New(Options{})
+	p.AvoidPorts(first, last)
+	var targets []Target
+	for i := range uint32(20) {
+		probe := fast(TypeHTTP)
+		probe.Timeout = time.Second
+		probe.Path = fmt.Sprint("/", i)
+		targets = append(targets, Target{Key: i, Addr: addrPort(t, plain.Listener.Addr()), Probe: probe})
+		probe.Type = TypeHTTPS
+		targets = append(targets, Target{Key: 100 + i, Addr: addrPort(t, secured.Listener.Addr()), Probe: probe})
+	}
+	p.Want(targets)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	roottest.Eventually(t, "many were asked", func() bool { return seen.Load() > 200 })
+	cancel()
+	must(t, <-done)
+	if s := p.Stats(); wrong.Load() > 0 || s.Failures > 0 || s.Void > 10 {
+		t.Errorf("%d of %d came from ports to be avoided; %+v", wrong.Load(), seen.Load(), s)
+	}
+}
+
+func TestPortsArePickedOutsideTheAvoidedOnes(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		ports ports
+		any   bool // the kernel may choose
+	}{
+		{"none avoided", ports{low: 100, high: 200}, true},
+		{"avoided elsewhere", ports{low: 100, high: 200, first: 201, last: 300}, true},
+		{"all avoided", ports{low: 100, high: 200, first: 50, last: 300}, true},
+		{"the lower part", ports{low: 100, high: 200, first: 50, last: 198}, false},
+		{"the upper part", ports{low: 100, high: 200, first: 102, last: 65535}, false},
+		{"the middle", ports{low: 100, high: 200, first: 102, last: 198}, false},
+	} {
+		seen := map[uint16]bool{}
+		for range 200 {
+			p := tc.ports.pick()
+			if (p == 0) != tc.any || p != 0 && (p < 100 || p > 200 || tc.ports.avoids(p)) {
+				t.Fatalf("%s: picked %d", tc.name, p)
+			}
+			seen[p] = true
+		}
+		if !tc.any && len(seen) < 2 {
+			t.Errorf("%s: always %v", tc.name, seen)
+		}
+	}
+}
+
 func TestSourceThatIsNotHereIsNoVerdict(t *testing.T) {
 	l := listening(t, "127.0.0.1:0")
 	here, away := fast(TypeTCP), fast(TypeTCP)

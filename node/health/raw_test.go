@@ -64,7 +64,7 @@ func (s *sctpServer) serve() {
 		}
 		_, b, ok := split4(buf[:n])
 		a, fine := parseSCTP(b)
-		if !ok || !fine || a.to != sctpPort {
+		if !ok || !fine || a.to != sctpServerPort {
 			continue
 		}
 		switch a.chunk {
@@ -81,7 +81,7 @@ func (s *sctpServer) serve() {
 	}
 }
 
-const sctpPort = 38412
+const sctpServerPort = 38412
 
 func TestAssociationsAreBegunAndGivenUp(t *testing.T) {
 	roottest.Need(t)
@@ -331,7 +331,7 @@ func TestErrorsAboutProbesFindThem(t *testing.T) {
 		p.board.flying = 1
 		o := &op{check: &c, fd: -1, place: nowhere, path: inner.path}
 		s := &pathSocket{slots: newSlots(61001, 1)}
-		if !s.slots.give(o) || s.slots.give(&op{}) {
+		if !s.slots.give(o, ports{}) || s.slots.give(&op{}, ports{}) {
 			t.Fatal("one slot is not one slot")
 		}
 		l.sockets.paths[0] = s

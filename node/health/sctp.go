@@ -20,10 +20,11 @@ const (
 	sctpInitSize = 20 // INIT chunk, and the fixed part of INIT ACK
 )
 
-// Our ports are those that the kernel gives to nobody by itself.
+// Our ports are below those that the kernel gives out by itself. There are enough of them that some are
+// left when those are taken away that Prober.AvoidPorts names.
 const (
-	ownPort  = 61000
-	ownPorts = 1<<16 - ownPort
+	sctpPort  = 16384
+	sctpPorts = 1 << 14
 )
 
 // sctpSocket is the raw socket that the SCTP probes of one family share. The kernel need not know
@@ -45,8 +46,8 @@ func (l *loop) sctpFor(a netip.Addr) (*sctpSocket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sctpSocket{fd: fd, v6: a.Is6(), slots: newSlots(ownPort, ownPorts)}
-	if err := l.watch(fd, unix.EPOLLIN, s); err != nil {
+	s := &sctpSocket{fd: fd, v6: a.Is6(), slots: newSlots(sctpPort, sctpPorts)}
+	if err := l.share(fd, s); err != nil {
 		return nil, errors.Join(err, unix.Close(fd))
 	}
 	l.sockets.sctp[version(a)] = s
@@ -88,7 +89,7 @@ func (sctpKind) begin(l *loop, o *op) (outcome, bool) {
 	if err != nil {
 		return o.judge(err), true
 	}
-	if !s.slots.give(o) {
+	if !s.slots.give(o, l.ports) {
 		return void("too many SCTP probes are under way"), true
 	}
 	o.token = max(rand.Uint32(), 1) // a tag is not 0

@@ -69,7 +69,7 @@ func family(a netip.Addr) int {
 
 // dial opens the op's own socket, begins to connect it, and lets the loop watch it.
 func (l *loop) dial(o *op, sotype int, events uint32) error {
-	to, from := o.check.ends()
+	to, _ := o.check.ends()
 	fd, err := unix.Socket(family(o.check.addr.Addr()), sotype|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open socket: %w", err)
@@ -79,17 +79,60 @@ func (l *loop) dial(o *op, sotype int, events uint32) error {
 		// Closing resets: no connection of a probe is left in TIME_WAIT, at either end.
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	}
-	if from != nil {
-		// The port is chosen when the peer is known, so that the same one serves many peers.
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-		if err := unix.Bind(fd, from); err != nil {
-			return fmt.Errorf("bind to %v: %w", o.check.probe.Source, err)
-		}
+	if err := o.bind(l.ports); err != nil {
+		return err
 	}
 	if err := unix.Connect(fd, to); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return fmt.Errorf("connect: %w", err)
 	}
 	return l.watch(fd, events, o)
+}
+
+// errSource: the source address of a probe cannot be used.
+var errSource = errors.New("source address")
+
+// bindTries is how many ports are tried that may be in use.
+const bindTries = 8
+
+// bind gives the op's socket the source and the port that it must have.
+func (o *op) bind(may ports) error {
+	_, from := o.check.ends()
+	port := may.pick()
+	if from == nil && port == 0 {
+		return nil
+	}
+	if port == 0 {
+		// The port is chosen when the peer is known, so that the same one serves many peers.
+		_ = unix.SetsockoptInt(o.fd, unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		if err := unix.Bind(o.fd, from); err != nil {
+			return fmt.Errorf("bind to %w: %w", errSource, err)
+		}
+		return nil
+	}
+	_ = unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // for other peers than this one
+	var err error
+	for range bindTries {
+		err = unix.Bind(o.fd, sockaddr(netip.AddrPortFrom(o.check.source(), port)))
+		if !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+		port = may.pick()
+	}
+	if err != nil {
+		return fmt.Errorf("bind to %w: %w", errSource, err)
+	}
+	return nil
+}
+
+// source is the address that a check's sockets are bound to.
+func (c *check) source() netip.Addr {
+	switch {
+	case c.probe.Source.IsValid():
+		return c.probe.Source
+	case c.addr.Addr().Is4():
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
 }
 
 // connected tells how the op's connection attempt ended, once the socket is writable.
@@ -135,7 +178,7 @@ func pendingError(fd int) error {
 
 // ours are errors of this node: they tell nothing about the endpoint.
 var ours = []error{
-	unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN, unix.EADDRNOTAVAIL, unix.EADDRINUSE,
+	unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EAGAIN,
 	unix.EPERM, unix.EACCES, unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT, unix.EINVAL, unix.ENODEV, context.Canceled,
 }
 
@@ -161,8 +204,11 @@ func (c *check) judge(err error) outcome {
 		out.late = true
 		return out
 	}
-	if errors.Is(err, unix.EADDRNOTAVAIL) && c.probe.Source.IsValid() {
+	if errors.Is(err, unix.EADDRNOTAVAIL) && errors.Is(err, errSource) {
 		return void("%v is not an address of this node", c.probe.Source)
+	}
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.EADDRINUSE) { // the port, just now
+		return outcome{void: true, again: true}
 	}
 	for _, e := range ours {
 		if errors.Is(err, e) {
@@ -228,19 +274,17 @@ func newSlots(low uint16, size int) *slots {
 	return &slots{low: low, size: size, next: rand.IntN(size), ops: map[uint16]*op{}}
 }
 
-// give finds a number for o, one that was not used for long; false: all are in use.
-func (s *slots) give(o *op) bool {
-	if len(s.ops) >= s.size {
-		return false
-	}
-	for {
+// give finds a number for o, one that was not used for long and that may be; false: there is none.
+func (s *slots) give(o *op, may ports) bool {
+	for range s.size {
 		n := s.low + uint16(s.next)
 		s.next = (s.next + 1) % s.size
-		if s.ops[n] == nil {
+		if s.ops[n] == nil && !may.avoids(n) {
 			s.ops[n], o.slots, o.slot = o, s, n
 			return true
 		}
 	}
+	return false
 }
 
 func (s *slots) free(n uint16) { delete(s.ops, n) }
@@ -279,9 +323,10 @@ func version(a netip.Addr) int {
 	return 1
 }
 
-// drain reads packets from a shared socket until there are no more.
+// drain reads packets from a shared socket until there are no more, or very many: a flood must not keep
+// the loop from everything else. Of what is left the loop hears again.
 func (l *loop) drain(fd int, take func(packet []byte, from netip.Addr)) {
-	for {
+	for range 512 {
 		n, from, err := unix.Recvfrom(fd, l.buf, unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EINTR) {
 			continue
@@ -294,12 +339,22 @@ func (l *loop) drain(fd int, take func(packet []byte, from netip.Addr)) {
 }
 
 // dialHelper opens a connection for a probe with a goroutine of its own.
-func (c *check) dialHelper(ctx context.Context) (net.Conn, error) {
+func (c *check) dialHelper(ctx context.Context, may ports) (net.Conn, error) {
 	d := net.Dialer{KeepAlive: -1}
-	if c.probe.Source.IsValid() {
-		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.probe.Source, 0))
+	var conn net.Conn
+	var err error
+	for range bindTries {
+		port := may.pick()
+		if port != 0 || c.probe.Source.IsValid() {
+			d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(c.source(), port))
+		}
+		if conn, err = d.DialContext(ctx, "tcp", c.addr.String()); !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
 	}
-	conn, err := d.DialContext(ctx, "tcp", c.addr.String())
+	if errors.Is(err, unix.EADDRNOTAVAIL) && c.probe.Source.IsValid() {
+		return nil, fmt.Errorf("bind to %w: %w", errSource, err)
+	}
 	if err != nil {
 		return nil, err
 	}
