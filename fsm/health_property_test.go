@@ -12,15 +12,20 @@ import (
 func genSetHealth(t *rapid.T) Command {
 	return SetHealth{
 		Instance: pick(t, "instance", []string{DefaultInstance, DefaultInstance, DefaultInstance, "blue"}), Node: pick(t, "node", []NodeID{"a", "a", "a", "b"}),
-		Epoch: uint64(pick(t, "epoch", []int{9, 9, 9, 9, 8, 20})), Verdicts: genVerdicts(t),
+		Epoch: uint64(pick(t, "epoch", []int{9, 9, 9, 9, 8, 20})), Verdicts: genVerdicts(t, nil),
 	}
 }
 
-func genVerdicts(t *rapid.T) []Verdict {
+// genVerdicts are about some of the ids, or any.
+func genVerdicts(t *rapid.T, ids []uint32) []Verdict {
 	var out []Verdict
 	for range 1 + dice(t, "verdicts", 5) {
+		id := uint32(dice(t, "endpoint", 20))
+		if len(ids) > 0 && often(t, "existing") {
+			id = pick(t, "id", ids)
+		}
 		out = append(out, Verdict{
-			Endpoint: uint32(dice(t, "endpoint", 20)), Health: pick(t, "health", []Health{HealthUp, HealthDown, HealthDown, HealthUnknown}),
+			Endpoint: id, Health: pick(t, "health", []Health{HealthUp, HealthDown, HealthDown, HealthUnknown}),
 			Since: epoch0, Why: pick(t, "why", []string{"", "refused"}), Share: uint8(pick(t, "share", []int{0, 10, 100})),
 		})
 	}
@@ -47,7 +52,7 @@ func TestVerdictInvariants(t *testing.T) {
 			if node == "" || flag(t, "silent") {
 				continue
 			}
-			say := SetHealth{Instance: DefaultInstance, Node: node, Epoch: epoch, Verdicts: genVerdicts(t)}
+			say := SetHealth{Instance: DefaultInstance, Node: node, Epoch: epoch, Verdicts: genVerdicts(t, endpointIDsOf(s))}
 			next, err := s.Apply(s.Index()+1, say)
 			if err != nil {
 				t.Fatalf("the prober is refused: %v", err)
@@ -66,6 +71,16 @@ func TestVerdictInvariants(t *testing.T) {
 	if given < 100 || dropped < 10 {
 		t.Errorf("%d verdicts seen and %d dropped: too few to tell anything", given, dropped)
 	}
+}
+
+func endpointIDsOf(s *State) []uint32 {
+	var ids []uint32
+	for _, svc := range s.Services() {
+		for _, e := range svc.Endpoints {
+			ids = append(ids, e.ID)
+		}
+	}
+	return ids
 }
 
 func checkVerdicts(t *rapid.T, s *State) {

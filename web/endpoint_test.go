@@ -188,3 +188,30 @@ func TestSummaryTellsOfDeadEndpoints(t *testing.T) {
 		t.Errorf("%s %q", sum.Level, notes)
 	}
 }
+
+func TestProbesAreDescribed(t *testing.T) {
+	schemas := document(t)["components"].(map[string]any)["schemas"].(map[string]any)
+	probe := schemas["Probe"].(map[string]any)
+	if probe["required"] != nil {
+		t.Errorf("a probe requires %v", probe["required"])
+	}
+	for name, v := range probe["properties"].(map[string]any) {
+		if v.(map[string]any)["description"] == nil {
+			t.Errorf("nothing is said about probe.%s", name)
+		}
+	}
+	if got := probe["properties"].(map[string]any)["type"].(map[string]any)["enum"].([]any); len(got) != 8 {
+		t.Errorf("types of probe: %v", got)
+	}
+	for schema, fields := range map[string][]string{
+		"Service": {"probe", "on_down", "all_down", "slow_start"}, "ServiceStatus": {"probe", "on_down", "all_down", "slow_start"},
+		"EndpointStatus": {"health", "health_since", "health_error", "flapping", "share", "why_out", "latency_p50_ms", "latency_p99_ms", "drain_flows_left"},
+		"Endpoint":       {"health", "health_since", "health_error", "flapping", "share", "why_out", "latency_p50_ms", "latency_p99_ms", "drain_flows_left"},
+	} {
+		for _, f := range fields {
+			if schemas[schema].(map[string]any)["properties"].(map[string]any)[f] == nil {
+				t.Errorf("%s.%s is not described", schema, f)
+			}
+		}
+	}
+}
