@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,7 +40,7 @@ func (f *probeFlags) addTo(cmd *cobra.Command) {
 	fs.DurationVar(&f.timeout, "probe-timeout", 0, "of one probe, 10ms to ten intervals (default 1s)")
 	fs.Uint8Var(&f.rise, "probe-rise", 0, "so many good probes in a row make an endpoint up, 1 to 100 (default 2)")
 	fs.Uint8Var(&f.fall, "probe-fall", 0, "so many bad probes in a row make an endpoint down, 1 to 100 (default 3)")
-	fs.Var(&f.source, "probe-source", "the address of the probing node that probes come from (default: the kernel's choice)")
+	fs.Var(&f.source, "probe-source", "the address of the probing node that probes come from; 0.0.0.0 is the kernel's choice (default 0.0.0.0)")
 	fs.BoolVar(&f.throughVIP, "probe-through-vip", false, "of mode dsr, with tcp, udp or icmp: probe the VIP on the endpoint, the way its packets go (default false)")
 	fs.StringVar(&f.method, "probe-method", "", "of http and https (default GET)")
 	fs.StringVar(&f.path, "probe-path", "", "of http and https (default /)")
@@ -87,7 +88,9 @@ func (f *probeFlags) merge(cmd *cobra.Command, s *fsm.Service) {
 	put(changed("probe-timeout"), &p.Timeout, fsm.Duration(f.timeout))
 	put(changed("probe-rise"), &p.Rise, f.rise)
 	put(changed("probe-fall"), &p.Fall, f.fall)
-	put(changed("probe-source"), &p.Source, f.source.addr)
+	if put(changed("probe-source"), &p.Source, f.source.addr); p.Source.IsUnspecified() {
+		p.Source = netip.Addr{}
+	}
 	put(changed("probe-through-vip"), &p.ThroughVIP, f.throughVIP)
 	put(changed("probe-method"), &p.Method, f.method)
 	put(changed("probe-path"), &p.Path, f.path)
