@@ -327,6 +327,18 @@ func TestPoolsAreWrittenAsVersionSixOnly(t *testing.T) {
 	}
 }
 
+func TestChangesOfPoolsAreTold(t *testing.T) {
+	s := pooled(t)
+	next := do(t, s, PutPool{Pool: Pool{Name: "new", CIDRs: []netip.Prefix{prefix("10.3.0.0/24")}}}, UnreserveAddress{Address: addr("10.0.1.1")}, auto("a", "new"))
+	want := []Change{{"service", "a", Created}, {"vip", "10.3.0.1", Created}, {"pool", "new", Created}, {"pool", "web", Changed}}
+	if diff := cmp.Diff(want, ConfigChanges(s, next)); diff != "" {
+		t.Error(diff)
+	}
+	if got := ConfigChanges(next, restored(t, next)); len(got) != 0 {
+		t.Errorf("restored: %v", got)
+	}
+}
+
 func TestManyAddresses(t *testing.T) {
 	s := do(t, threeNodes(t), PutPool{Pool: Pool{Name: "p", CIDRs: []netip.Prefix{prefix("10.8.0.0/16")}}})
 	var cmds []Command
