@@ -370,7 +370,8 @@ func do(h http.Handler, method, path, body string, header ...string) *httptest.R
 
 func (b *fakeBackend) Uses(context.Context) ([]AddressUse, error) {
 	return []AddressUse{
-		{netip.MustParsePrefix("172.16.9.1/32"), "an address of eth9"}, {netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
+		{netip.MustParsePrefix("172.16.9.1/32"), "an address of eth9"},
+		{netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
 		{netip.MustParsePrefix("172.0.0.0/8"), "routed to 172.16.9.9"},
 	}, nil
 }
