@@ -21,7 +21,9 @@ func (m *member) healthStatus(services []web.ServiceStatus) {
 				e.DrainFlowsLeft = e.Traffic.Active
 			}
 			if r, ok := results[svc.Service.Endpoints[j].ID]; ok {
-				e.LatencyP50MS, e.LatencyP99MS = millis(r.P50), millis(r.P99)
+				if r.P50 > 0 {
+					e.LatencyP50MS, e.LatencyP99MS = millis(r.P50), millis(r.P99)
+				}
 				if !r.Passed || r.Health == health.Down {
 					e.HealthError = r.LastError
 				}
