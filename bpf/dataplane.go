@@ -34,8 +34,9 @@ type Dataplane struct {
 	events chan []byte
 	lost   chan struct{}
 
-	tables tables // guarded by syncMu
-	leases leaseBook
+	tables  tables // guarded by syncMu
+	choices choices
+	leases  leaseBook
 	syncMu sync.Mutex
 	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
 

@@ -14,6 +14,7 @@ type endings struct {
 	ended    map[uint16]bool
 	drains   map[uint16]time.Time // when the flows of endpoints that are there end
 	policies map[uint16]Policy    // of services, those that are gone included
+	dead     map[uint16]Policy    // of endpoints that are there and dead
 }
 
 // found notes the endpoints that the maps name at the start: what the first Sync does not name of
@@ -33,11 +34,12 @@ func (e *endings) found(endpoints map[uint16]pontoonEndpoint, flows census) {
 	}
 }
 
-// replace takes the wanted services and tells whether endpoints ended by that.
+// replace takes the wanted services and tells whether endpoints ended by that, or died.
 func (e *endings) replace(services []Service) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	live := map[uint16]bool{}
+	news := false
+	live, dead := map[uint16]bool{}, map[uint16]Policy{}
 	e.drains = map[uint16]time.Time{}
 	for i := range services {
 		s := &services[i]
@@ -49,12 +51,16 @@ func (e *endings) replace(services []Service) bool {
 				continue
 			}
 			live[id] = true
+			if ep.State == EndpointDead {
+				was, known := e.dead[id]
+				dead[id], news = s.OnDead, news || !known || was != s.OnDead
+			}
 			if !ep.DrainUntil.IsZero() {
 				e.drains[id] = ep.DrainUntil
 			}
 		}
 	}
-	news := false
+	e.dead = dead
 	for id := range e.known {
 		switch {
 		case live[id]:
@@ -70,19 +76,32 @@ func (e *endings) replace(services []Service) bool {
 func (e *endings) forget() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.known, e.ended, e.drains = map[uint16]bool{}, map[uint16]bool{}, nil
+	e.known, e.ended, e.drains, e.dead = map[uint16]bool{}, map[uint16]bool{}, nil, nil
 }
 
-// of tells whether f's endpoint has ended at now, and by what policy.
+// of tells whether f has ended at now, with its endpoint or because that is dead, and by what policy.
 func (e *endings) of(f *pontoonFlow, now time.Time) (Policy, bool) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
+	if policy, dead := e.dead[f.Endpoint]; dead {
+		if unanswered(f) {
+			return PolicyDrop, true
+		}
+		if policy != PolicyKeep {
+			return policy, true
+		}
+	}
 	ended := e.ended[f.Endpoint]
 	if until, ok := e.drains[f.Endpoint]; ok && !now.Before(until) {
 		ended = true
 	}
 	policy := e.policies[f.Service] // reset when nobody remembers
 	return policy, ended && policy != PolicyKeep
+}
+
+// unanswered tells whether the endpoint has not said yes to f, so that another may be asked.
+func unanswered(f *pontoonFlow) bool {
+	return FlowState(f.State) < StateEstablished && FlowState(f.State) != StateSynAck
 }
 
 // next returns the time until the next drain ends, and whether one does.

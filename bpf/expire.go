@@ -163,7 +163,7 @@ func (s *sweeper) look(c *candidate) why {
 	switch {
 	case !ended:
 		return goesOn
-	case policy == PolicyDrop:
+	case policy == PolicyDrop, policy == PolicyMove && c.key.Proto == protoUDP:
 		return isDropped
 	}
 	return isReset

@@ -497,6 +497,7 @@ type pontoonServiceFlag uint32
 
 const (
 	pontoonServiceFlagSERVICE_F_FULL_RESET pontoonServiceFlag = 1
+	pontoonServiceFlagSERVICE_F_CLOSED     pontoonServiceFlag = 2
 )
 
 type pontoonServiceKey struct {

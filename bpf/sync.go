@@ -13,7 +13,7 @@ import (
 
 // Sync makes the maps say what want says: the difference between the two is written, nothing
 // else, so calling it again changes nothing. The flows of endpoints that are gone, down or drained
-// are ended soon after by what their service's OnRemove says; no other flow is touched. On error what could be done is done, and the next
+// are ended soon after by what their service's OnRemove says, those of dead ones by its OnDead; no other flow is touched. On error what could be done is done, and the next
 // call goes on from there.
 func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	if err := want.Validate(); err != nil {
@@ -46,6 +46,7 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	for key := range d.tables.services {
 		if !wanted[key] {
 			changed++
+			d.choices.forget(key)
 			errs = append(errs, d.tables.remove(key, now))
 		}
 	}
@@ -86,12 +87,7 @@ func (d *Dataplane) syncService(key pontoonServiceKey, s *Service, now time.Time
 			return false, fmt.Errorf("service %d: endpoint %s: %w", s.ID, s.Endpoints[i].Addr, err)
 		}
 	}
-	positions := selectionTable(s.Algorithm, s.Seed, s.Endpoints)
-	table := make([]uint16, len(positions))
-	for i, at := range positions {
-		table[i] = uint16(s.Endpoints[at].ID)
-	}
-	did, err := d.tables.install(key, d.serviceValue(s), table, now)
+	did, err := d.tables.install(key, d.serviceValue(s), d.choices.table(key, s), now)
 	if err != nil {
 		return false, fmt.Errorf("service %d: %w", s.ID, err)
 	}
@@ -106,6 +102,9 @@ func (d *Dataplane) serviceValue(s *Service) pontoonService {
 	}
 	if s.OnFull == PolicyReset {
 		value.Flags |= uint8(pontoonServiceFlagSERVICE_F_FULL_RESET)
+	}
+	if s.Closed {
+		value.Flags |= uint8(pontoonServiceFlagSERVICE_F_CLOSED)
 	}
 	return value
 }

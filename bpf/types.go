@@ -79,7 +79,10 @@ type Policy uint8
 const (
 	PolicyReset Policy = 0 // TCP: reset, SCTP: abort, UDP: ICMP port unreachable
 	PolicyDrop  Policy = 1 // nothing is said
-	PolicyKeep  Policy = 2 // OnRemove only: flows go on as before
+	PolicyKeep  Policy = 2 // OnRemove and OnDead only: flows go on as before
+	// PolicyMove is for OnDead only: the flow is forgotten, so that its next packet chooses an endpoint anew.
+	// What has a state of its own at the endpoint, TCP and SCTP, cannot go on at another and is reset.
+	PolicyMove Policy = 3
 )
 
 // Replicate says what the other nodes are told of the flows of a service.
@@ -111,6 +114,9 @@ const (
 	EndpointUp    EndpointState = 0
 	EndpointDrain EndpointState = 1 // keeps its flows, takes no new ones
 	EndpointDown  EndpointState = 2 // has none
+	// EndpointDead takes no new flows: probes found it dead. What it never answered is forgotten, so that what
+	// is sent again goes elsewhere; what becomes of the others is Service.OnDead.
+	EndpointDead EndpointState = 3
 )
 
 // FlowState is where a connection stands.
@@ -302,6 +308,8 @@ type Service struct {
 	Affinity    time.Duration // how long a client stays with its endpoint after its last new flow; 0: no affinity
 	NewFlowRate uint32        // new flows a second; beyond it TCP must repeat its SYN, others are dropped; 0: no limit
 	OnRemove    Policy        // what the flows of an endpoint that is gone or down get
+	OnDead      Policy        // what those of an endpoint that is dead get
+	Closed      bool          // while no endpoint takes new flows they get what PolicyReset says; otherwise nothing is said
 	OnFull      Policy        // what a new flow gets when the table is full: PolicyReset or PolicyDrop
 	Seed        uint32        // of the hash; the same on every node
 	// Replicate is what the other nodes are told of its flows; ReplicateMinAge is how old a connection is before they
@@ -324,7 +332,7 @@ type Endpoint struct {
 	Addr       netip.AddrPort
 	Weight     uint16
 	State      EndpointState
-	DrainUntil time.Time // StateDrain: when its flows are ended by OnRemove; zero: never
+	DrainUntil time.Time // EndpointDrain and EndpointDead: when its flows are ended by OnRemove; zero: never
 	// Sources are the SNAT addresses, all of the endpoint's family: the VIP or the pool (fullnat), the gateway VIP
 	// or an own address (onearm), the outer source (dsr by tunnel); none for dnat and dsr by L2.
 	Sources []netip.Addr

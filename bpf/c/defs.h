@@ -167,6 +167,7 @@ enum algorithm {
 
 enum service_flag {
 	SERVICE_F_FULL_RESET = 1, /* a full flow table is answered, not silent */
+	SERVICE_F_CLOSED = 2,     /* so is a flow that no endpoint takes */
 };
 
 enum vip_flag {

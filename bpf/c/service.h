@@ -141,7 +141,7 @@ static __noinline int new_flow(const struct packet *p, const struct service *svc
 	int v;
 
 	if (!length)
-		return drop(DROP_NO_ENDPOINT);
+		return svc->flags & SERVICE_F_CLOSED ? V_REFUSE : drop(DROP_NO_ENDPOINT);
 	v = table_full(svc);
 	if (v >= 0)
 		return v;

@@ -29,7 +29,7 @@ func (c *compiler) healthOf(s fsm.Service) health {
 // apply gives an endpoint the state and the weight that follow from the verdict on it.
 func (h health) apply(d *bpf.Endpoint, e fsm.Endpoint, v fsm.Verdict) {
 	if v.Health == fsm.HealthDown && d.State != bpf.EndpointDown && !h.open {
-		d.State = bpf.EndpointDrain
+		d.State = bpf.EndpointDead
 	}
 	d.Weight = e.Weight
 	if h.ramps && e.Weight > 0 {

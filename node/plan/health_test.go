@@ -54,7 +54,7 @@ func TestVerdictsDecideWhoTakesNewFlows(t *testing.T) {
 	same := func(*fsm.Service) {}
 	closed := func(s *fsm.Service) { s.AllDown = fsm.AllDownClosed }
 	up, down, unknown := is(fsm.HealthUp), is(fsm.HealthDown), is(fsm.HealthUnknown)
-	const yes, dead, drain, off = bpf.EndpointUp, bpf.EndpointDrain, bpf.EndpointDrain, bpf.EndpointDown
+	const yes, dead, drain, off = bpf.EndpointUp, bpf.EndpointDead, bpf.EndpointDrain, bpf.EndpointDown
 	for name, tc := range map[string]struct {
 		change   func(*fsm.Service)
 		verdicts []fsm.Verdict
@@ -115,6 +115,22 @@ func TestAShareScalesTheWeight(t *testing.T) {
 		if d := cmp.Diff(tc.want, tc.got); d != "" {
 			t.Errorf("%s: %s", name, d)
 		}
+	}
+}
+
+func TestHealthPoliciesReachTheDataPlane(t *testing.T) {
+	for policy, want := range map[fsm.DownPolicy]bpf.Policy{
+		"": bpf.PolicyKeep, fsm.DownKeep: bpf.PolicyKeep, fsm.DownReset: bpf.PolicyReset, fsm.DownMove: bpf.PolicyMove,
+	} {
+		if got := probedService(t, func(s *fsm.Service) { s.OnDown = policy }).OnDead; got != want {
+			t.Errorf("%q: %d, want %d", policy, got, want)
+		}
+	}
+	if probedService(t, func(*fsm.Service) {}).Closed {
+		t.Error("closed by default")
+	}
+	if !probedService(t, func(s *fsm.Service) { s.AllDown = fsm.AllDownClosed }).Closed {
+		t.Error("not closed")
 	}
 }
 

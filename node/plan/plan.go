@@ -225,6 +225,8 @@ func (c *compiler) service(s fsm.Service) {
 		IdleReset:   s.IdleReset,
 		NewFlowRate: s.NewFlowRate,
 		OnRemove:    onRemove(s.OnRemove),
+		OnDead:      onDead(s.OnDown),
+		Closed:      s.AllDown == fsm.AllDownClosed,
 		OnFull:      onFull(s.OnFull),
 		Replicate:   replicate(s.Replicate),
 		Seed:        c.state.Cluster().Seed ^ s.ID,
@@ -327,6 +329,16 @@ func onRemove(p fsm.RemovePolicy) bpf.Policy {
 		return bpf.PolicyKeep
 	}
 	return bpf.PolicyReset
+}
+
+func onDead(p fsm.DownPolicy) bpf.Policy {
+	switch p {
+	case fsm.DownReset:
+		return bpf.PolicyReset
+	case fsm.DownMove:
+		return bpf.PolicyMove
+	}
+	return bpf.PolicyKeep
 }
 
 func onFull(p fsm.FullPolicy) bpf.Policy {

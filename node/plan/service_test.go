@@ -187,6 +187,7 @@ func TestEverySettingReachesTheDataPlane(t *testing.T) {
 		Algorithm: fsm.LeastConnections, Affinity: fsm.AffinityClientIP, AffinityTimeout: fsm.Duration(time.Minute), IdleTimeout: fsm.Duration(time.Second),
 		IdleReset: true, OnRemove: fsm.RemoveKeep, OnFull: fsm.FullReset, NewFlowRate: 7,
 		Replicate: fsm.ReplicateEstablished, ReplicateMinAge: fsm.Duration(3 * time.Second),
+		OnDown: fsm.DownReset, AllDown: fsm.AllDownClosed,
 	}
 	defaults := fsm.Service{Name: "b", VIP: addr("192.168.80.200"), Port: 53, Protocol: fsm.UDP, Replicate: fsm.ReplicateAll}
 	drop := fsm.Service{Name: "c", VIP: addr("192.168.80.200"), Port: 53, OnRemove: fsm.RemoveDrop, Replicate: fsm.ReplicateNone, Algorithm: fsm.Maglev, Mode: fsm.ModeDNAT}
@@ -196,15 +197,15 @@ func TestEverySettingReachesTheDataPlane(t *testing.T) {
 		{
 			ID: 1, VIP: addrPort("[2001:db8:80::200]:8000"), PortEnd: 8100, Protocol: 132, Mode: bpf.ModeDSR, Tunnel: bpf.TunnelIPIP,
 			Algorithm: bpf.AlgorithmLC, Affinity: time.Minute, IdleTimeout: time.Second, IdleReset: true,
-			OnRemove: bpf.PolicyKeep, OnFull: bpf.PolicyReset, NewFlowRate: 7, Seed: 7 ^ 1, ReplicateMinAge: 3 * time.Second, Epoch: 2,
+			OnRemove: bpf.PolicyKeep, OnDead: bpf.PolicyReset, Closed: true, OnFull: bpf.PolicyReset, NewFlowRate: 7, Seed: 7 ^ 1, ReplicateMinAge: 3 * time.Second, Epoch: 2,
 		},
 		{
 			ID: 2, VIP: addrPort("192.168.80.200:53"), Protocol: 17, Mode: bpf.ModeFullNAT, Algorithm: bpf.AlgorithmRR, IdleTimeout: 2 * time.Minute,
-			OnRemove: bpf.PolicyReset, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 2, Replicate: bpf.ReplicateAll, Epoch: 2,
+			OnRemove: bpf.PolicyReset, OnDead: bpf.PolicyKeep, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 2, Replicate: bpf.ReplicateAll, Epoch: 2,
 		},
 		{
 			ID: 3, VIP: addrPort("192.168.80.200:53"), Protocol: 6, Mode: bpf.ModeDNAT, Algorithm: bpf.AlgorithmMaglev, IdleTimeout: time.Hour,
-			OnRemove: bpf.PolicyDrop, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 3, Replicate: bpf.ReplicateNone, Epoch: 2,
+			OnRemove: bpf.PolicyDrop, OnDead: bpf.PolicyKeep, OnFull: bpf.PolicyDrop, NewFlowRate: 50000, Seed: 7 ^ 3, Replicate: bpf.ReplicateNone, Epoch: 2,
 		},
 	}
 	p := Compile(s, both())
