@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"pontoon/bpf"
 	"pontoon/fsm"
 	"pontoon/node/health"
 )
@@ -139,4 +140,15 @@ func ownResult(r health.Result, p fsm.Probe, committed fsm.Verdict, probes uint6
 		return probes >= uint64(p.Rise)
 	}
 	return probes >= uint64(p.Fall)
+}
+
+// slotPorts are the ports that the data plane of a slot gives to connections whose source is an address of
+// the node (bpf/DESIGN.md, section 4); 0 and 0 for none.
+func slotPorts(slot uint8) (first, last uint16) {
+	const lowest, each = 1024, (1<<16 - 1024) / bpf.Slots
+	if slot >= bpf.Slots {
+		return 0, 0
+	}
+	first = lowest + uint16(slot)*each
+	return first, first + (each - 1)
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"pontoon/bpf"
 	"pontoon/fsm"
 	"pontoon/node/health"
 )
@@ -196,5 +197,22 @@ func TestProbesCountFromTheTakeOver(t *testing.T) {
 	}
 	if p.takeUp(s, seen(3, 21+fsm.MaxProbeCount)); len(p.base) != 0 {
 		t.Errorf("long ago: %v", p.base)
+	}
+}
+
+func TestPortsOfSlotsCoverAllAndMeetNowhere(t *testing.T) {
+	next := 1024
+	for slot := range uint8(bpf.Slots) {
+		first, last := slotPorts(slot)
+		if int(first) != next || last <= first {
+			t.Errorf("slot %d has ports %d to %d, want them from %d on", slot, first, last, next)
+		}
+		next = int(last) + 1
+	}
+	if next != 1<<16 {
+		t.Errorf("the last slot ends before %d", next)
+	}
+	if first, last := slotPorts(bpf.Slots); first != 0 || last != 0 {
+		t.Errorf("no slot has ports %d to %d", first, last)
 	}
 }

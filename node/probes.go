@@ -55,6 +55,7 @@ type probing struct {
 func newProbing(m *member) *probing {
 	p := &probing{m: m, news: make(chan struct{}, 1), heard: make(chan reached, 1), base: map[uint32]uint64{}}
 	p.prober = health.New(health.Options{Logger: m.logger, Notify: func() { wake(p.news) }})
+	p.prober.AvoidPorts(slotPorts(m.slot))
 	return p
 }
 

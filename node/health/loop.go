@@ -33,9 +33,10 @@ type op struct {
 	check *check
 	kind  kind
 
-	fd     int       // its own descriptor, or -1
-	begun  time.Time // by the clock of the day
-	stalls uint64    // of the loop's clock when it began
+	fd     int           // its own descriptor, or -1
+	begun  time.Time     // by the clock of the day
+	stalls uint64        // of the loop's clock when it began
+	lost   time.Duration // likewise
 
 	end   time.Duration // of the probe, by the loop's clock
 	next  time.Duration // when late is asked, end or before
@@ -173,7 +174,7 @@ func (l *loop) start() (planned time.Duration) {
 			if len(l.deadlines) > 0 {
 				wait = min(wait, l.deadlines[0].next-l.clock.lived)
 			}
-			return max(wait, pause)
+			return min(max(wait, pause), 2*grace)
 		}
 		l.begin(c)
 	}
@@ -199,7 +200,7 @@ func (l *loop) due() (*check, time.Duration) {
 
 func (l *loop) begin(c *check) {
 	o := &op{
-		check: c, fd: -1, place: nowhere, begun: l.p.opts.Clock(), stalls: l.clock.stalls,
+		check: c, fd: -1, place: nowhere, begun: l.p.opts.Clock(), stalls: l.clock.stalls, lost: l.clock.lost,
 		end: l.clock.lived + c.probe.Timeout,
 	}
 	o.next = o.end
@@ -353,7 +354,7 @@ func (l *loop) release(o *op) {
 
 func (l *loop) finish(o *op, out outcome) {
 	l.release(o)
-	if out.late && o.stalls != l.clock.stalls { // a helper's clock goes on while this process stands still
+	if out.late && l.clock.lost-o.lost > o.check.probe.Timeout/2 { // a helper's clock goes on while this process stands still
 		out = outcome{void: true, again: true}
 	}
 	l.warn(o.check, out)

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -110,6 +111,23 @@ func TestServerDiesAndComesBack(t *testing.T) {
 	}
 	listening(t, addr.String())
 	becomes(t, p, 7, Up, "")
+}
+
+func TestProbesLeaveNothingBehind(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // whose program never looks
+	must(t, err)
+	defer silent.Close()
+	addr := addrPort(t, silent.Addr())
+	p := start(t, Options{}, Target{Key: 1, Addr: addr, Probe: fast(TypeTCP)})
+	roottest.Eventually(t, "some probes have ended", func() bool { return p.Stats().Probes >= 5 })
+	table, err := os.ReadFile("/proc/net/tcp")
+	must(t, err)
+	const timeWait = "06"
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); f[3] == timeWait && strings.HasSuffix(f[2], fmt.Sprintf(":%04X", addr.Port())) {
+			t.Errorf("a connection waits: %s", line)
+		}
+	}
 }
 
 func TestServerThatAnswersNoSYNGoesDown(t *testing.T) {
@@ -329,16 +347,13 @@ func TestFlappingServerIsDamped(t *testing.T) {
 }
 
 func TestPauseOfThisProcessTakesNobodyDown(t *testing.T) {
-	l := listening(t, "127.0.0.1:0")
+	w := newWeb(t, false, func(http.ResponseWriter, *http.Request) { <-time.After(60 * time.Millisecond) })
 	var jump atomic.Int64
-	targets := make([]Target, 50)
+	targets := make([]Target, 50) // most of which are under way at any time
 	for i := range targets {
-		targets[i] = Target{
-			Key: uint32(i), Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), addrPort(t, l.Addr()).Port()),
-			Probe: fast(TypeTCP), Start: Up,
-		}
-		targets[i].Probe.Fall = 1
-		targets[i].Probe.Path = fmt.Sprint(i) // each a check of its own
+		targets[i] = Target{Key: uint32(i), Addr: addrPort(t, w.Listener.Addr()), Probe: fast(TypeHTTP), Start: Up}
+		targets[i].Probe.Fall, targets[i].Probe.Timeout = 1, time.Second
+		targets[i].Probe.Path = fmt.Sprint("/", i) // each a check of its own
 	}
 	p := start(t, Options{Clock: func() time.Time { return time.Now().Add(time.Duration(jump.Load())) }}, targets...)
 	roottest.Eventually(t, "all are probed", func() bool { return p.Stats().Probes >= 200 })

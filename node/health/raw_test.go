@@ -350,6 +350,38 @@ func TestErrorsAboutProbesFindThem(t *testing.T) {
 	}
 }
 
+func TestEchoesOfOthersProveNothing(t *testing.T) {
+	p := New(Options{})
+	l, err := newLoop(p)
+	must(t, err)
+	defer l.close()
+	s := &icmpSocket{id: 7, cookie: 8, slots: newSlots(0, 1<<16)}
+	addr := netip.MustParseAddr("10.0.0.9")
+	for _, tc := range []struct {
+		name  string
+		from  string
+		reply func(slot uint16) []byte
+		want  uint64 // probes that have ended
+	}{
+		{"another address", "10.0.0.8", func(n uint16) []byte { return echo(false, 7, n, 8, 9) }, 0},
+		{"another process", "10.0.0.9", func(n uint16) []byte { return echo(false, 6, n, 8, 9) }, 0},
+		{"a guess at the cookie", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 7, 9) }, 0},
+		{"an earlier probe", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n-1, 8, 9) }, 0},
+		{"an earlier one with its number", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 8, 8) }, 0},
+		{"a short one", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 8, 9)[:icmpHead] }, 0},
+		{"its own", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 8, 9) }, 1},
+	} {
+		c := &check{subject: subject{addr: netip.AddrPortFrom(addr, 0)}, place: nowhere, flying: true, factor: 1}
+		p.board.flying++
+		o := &op{check: c, fd: -1, place: nowhere, token: 9}
+		s.slots.give(o, ports{})
+		s.answer(l, tc.reply(o.slot), netip.MustParseAddr(tc.from))
+		if c.probes != tc.want {
+			t.Errorf("%s: %d probes have ended, want %d", tc.name, c.probes, tc.want)
+		}
+	}
+}
+
 // Nothing that comes by the network may do more than not be understood.
 func FuzzAnswersAreParsed(f *testing.F) {
 	for _, family := range families {

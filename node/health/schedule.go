@@ -87,20 +87,24 @@ func (b *bucket) take(now time.Duration) (wait time.Duration, ok bool) {
 // nobody looked.
 type clock struct {
 	lived  time.Duration
-	stalls uint64    // moments that were left out
-	at     time.Time // of the last reading
+	lost   time.Duration // that was left out
+	stalls uint64        // moments that were
+	at     time.Time     // of the last reading
 }
 
 // grace is by how much the loop may be late and it still counts as running.
 const grace = 50 * time.Millisecond
 
-// advance reads the clock at now, when the loop wanted to rest for the time planned.
+// advance reads the clock at now, when the loop wanted to rest for the time planned. A moment that was
+// left out counts as grace all the same: a node that is late at every turn is to probe more slowly, not
+// never. No rest is longer than twice the grace, so that three times as slowly is the worst.
 func (c *clock) advance(now time.Time, planned time.Duration) {
 	passed := max(0, now.Sub(c.at))
 	c.at = now
-	if limit := planned + grace; passed > limit {
+	if passed > planned+grace {
 		c.stalls++
-		passed = limit
+		c.lost += passed - grace
+		passed = grace
 	}
 	c.lived += passed
 }
