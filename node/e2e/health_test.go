@@ -185,6 +185,9 @@ func TestHealthOfEndpointsDecidesWhoIsUsed(t *testing.T) {
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 3})
 	servers := doors(t, l)
 	declare(t, l, "fullnat", true)
+	if out := cli(t, l.Nodes()[0], "service", "show", "web"); !strings.Contains(out, "tcp each 2s, for 1s; up after 2, down after 3") {
+		t.Errorf("a service of which nobody said how is not probed by TCP:\n%s", out)
+	}
 	cli(t, l.Nodes()[0], append([]string{"service", "update", "web"}, probedFast()...)...)
 	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
 	ctx, cancel := context.WithCancel(context.Background())
