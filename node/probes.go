@@ -117,6 +117,9 @@ func (p *probing) round(ctx context.Context) (next, busy time.Duration) {
 		return retryVerdicts, 0 // the state on disk may be old
 	}
 	p.retarget(s)
+	if !p.prober.Settled() {
+		return gatherVerdicts, 0 // the results may be answers to what was asked before
+	}
 	results := p.results()
 	p.takeUp(s, results)
 	all := findings(s, p.factors, results, p.base)

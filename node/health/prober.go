@@ -135,6 +135,14 @@ func (p *Prober) Want(targets []Target) {
 	p.rouse()
 }
 
+// Settled says whether Results are about the targets of the last Want. A moment after it they may yet be
+// about those before, which were asked something else.
+func (p *Prober) Settled() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.pending
+}
+
 // ProbeNow asks that these targets be probed next, out of turn, as far as the rate allows. A probe that
 // is under way is not repeated. Results tells by At when that is done. It does not block.
 func (p *Prober) ProbeNow(keys ...uint32) {

@@ -510,3 +510,27 @@ func TestSourceThatIsNotHereIsNoVerdict(t *testing.T) {
 		t.Errorf("taken down by this node's own fault: %+v", r)
 	}
 }
+
+func TestResultsAreSettledOnceTheyAreAboutTheNewTargets(t *testing.T) {
+	p := New(Options{})
+	if !p.Settled() {
+		t.Error("not settled although nothing was asked for")
+	}
+	p.Want([]Target{{Key: 7, Addr: netip.MustParseAddrPort("127.0.0.1:9"), Probe: Probe{Type: TypeTCP}}})
+	if p.Settled() || len(p.Results()) != 0 {
+		t.Error("settled before anybody has looked at the targets")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); !p.Settled() && time.Now().Before(deadline); {
+		<-tick.C
+	}
+	if r := p.Results(); len(r) != 1 || r[0].Key != 7 {
+		t.Errorf("settled on %v", r)
+	}
+	cancel()
+	must(t, <-done)
+}
