@@ -118,16 +118,34 @@ func (d *demo) endpointRound(ctx context.Context) (whole bool, err error) {
 		return false, err
 	}
 	d.report.Endpoints = append(d.report.Endpoints, died)
-	if err := d.clients.Open(ctx); err != nil {
+	again, err := d.reopenOwn(ctx)
+	if err != nil {
 		return false, fmt.Errorf("reopen the connections of a dead endpoint: %w", err)
 	}
-	d.tell.detail("the %d connections it had are opened again: all %d go to the rest", died.Connections-died.Survived, d.clients.Alive())
+	d.tell.detail("the %d connections it had are opened again (%d had to be tried twice): all %d go to the rest",
+		died.Connections-died.Survived, again, d.clients.Alive())
 	back, err := d.endpointReturns(ctx, victim)
 	if err != nil {
 		return false, err
 	}
 	d.report.Endpoints = append(d.report.Endpoints, back)
 	return back.Error == "", nil
+}
+
+// reopenOwn puts new connections into the place of those that died with their endpoint. One may get the client's port of
+// an attempt that the dead endpoint has refused seconds ago, which the load balancer still remembers; it is tried again
+// then. again counts those.
+func (d *demo) reopenOwn(ctx context.Context) (again int, err error) {
+	err = within(ctx, serveTimeout, func(ctx context.Context) error {
+		return WaitFor(ctx, "new connections", func(ctx context.Context) error {
+			err := d.clients.Open(ctx)
+			if err != nil {
+				again++
+			}
+			return err
+		})
+	})
+	return again, err
 }
 
 // endpointDies ends the server and watches the connections.
