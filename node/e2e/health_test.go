@@ -101,6 +101,7 @@ type endpointView struct {
 	Flapping    bool           `json:"flapping"`
 	Share       int            `json:"share"`
 	WhyOut      string         `json:"why_out"`
+	FlowsLeft   int            `json:"drain_flows_left"`
 }
 
 func endpointsOf(ctx context.Context, n *lab.Node, service string) ([]endpointView, error) {
@@ -198,6 +199,7 @@ func TestHealthOfEndpointsDecidesWhoIsUsed(t *testing.T) {
 	}{
 		{"a server that is gone gets no new connections until it is back", checkDeath},
 		{"its connections are kept, or reset, by the policy", checkOnDown},
+		{"a drain is told of when its last flow has ended", checkDrainEnds},
 		{"a new master knows at once who is down", checkTakeOver},
 		{"a prober that alone reaches nobody is not believed", checkSuspicion},
 		{"when all are down the service is open, or closed, by the policy", checkAllDown},
@@ -285,6 +287,39 @@ func checkOnDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door)
 	}
 	servers[0].open(t, ctx)
 	cli(t, l.Nodes()[1], "service", "update", "web", "--on-down", "keep")
+	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
+}
+
+func checkDrainEnds(_ context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+	conns := connectPinned(t, l, 3)
+	drained := servers[1]
+	left := func(ctx context.Context) (int, error) {
+		all, err := endpointsOf(ctx, master(t, l, ""), "web")
+		for _, e := range all {
+			if e.Address == drained.at {
+				return e.FlowsLeft, err
+			}
+		}
+		return 0, err
+	}
+	cli(t, l.Nodes()[2], "endpoint", "drain", "web", drained.at.String())
+	waitApplied(t, l)
+	if n, err := left(within(t, 5*time.Second)); n != 1 || err != nil {
+		t.Errorf("%d flows left, %v: want that of one connection", n, err)
+	}
+	for _, c := range conns {
+		if expectTalking(t, c); c.endpoint == drained.at.Addr() {
+			c.Close()
+		}
+	}
+	expectHealthEvent(t, l, "endpoint "+drained.at.String()+" of service web is drained: no flow is left")
+	eventually(t, 5*time.Second, "no flow to be left", func(ctx context.Context) error {
+		if n, err := left(ctx); n != 0 || err != nil {
+			return fmt.Errorf("%d are left, error %v", n, err)
+		}
+		return nil
+	})
+	cli(t, l.Nodes()[2], "endpoint", "resume", "web", drained.at.String())
 	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
 }
 
