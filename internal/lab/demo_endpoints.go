@@ -117,13 +117,14 @@ func (d *demo) endpointRound(ctx context.Context) (whole bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	d.report.Endpoints = append(d.report.Endpoints, died)
 	again, err := d.reopenOwn(ctx)
 	if err != nil {
 		return false, fmt.Errorf("reopen the connections of a dead endpoint: %w", err)
 	}
-	d.tell.detail("the %d connections it had are opened again (%d had to be tried twice): all %d go to the rest",
+	d.tell.detail("the %d connections it had are opened again, of which %d had to be tried twice: all %d go to the rest",
 		died.Connections-died.Survived, again, d.clients.Alive())
+	died.Misdirected += again
+	d.report.Endpoints = append(d.report.Endpoints, died)
 	back, err := d.endpointReturns(ctx, victim)
 	if err != nil {
 		return false, err
@@ -132,9 +133,8 @@ func (d *demo) endpointRound(ctx context.Context) (whole bool, err error) {
 	return back.Error == "", nil
 }
 
-// reopenOwn puts new connections into the place of those that died with their endpoint. One may get the client's port of
-// an attempt that the dead endpoint has refused seconds ago, which the load balancer still remembers; it is tried again
-// then. again counts those.
+// reopenOwn puts new connections into the place of those that died with their endpoint. None should fail, not even one
+// that gets the client's port of an attempt that the dead endpoint has refused seconds ago: again counts those that do.
 func (d *demo) reopenOwn(ctx context.Context) (again int, err error) {
 	err = within(ctx, serveTimeout, func(ctx context.Context) error {
 		return WaitFor(ctx, "new connections", func(ctx context.Context) error {
