@@ -132,11 +132,6 @@ func (m *member) servePropose(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	index, err := m.proposedHere(b)
-	if err == nil {
-		// The caller is a follower, which answers its own caller once it has applied
-		// the command; that it is committed it learns from the next entry.
-		m.raft.Barrier(0)
-	}
 	answer(w, index, nil, err)
 }
 

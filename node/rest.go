@@ -105,7 +105,15 @@ func (m *member) proposedHere(b []byte) (uint64, error) {
 				from, nodes[from].Sub(now).Round(100*time.Millisecond))}
 		}
 	}
-	return m.applyHere(b)
+	index, err := m.applyHere(b)
+	if err == nil {
+		// A follower learns that an entry is committed from the next one, up to twice raftCommit later when
+		// nothing follows. A caller that is one answers its own only once it has applied the command, and of a
+		// moved mastership the old master should hear when the new one does: routers see both announce alike
+		// in between.
+		m.raft.Barrier(0)
+	}
+	return index, err
 }
 
 // Propose commits cmd through the leader, wherever that is, and returns its
