@@ -17,7 +17,7 @@ import (
 func build(t testing.TB, version string, flags ...string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "pontoon-"+version)
-	args := append([]string{"build", "-o", out, "-ldflags", "-X main.version=" + version}, flags...)
+	args := append([]string{"build", "-o", out, "-ldflags", "-s -w -X main.version=" + version}, flags...)
 	cmd := exec.CommandContext(within(t, 3*time.Minute), "go", append(args, "pontoon/cmd/pontoon")...)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", version, err, said)
