@@ -57,10 +57,11 @@ the answer says which sessions that resets. All sessions that are not named go o
 All nodes of role lb speak with the peer, or one with --node. An entry for one node
 takes the place of the entry for all, on that node, and begins with the defaults.
 
-A reset session is back within seconds, but until then the router is without its
-routes, graceful restart or not. The entry for all nodes changes on all at once;
-with --node one can follow the other. --dry-run says what would be reset, and
-changes nothing.`,
+A reset session is back within seconds. Until then a router that does graceful
+restart keeps the routes, unless the AS, the source, the family or graceful restart
+itself is what changes; others are without them. The entry for all nodes changes on
+all at once; with --node one can follow the other. --dry-run says what would be
+reset, and changes nothing.`,
 		Example: `  pontoon bgp peer add 192.0.2.1 --as 65101 --bfd
   pontoon bgp peer add 192.0.2.1 --as 65101 --hold 30s --dry-run
   pontoon bgp peer add 2001:db8::1 --as 65101 --node lb1 --password-file peer.key`,

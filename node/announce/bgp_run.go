@@ -301,6 +301,9 @@ func (r *bgpRun) drop(addr netip.Addr, c PeerChange) {
 	s, ok := r.sessions[addr]
 	if ok {
 		delete(r.sessions, addr)
+		if c.Quiet && s.conn != nil {
+			_ = s.conn.Close() // before the server can say Cease
+		}
 		if r.engineUp() {
 			r.forget(addr)
 		}

@@ -159,4 +159,7 @@ type PeerChange struct {
 	Peer   netip.Addr
 	Action PeerAction
 	Why    string // in plain words
+	// Quiet is a reset of which the neighbour is not told: the connection just ends, so that one which has agreed to
+	// graceful restart keeps the routes until the session is back (RFC 4724, 4.2).
+	Quiet bool
 }

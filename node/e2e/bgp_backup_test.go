@@ -49,6 +49,7 @@ func TestBGPKeepsConnections(t *testing.T) {
 			{"the marks of an instance", checkMarks},
 			{"a move", checkMove},
 			{"a drain", checkDrain},
+			{"another hold time for all", checkResets},
 			{"a restart of the daemon", checkGracefulRestart},
 			{"no endpoint", checkNoEndpoint},
 			{"restarts of the router", checkRouterRestarts},
@@ -141,6 +142,41 @@ func checkDrain(t *testing.T, r *bgpLab, c crowd) {
 	})
 	if now := r.flaps(t); now != flaps {
 		t.Errorf("%d sessions were reset by that", now-flaps)
+	}
+}
+
+// A change of the entry for all nodes resets the sessions of all of them at the same moment. The router keeps the routes
+// meanwhile.
+func checkResets(t *testing.T, r *bgpLab, c crowd) {
+	flaps := r.flaps(t)
+	stop := r.watchRoute(t, firstVIP)
+	c.through(t, time.Second, func() {
+		r.addPeer(t, 0, "--hold", "6s")
+		r.established(t)
+		eventually(t, 20*time.Second, "the new hold time everywhere", func(ctx context.Context) error {
+			for _, n := range r.l.Nodes() {
+				out, err := n.CLI(ctx, "bgp", "peer", "list", "-o", "json")
+				if err != nil {
+					return err
+				}
+				if !strings.Contains(out, `"hold_s": 6`) {
+					return fmt.Errorf("%s: %s", n.Name(), out)
+				}
+			}
+			return nil
+		})
+		r.ranked(t, firstVIP)
+	})
+	if gap := stop(); gap > 0 {
+		t.Errorf("the router had no route for %s", gap)
+	}
+	t.Logf("%d sessions were lost by that", r.flaps(t)-flaps)
+	stop = r.watchRoute(t, firstVIP)
+	r.addPeer(t, 0, "--hold", "9s")
+	r.established(t)
+	r.ranked(t, firstVIP)
+	if gap := stop(); gap > 0 {
+		t.Errorf("the router had no route for %s", gap)
 	}
 }
 
