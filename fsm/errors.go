@@ -34,6 +34,8 @@ var (
 	// ErrNotEligible is returned when an instance is to be moved to a node that
 	// may not be master now.
 	ErrNotEligible = errors.New("node is not eligible")
+	// ErrChanged is returned when an object is to be replaced that is not as it was read; see State.CheckFingerprint.
+	ErrChanged = errors.New("changed meanwhile")
 	// ErrUnsupported is returned by Decode and Restore for bytes written by a
 	// newer version. Skipping such a log entry would make replicas differ, so
 	// whoever meets it must stop, not go on.

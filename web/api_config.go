@@ -31,7 +31,7 @@ func (s *server) instanceRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/instances/{name}", id: "get-instance", tag: "instances", summary: "Show one instance",
-	}, func(_ context.Context, in *instancePath) (*answer[InstanceStatus], error) {
+	}, func(_ context.Context, in *instancePath) (*tagged[InstanceStatus], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
@@ -40,7 +40,7 @@ func (s *server) instanceRoutes() {
 		if !ok {
 			return nil, missing("instance", in.Name)
 		}
-		return &answer[InstanceStatus]{Body: instanceStatus(state, i)}, nil
+		return &tagged[InstanceStatus]{ETag: etag(state, fsm.PutInstance{Name: in.Name}), Body: instanceStatus(state, i)}, nil
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/instances/{name}", id: "put-instance", tag: "instances",
@@ -48,6 +48,7 @@ func (s *server) instanceRoutes() {
 		text: "Priorities never move an instance whose master stays eligible. With one of the settings (kind, announce_policy, next_hops, " +
 			"as_prepend, communities) all of them are replaced; without any, an instance keeps those it has.",
 	}, func(ctx context.Context, in *struct {
+		Precondition
 		Name string `path:"name" doc:"Name of the instance."`
 		Body InstanceRequest
 	},
@@ -55,7 +56,7 @@ func (s *server) instanceRoutes() {
 		if err := samePath("name", in.Name, in.Body.Name); err != nil {
 			return nil, err
 		}
-		return s.propose(ctx, s.instanceCommand(in.Name, in.Body))
+		return s.proposeIf(ctx, s.instanceCommand(in.Name, in.Body), in.Precondition)
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/instances/{name}", id: "delete-instance", tag: "instances",
@@ -123,20 +124,22 @@ func (s *server) vipRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/vips/{address}", id: "get-vip", tag: "vips", summary: "Show one VIP",
-	}, func(_ context.Context, in *vipPath) (*answer[fsm.VIP], error) {
+	}, func(_ context.Context, in *vipPath) (*tagged[fsm.VIP], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		v, ok := s.Backend.State().VIP(in.Address)
+		state := s.Backend.State()
+		v, ok := state.VIP(in.Address)
 		if !ok {
 			return nil, missing("vip", in.Address.String())
 		}
-		return &answer[fsm.VIP]{Body: v}, nil
+		return &tagged[fsm.VIP]{ETag: etag(state, fsm.PutVIP{VIP: v}), Body: v}, nil
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/vips/{address}", id: "put-vip", tag: "vips",
 		summary: "Create or replace a VIP", body: reflect.TypeFor[fsm.VIP](),
 	}, func(ctx context.Context, in *struct {
+		Precondition
 		Address netip.Addr `path:"address" doc:"The VIP."`
 		Body    json.RawMessage
 	},
@@ -149,7 +152,7 @@ func (s *server) vipRoutes() {
 			return nil, samePath("address", in.Address.String(), v.Address.String())
 		}
 		v.Address = in.Address
-		return s.propose(ctx, fsm.PutVIP{VIP: v})
+		return s.proposeIf(ctx, fsm.PutVIP{VIP: v}, in.Precondition)
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/vips/{address}", id: "delete-vip", tag: "vips",

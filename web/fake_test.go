@@ -113,6 +113,13 @@ func (b *fakeBackend) Propose(_ context.Context, cmd fsm.Command) (uint64, error
 	return next.Index(), err
 }
 
+func (b *fakeBackend) ProposeIf(ctx context.Context, cmd fsm.Command, want string) (uint64, error) {
+	if err := b.State().CheckFingerprint(cmd, want); err != nil {
+		return 0, err
+	}
+	return b.Propose(ctx, cmd)
+}
+
 func (b *fakeBackend) happen(e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -90,7 +90,7 @@ next, and so on.`,
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.putService(cmd, f.path(args[0], true), service, "service "+args[0]+" is created")
+			return a.putService(cmd, f.path(args[0], true), service, nil, "service "+args[0]+" is created")
 		},
 	}
 	f.addTo(a, cmd)
@@ -113,16 +113,14 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 			if err := f.checkEdits(cmd); err != nil {
 				return err
 			}
-			current, err := ask[web.ServiceStatus](a, cmd, http.MethodGet, servicePath(args[0]), nil)
-			if err != nil {
-				return err
-			}
-			service := current.Service
-			service.Endpoints = configured(current.Endpoints)
-			if err := f.merge(cmd, &service); err != nil {
-				return err
-			}
-			return a.putService(cmd, f.path(args[0], false), service, "service "+args[0]+" is updated")
+			return edit(a, cmd, servicePath(args[0]), false, func(current web.ServiceStatus, _ bool, condition http.Header) error {
+				service := current.Service
+				service.Endpoints = configured(current.Endpoints)
+				if err := f.merge(cmd, &service); err != nil {
+					return err
+				}
+				return a.putService(cmd, f.path(args[0], false), service, condition, "service "+args[0]+" is updated")
+			})
 		},
 	}
 	f.addTo(a, cmd)
@@ -132,8 +130,8 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 
 // putService writes a service and says what is so now, a virtual address that
 // came with it included.
-func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, done string) error {
-	written, err := ask[web.ServiceWritten](a, cmd, http.MethodPut, path, service)
+func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, condition http.Header, done string) error {
+	written, err := askIf[web.ServiceWritten](a, cmd, http.MethodPut, path, service, condition)
 	if err != nil {
 		return err
 	}
