@@ -14,7 +14,7 @@ import (
 // How often a change is tried when others change the same at the same moment, and how long to wait before the next time:
 // the node that is asked may not have heard yet of what is in the way.
 const (
-	editTries = 5
+	editTries = 10
 	editPause = 50 * time.Millisecond
 )
 

@@ -46,9 +46,9 @@ func TestTwoChangesAtOnceAreBothKept(t *testing.T) {
 			p, _ := s.BGPPeer(netip.MustParseAddr("192.168.80.2"), "")
 			return p.MaxPrefixes == 7 && p.AS == 5
 		}},
-		"instance update": {[]string{"instance", "update", "default", "--as-prepend"}, fsm.PutInstance{Name: "default", AnnouncePolicy: fsm.PolicyMasterOnly}, func(s *fsm.State) bool {
+		"instance update": {[]string{"instance", "update", "default", "--as-prepend"}, fsm.PutInstance{Name: "default", Communities: []fsm.Community{"65000:100"}}, func(s *fsm.State) bool {
 			in, _ := s.Instance("default")
-			return in.ASPrepend && in.AnnouncePolicy == fsm.PolicyMasterOnly
+			return in.ASPrepend && len(in.Communities) == 1
 		}},
 		"service update": {[]string{"service", "update", "web", "--algorithm", "maglev"}, fsm.PutService{Service: slow}, func(s *fsm.State) bool {
 			v, _ := s.Service("web")
