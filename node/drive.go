@@ -201,6 +201,9 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	if !same {
 		d.wantsIPv6 = usesIPv6(p)
 	}
+	if fresh && takesUp(p, was.holding) {
+		m.dp.Reattach()
+	}
 	perr := d.prepareIPv6()
 	var derr error
 	if !same {
@@ -365,6 +368,11 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 func keepHeld(p *plan.Plan, held []netip.Addr) {
 	p.Addresses = slices.DeleteFunc(p.Addresses, func(a plan.Address) bool { return !slices.Contains(held, a.Addr) })
 	p.Adverts = slices.DeleteFunc(p.Adverts, func(a plan.Advert) bool { return !slices.Contains(held, a.Addr) })
+}
+
+// takesUp says whether the plan has addresses that this host does not hold.
+func takesUp(p plan.Plan, holding []netip.Addr) bool {
+	return slices.ContainsFunc(p.Addresses, func(a plan.Address) bool { return !slices.Contains(holding, a.Addr) })
 }
 
 func (m *member) setLocal(v localView) {
