@@ -137,9 +137,14 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 		return nil, err
 	}
 	out := &answer[ServiceWritten]{Body: ServiceWritten{WriteResult: w.Body}}
-	if _, both := cmd.(fsm.Batch); both {
-		if v, ok := s.Backend.State().VIP(svc.VIP); ok {
-			out.Body.VIP = &v
+	state := s.Backend.State()
+	v, there := state.VIP(svc.VIP)
+	if _, both := cmd.(fsm.Batch); both && there {
+		out.Body.VIP = &v
+	}
+	if is, ok := state.Service(svc.Name); ok {
+		if in, _ := state.Instance(v.Instance); there {
+			out.Body.Notes = choiceNotes(is, in.Name, in.Kind)
 		}
 	}
 	return out, nil

@@ -119,7 +119,8 @@ type WriteResult struct {
 // ServiceWritten answers a write of a service.
 type ServiceWritten struct {
 	WriteResult
-	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, if one was."`
+	VIP   *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, if one was."`
+	Notes []string `json:"notes,omitempty" doc:"What the operator may want to do otherwise, in words."`
 }
 
 // MoveRequest asks for another master.

@@ -139,6 +139,9 @@ func (a *app) putService(cmd *cobra.Command, path string, service fsm.Service, c
 		done += fmt.Sprintf(", with vip %s in instance %s", v.Address, v.Instance)
 	}
 	a.committed(written.WriteResult, done)
+	for _, note := range written.Notes {
+		a.printf("note: %s\n", note)
+	}
 	return nil
 }
 

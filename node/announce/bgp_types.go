@@ -115,7 +115,7 @@ type PeerStatus struct {
 	State       PeerState
 	Since       time.Time // of being established, or of not being so
 	// Received is how many prefixes the neighbour sent, Accepted how many of them the
-	// import rules let in, Advertised how many are announced to it.
+	// import rules let in, Advertised how many the session was given to announce.
 	Received, Accepted, Advertised int
 	Flaps                          int    // how often the session ended after it had been established
 	MessagesIn, MessagesOut        uint64 // of the present session
