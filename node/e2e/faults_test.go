@@ -41,6 +41,7 @@ func returned(t testing.TB, l *lab.Lab, w *traffic.Window, next *lab.Node, late 
 }
 
 func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
@@ -84,6 +85,7 @@ func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
 }
 
 func TestAStoppedDaemonIsLeftAloneForItsGrace(t *testing.T) {
+	t.Parallel()
 	const grace = 5 * time.Second
 	l := newCluster(t, lab.Config{
 		Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: []string{"--agent-grace", grace.String()},
@@ -144,6 +146,7 @@ func TestAStoppedDaemonIsLeftAloneForItsGrace(t *testing.T) {
 }
 
 func TestAForeignHandOnTheVIPsIsMended(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 1})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

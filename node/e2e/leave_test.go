@@ -84,6 +84,7 @@ func waitMembers(t testing.TB, want int, nodes ...*lab.Node) {
 }
 
 func TestLeavingLosesNothing(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "dnat", true)
@@ -146,6 +147,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 }
 
 func TestTheLastVoterLeavesOnlyByForce(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 1})
 	n := l.Nodes()[0]
 	cli(t, n, "vip", "create", lab.ServiceVIP().String())

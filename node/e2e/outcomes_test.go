@@ -180,6 +180,7 @@ func expectWarning(t testing.TB, n *lab.Node, words string) {
 
 // Nobody is dead, nothing moves: two that do not hear each other are both heard by the third.
 func TestACutBetweenTwoNodesMovesNothing(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

@@ -48,6 +48,7 @@ func others(l *lab.Lab, not ...*lab.Node) []*lab.Node {
 }
 
 func TestARemovedMasterLetsGoAndMayJoinAgain(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", false)

@@ -20,6 +20,7 @@ func overlap(a *inquirer, from time.Time) time.Duration {
 // A daemon that stops in order leaves its kernel answering for a while. Who asks meanwhile for a move has to
 // wait until that is over: two would answer otherwise.
 func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t)
 	m := master(t, l, "")
 	next := others(l, m)[0]

@@ -70,6 +70,7 @@ func missing(have, want []string) string {
 }
 
 func TestNobodyNoticesTheDeathOfADaemon(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", false)
@@ -146,6 +147,7 @@ func identities(t testing.TB, n *lab.Node) identity {
 }
 
 func TestAllNodesRestartedAtOnceComeBackByThemselves(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

@@ -101,6 +101,7 @@ func (u *upgrade) step(t *testing.T, name string, do func(t *testing.T)) {
 // Three builds, one of them with records of another layout, run beside each
 // other and replace each other in turn; traffic never stops.
 func TestBuildsReplaceEachOtherUnderTraffic(t *testing.T) {
+	t.Parallel()
 	roottest.Need(t)
 	second := build(t, "v1.1.0")
 	third := build(t, "v2.0.0", "-tags", "pontoon_record_next")

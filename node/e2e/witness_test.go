@@ -124,6 +124,7 @@ func makeLead(t testing.TB, l *lab.Lab, want *lab.Node) {
 const echoTime = 2 * time.Second
 
 func TestAWitnessWatchesAndIsWatched(t *testing.T) {
+	t.Parallel()
 	l, witness := newWitnessCluster(t, lab.Config{Topology: lab.TwoLeg})
 	list := waitWays(t, l.Nodes()[0],
 		"lb2 echo eth1 up", "lb2 echo eth2 up", "lb2 async eth1 up", "lb2 async eth2 up", "lb3 async eth1 up", "lb3 async eth2 up")

@@ -67,6 +67,7 @@ func service(name string, port int) map[string]any {
 }
 
 func TestWritesAreTakenByEveryNodeAtOnce(t *testing.T) {
+	t.Parallel()
 	const each = 20
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3})
 	cli(t, l.Nodes()[0], "vip", "create", lab.ServiceVIP().String())
@@ -117,6 +118,7 @@ func TestWritesAreTakenByEveryNodeAtOnce(t *testing.T) {
 }
 
 func TestADrainedEndpointKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	servers := serve(t, l)
 	declare(t, l, "fullnat", false)
@@ -226,6 +228,7 @@ func waitHealthyOne(t testing.TB, n *lab.Node) {
 // TestAnInterruptedDemoLeavesNothingBehind stops the product's own demo in the
 // middle of its work, as Ctrl-C does.
 func TestAnInterruptedDemoLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	roottest.Need(t)
 	dir := t.TempDir()
 	// Unix sockets live below it, so it must be short.
