@@ -265,7 +265,7 @@ func checkRestartWithoutGrace(t *testing.T, r *bgpLab, c crowd) {
 	r.routers[0].AwaitPaths(t, single(firstVIP), "one path", func(p []routertest.Path) bool { return len(p) == 1 && p[0].From == only.Addr() })
 	stop := r.watchRoute(t, firstVIP)
 	felt := c.through(t, withoutBFD, func() {
-		r.restartDaemon(t, only, 2*time.Second)
+		r.restartDaemon(t, only, time.Second)
 		r.forwards(t, 20*time.Second, firstVIP, only)
 	})
 	gap := stop()
