@@ -13,6 +13,7 @@ import (
 
 	"pontoon/internal/lab"
 	"pontoon/internal/lab/routertest"
+	"pontoon/internal/lab/traffic"
 )
 
 // The silences that connections may feel behind a router. TCP repeats what is lost after about 0.2, 0.6, 1.4, 3, 6.4, 13 and
@@ -56,6 +57,8 @@ func TestBGPKeepsConnections(t *testing.T) {
 			{"a restart of the daemon without grace", checkRestartWithoutGrace},
 			{"power loss without BFD", checkSlowPowerLoss},
 			{"power loss with BFD", checkPowerLoss},
+			{"the daemon's death with BFD", checkDeadDaemon},
+			{"a daemon that hangs with BFD", checkHungDaemon},
 			{"passwords", checkPasswords},
 			{"one AS", checkOneAS},
 		} {
@@ -318,6 +321,79 @@ func (r *bgpLab) loseMaster(t *testing.T, c crowd, gap time.Duration) {
 func checkSlowPowerLoss(t *testing.T, r *bgpLab, c crowd) {
 	waitSameFlows(t, r.l.Nodes(), 100)
 	r.loseMaster(t, c, withoutBFD)
+}
+
+// The master's daemon dies, and its machine goes on forwarding. BFD has the router leave it, and the endpoints' answers go on
+// arriving there, until the grace of a daemon is over: new connections are opened through the next node all the
+// same, and no established one is lost.
+func checkDeadDaemon(t *testing.T, r *bgpLab, c crowd) {
+	r.loseDaemon(t, c, func(n *lab.Node) {
+		if err := n.Kill(within(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	}, func(n *lab.Node) {
+		if err := n.Start(within(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.WaitUp(within(t, 20*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// The same with one that stands still, and comes to itself.
+func checkHungDaemon(t *testing.T, r *bgpLab, c crowd) {
+	signal := func(what func() error) {
+		if err := what(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.loseDaemon(t, c, func(n *lab.Node) { signal(n.Pause) }, func(n *lab.Node) { signal(n.Resume) })
+}
+
+// loseDaemon takes the master's daemon away and gives it back before anybody is elected in its place.
+func (r *bgpLab) loseDaemon(t *testing.T, c crowd, off, on func(*lab.Node)) {
+	t.Helper()
+	r.change(t, 0, routertest.Options{Form: routertest.Backup, BFD: someBFD})
+	r.ranked(t, firstVIP)
+	waitSameFlows(t, r.l.Nodes(), 100)
+	victim := master(t, r.l, "")
+	late := stalls(t)
+	probers := map[string]*traffic.Prober{}
+	for mode, port := range modePorts {
+		p, err := traffic.NewProber(traffic.ProberConfig{
+			Dial: r.l.Clients()[0].Dial, Target: netip.AddrPortFrom(firstVIP, port), Interval: 20 * time.Millisecond, Timeout: 3 * time.Second,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		background(t, "prober of "+mode, p.Run)
+		if err := p.Succeeding(within(t, 10*time.Second), 5); err != nil {
+			t.Fatal(err)
+		}
+		p.Window()
+		probers[mode] = p
+	}
+	c.through(t, withBFD, func() {
+		off(victim)
+		pass(t, 3*time.Second)
+	})
+	for mode, p := range probers {
+		res := p.Result()
+		t.Logf("%s: %d new connections, %d failed; none for %s at most", mode, res.OK+res.Failed, res.Failed, res.Outage.Round(time.Millisecond))
+		if res.Failed > 0 || res.Outage > time.Second+late() {
+			t.Errorf("%s: new connections had to wait for %s, %d failed: %s", mode, res.Outage, res.Failed, res.LastError)
+		}
+	}
+	if now := master(t, r.l, ""); now != victim {
+		t.Errorf("%s is master by now: the test has shown nothing", now.Name())
+	}
+	c.through(t, withBFD, func() {
+		on(victim)
+		r.whole(t)
+		r.ranked(t, firstVIP)
+	})
+	r.change(t, 0, plain)
 }
 
 // A VIP that has nobody to send new flows to is withdrawn, unless it is to be kept, and comes back.
