@@ -190,5 +190,5 @@ func TestAForeignHandOnTheVIPsIsMended(t *testing.T) {
 	w = clients.Window()
 	cli(t, backup, "instance", "move", "default", "--to", m.Name())
 	waitOnlyHolder(t, releaseTime, l, m.Name(), lab.ServiceVIP(), lab.GatewayVIP())
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 }

@@ -102,7 +102,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 	late := stalls(t)
 	w := clients.Window()
 	cli(t, leaver, "leave")
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 	waitMembers(t, 2, rest...)
 	next := master(t, l, leaver.Name())
 	if err := onlyHolder(l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP()); err != nil {
@@ -120,7 +120,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 	w = clients.Window()
 	join(t, leaver, next)
 	waitHealthy(t, l)
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 	waitSameFlows(t, l.Nodes(), 100)
 	if m := master(t, l, ""); m != next {
 		t.Errorf("%s took the mastership back by joining", m.Name())
@@ -140,7 +140,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 		waitMembers(t, 2, left...)
 		cli(t, left[0], "service", "create", "after", "--vip", lab.ServiceVIP().String(), "--port", "81", "--mode", "fullnat",
 			"--endpoint", "10.2.0.21:8080")
-		progressed(t, w, 500*time.Millisecond, late)
+		progressed(t, w, restartGap, late)
 		join(t, leader, left[1])
 		waitHealthy(t, l)
 	})
