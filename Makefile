@@ -8,13 +8,17 @@ GOFUMPT   := mvdan.cc/gofumpt@v0.9.2
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.6.1
 export CGO_ENABLED := 0
 
-.PHONY: all build demo test test-unit test-bpf-1 test-bpf-2 test-routers test-e2e lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
+.PHONY: all build build-faults demo test test-unit test-bpf-1 test-bpf-2 test-routers test-e2e test-labs lint generate check-generate bench bench-datapath bench-lab bench-lab-deps bench-state \
         bench-replication bench-commit bench-failover bench-bgp bench-health test-replication test-upgrade chaos soak test-vm deps clean
 
 all: build
 
 build:
 	$(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/pontoon ./cmd/pontoon
+
+# The same with faults that tests can put into its disk.
+build-faults:
+	$(GO) build -trimpath -ldflags "-s -w" -tags pontoon_faults -o bin/pontoon-faults ./cmd/pontoon
 
 # The product's own demonstration: three nodes on this machine, a thousand
 # connections, a master that dies three different deaths.
@@ -29,17 +33,19 @@ deps:
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
 
 # Packages beside each other first, and beside them the clusters behind BGP routers: both mostly wait. Then the other
-# ones that start whole clusters, one at a time. The BPF file system is taken away again if the tests mounted it.
-CLUSTER_TESTS := pontoon/node/e2e pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
+# clusters, where those that measure are alone (node/e2e/doc.go), and last the lab itself and the demo, which start
+# clusters, too. Every test is in one of these, which internal/arch checks. The BPF file system is taken away again if the
+# tests mounted it.
+LAB_TESTS    := pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
 ROUTER_TESTS  := '^Test(BGPKeeps|ActiveActive|FloatingNextHop|AThousandVIPs|RoutesFollow)'
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
 	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j4 test-unit test-bpf-1 test-bpf-2 test-routers && \
-	$(MAKE) --no-print-directory test-e2e; status=$$?; \
+	$(MAKE) --no-print-directory test-e2e test-labs; status=$$?; \
 	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
 
 test-unit: build
-	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(CLUSTER_TESTS:%=-e %) -e pontoon/bpf)
+	$(GO) test -timeout 20m $$($(GO) list ./... | grep -v -x $(LAB_TESTS:%=-e %) -e pontoon/bpf -e pontoon/node/e2e)
 
 # The data plane's tests mostly wait, too, and are the longest: in two halves.
 BPF_HALF := '^(Test[A-M]|Fuzz)'
@@ -52,8 +58,12 @@ test-bpf-2: build
 test-routers: build
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -v -run $(ROUTER_TESTS) ./node/e2e
 
-test-e2e: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 30m -p 1 -v -skip $(ROUTER_TESTS) $(CLUSTER_TESTS)
+test-e2e: build build-faults
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_FAULTS_BINARY=$(CURDIR)/bin/pontoon-faults \
+	  $(GO) test -timeout 30m -v -skip $(ROUTER_TESTS) ./node/e2e
+
+test-labs: build
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -timeout 20m -p 3 -v $(LAB_TESTS)
 
 # Replication at the size the product is meant for: about three minutes; test-e2e runs it smaller. What it does stands
 # at TestReplicasStayEqualThroughEveryTrouble.
@@ -70,8 +80,7 @@ test-upgrade: build
 CHAOS_SEEDS ?= 10
 CHAOS_FIRST ?= 1
 CHAOS_SEED  ?=
-chaos: build
-	$(GO) build -trimpath -tags pontoon_faults -o bin/pontoon-faults ./cmd/pontoon
+chaos: build build-faults
 	PONTOON_BINARY=$(CURDIR)/bin/pontoon PONTOON_FAULTS_BINARY=$(CURDIR)/bin/pontoon-faults CHAOS_SEEDS=$(CHAOS_SEEDS) CHAOS_FIRST=$(CHAOS_FIRST) CHAOS_SEED=$(CHAOS_SEED) \
 	  $(GO) test -timeout 3h -v -count=1 -run 'TestChaos$$' ./node/e2e
 

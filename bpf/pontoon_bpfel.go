@@ -378,6 +378,19 @@ type pontoonNextHop struct {
 	Pad        [2]uint8
 }
 
+type pontoonOnLink uint32
+
+const (
+	pontoonOnLinkLINK_PROBES pontoonOnLink = 4
+)
+
+type pontoonOriginFlag uint32
+
+const (
+	pontoonOriginFlagORIGIN_F_ALL   pontoonOriginFlag = 1
+	pontoonOriginFlagORIGIN_F_TO_US pontoonOriginFlag = 2
+)
+
 type pontoonPacket struct {
 	_        structs.HostLayout
 	Key      pontoonFlowKey
@@ -515,6 +528,12 @@ type pontoonServiceWork struct {
 	Pad      uint32
 }
 
+type pontoonSlots uint32
+
+const (
+	pontoonSlotsSLOTS_SHIFT pontoonSlots = 8
+)
+
 type pontoonStation struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -603,6 +622,7 @@ type pontoonVipFlag uint32
 const (
 	pontoonVipFlagVIP_F_RANGES pontoonVipFlag = 1
 	pontoonVipFlagVIP_F_SHARED pontoonVipFlag = 2
+	pontoonVipFlagVIP_F_ASTRAY pontoonVipFlag = 4
 )
 
 type pontoonVocabulary struct {
@@ -616,6 +636,9 @@ type pontoonVocabulary struct {
 	Counter      uint32
 	ServiceFlag  uint32
 	VipFlag      uint32
+	Slots        uint32
+	OnLink       uint32
+	OriginFlag   uint32
 	EndpointFlag uint32
 	StationFlag  uint32
 	LeaseFlag    uint32
@@ -625,6 +648,7 @@ type pontoonVocabulary struct {
 	TraceKind    uint32
 	PacketFlag   uint32
 	Answer       uint32
+	_            [4]byte
 	Record       struct {
 		_      structs.HostLayout
 		Client struct {

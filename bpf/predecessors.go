@@ -19,17 +19,17 @@ type Predecessor struct {
 // zero value takes it back. Packets go on one hop older, and come back from nowhere
 // else than the connection's other end.
 func (d *Dataplane) SetPredecessor(ifindex int, p Predecessor) error {
-	key := uint32(ifindex) % d.maps.Predecessors.MaxEntries()
-	v := pontoonPredecessor{}
+	v := pontoonPredecessor{Ifindex: uint32(ifindex)}
 	if p.Until > 0 {
 		if len(p.MAC) != 6 || len(p.Own) != 6 {
 			return fmt.Errorf("set the predecessor on interface %d: want addresses of Ethernet", ifindex)
 		}
-		v.Until, v.Ifindex = uint64(p.Until), uint32(ifindex)
+		v.Until = uint64(p.Until)
 		copy(v.Dmac[:], p.MAC)
 		copy(v.Smac[:], p.Own)
 	}
-	if err := d.maps.Predecessors.Put(key, v); err != nil {
+	err := putOnLink(d.maps.Predecessors, v, func(v pontoonPredecessor) (uint32, bool) { return v.Ifindex, v.Until != 0 })
+	if err != nil {
 		return fmt.Errorf("set the predecessor on interface %d: %w", ifindex, err)
 	}
 	return nil

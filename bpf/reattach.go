@@ -14,6 +14,12 @@ func (d *Dataplane) LinksChanged() {
 	}
 }
 
+// Reattach puts the programs back on interfaces that somebody took them off, or are new, before it returns;
+// Interfaces says how that ended. It is for the moment before this machine takes addresses up: without a program in
+// front, the kernel resets the connections to an address that it has. It costs some system calls for each
+// interface, and is safe for concurrent use.
+func (d *Dataplane) Reattach() { d.hooks.ensure() }
+
 // attachLoop looks after the interfaces once a second, and when it is told that they have changed.
 func (d *Dataplane) attachLoop(ctx context.Context) error {
 	ticker := time.NewTicker(time.Second)

@@ -251,6 +251,21 @@ func TestInterfaceMadeAnewIsServedByTheRunningDataPlane(t *testing.T) {
 	}
 }
 
+// Before a machine takes an address up, its programs are looked after at once: a kernel without one in front
+// resets the connections to what it holds.
+func TestReattachPutsBackWhatWasTakenOffBeforeItReturns(t *testing.T) {
+	l := newLab(t, false, 1)
+	d := l.open(0, nil) // nobody runs it, and so nobody else looks after it
+	pin := filepath.Join(d.opts.PinDir, linkFolder, "eth1")
+	if err := os.Remove(pin); err != nil {
+		t.Fatal(err)
+	}
+	d.Reattach()
+	if _, err := os.Stat(pin); err != nil {
+		t.Errorf("%v; attached: %+v", err, d.Interfaces())
+	}
+}
+
 func TestInterfaceWithoutEthernetIsRefused(t *testing.T) {
 	bpftest.RequirePrivilege(t)
 	ns, peer := bpftest.NewNS(t), bpftest.NewNS(t)

@@ -3,6 +3,7 @@ package bpf
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 )
 
@@ -12,20 +13,18 @@ type Peers struct {
 	MACs map[uint8]net.HardwareAddr // theirs, by slot
 }
 
-// SetPeers has packets that come in on an interface, and may belong to a connection of a shared service
-// (Service.Shared) that is not known here, brought to the nodes that may know it: those with ACK to its VIP, or
+// SetPeers has packets that come in on an interface, and may belong to a connection of a service
+// (Service.Shared, Service.Strays) that is not known here, brought to the nodes that may know it: those with ACK to its VIP, or
 // SCTP's that open nothing; what an endpoint sends to a source port of another node, to that node alone; and what
 // an endpoint sends past this node from a service's port (ModeDNAT). What one of them sends is not brought on. A packet is brought
 // one hop older, as it is otherwise. Its zero value ends it.
 func (d *Dataplane) SetPeers(ifindex int, p Peers) error {
-	key := uint32(ifindex) % d.maps.Peers.MaxEntries()
-	var v pontoonPeerLink
+	v := pontoonPeerLink{Ifindex: uint32(ifindex)}
 	if len(p.MACs) > 0 {
 		if len(p.Own) != len(v.Own) {
 			return fmt.Errorf("set the peers on interface %d: want addresses of Ethernet", ifindex)
 		}
 		copy(v.Own[:], p.Own)
-		v.Ifindex = uint32(ifindex)
 	}
 	for slot, mac := range p.MACs {
 		if int(slot) >= len(v.Mac) || len(mac) != len(v.Own) {
@@ -34,7 +33,8 @@ func (d *Dataplane) SetPeers(ifindex int, p Peers) error {
 		copy(v.Mac[slot][:], mac)
 		v.There |= 1 << slot
 	}
-	if err := d.maps.Peers.Put(key, v); err != nil {
+	err := putOnLink(d.maps.Peers, v, func(v pontoonPeerLink) (uint32, bool) { return v.Ifindex, v.There != 0 })
+	if err != nil {
 		return fmt.Errorf("set the peers on interface %d: %w", ifindex, err)
 	}
 	return nil
@@ -54,11 +54,70 @@ func (d *Dataplane) setLiving(alive map[uint8]bool) error {
 	return nil
 }
 
-// syncOrigins makes the map of origins say where the answers of shared services come from.
+// vipFlags are those of VIPs, and of the sources that endpoints see, which follow from the services.
+func vipFlags(services []Service) map[netip.Addr]uint32 {
+	flags := make(map[netip.Addr]uint32, len(services))
+	for i := range services {
+		s := &services[i]
+		vip, source := s.vipFlags()
+		flags[s.VIP.Addr().Unmap()] |= vip
+		if source == 0 {
+			continue
+		}
+		for _, e := range s.Endpoints {
+			for _, from := range e.Sources {
+				flags[from.Unmap()] |= source
+			}
+		}
+	}
+	return flags
+}
+
+// vipFlags are the flags of the VIP of s, and of the sources towards its endpoints.
+func (s *Service) vipFlags() (vip, source uint32) {
+	if s.ranged() {
+		vip = uint32(pontoonVipFlagVIP_F_RANGES)
+	}
+	switch {
+	case s.Shared:
+		source = uint32(pontoonVipFlagVIP_F_SHARED)
+		vip |= source
+	case s.Strays != Strays{}:
+		source = uint32(pontoonVipFlagVIP_F_ASTRAY)
+	}
+	if s.Strays.Clients != 0 && !s.Shared {
+		vip |= uint32(pontoonVipFlagVIP_F_ASTRAY) | uint32(s.Strays.Clients)<<pontoonSlotsSLOTS_SHIFT
+	}
+	return vip, source
+}
+
+// origin says who may know the connections that the endpoints of s answer; 0: this node, or nobody.
+func (s *Service) origin() uint32 {
+	var value uint32
+	switch {
+	case s.Mode == ModeDSR:
+		return 0
+	case s.Shared:
+		value = uint32(pontoonOriginFlagORIGIN_F_ALL)
+	case s.Strays != Strays{}:
+		value = uint32(s.Strays.Answers) << pontoonSlotsSLOTS_SHIFT
+	default:
+		return 0
+	}
+	if s.Mode != ModeDNAT {
+		value |= uint32(pontoonOriginFlagORIGIN_F_TO_US)
+	}
+	return value
+}
+
+// syncOrigins makes the map of origins say where the answers come from that another node may know.
 func (t *tables) syncOrigins(services []Service) error {
+	const toUs = uint32(pontoonOriginFlagORIGIN_F_TO_US)
 	want := map[pontoonRangeKey]uint32{}
-	for _, s := range services {
-		if !s.Shared || s.Mode == ModeDSR {
+	for i := range services {
+		s := &services[i]
+		value := s.origin()
+		if value == 0 {
 			continue
 		}
 		more := uint16(0)
@@ -67,7 +126,11 @@ func (t *tables) syncOrigins(services []Service) error {
 		}
 		for _, e := range s.Endpoints {
 			for _, key := range rangeKeys(e.Addr.Addr(), s.Protocol, e.Addr.Port(), e.Addr.Port()+more) {
-				want[key] = 1
+				if was, ok := want[key]; ok { // of several services
+					want[key] = (was|value)&^toUs | was&value&toUs
+				} else {
+					want[key] = value
+				}
 			}
 		}
 	}

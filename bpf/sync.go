@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -109,24 +108,10 @@ func (d *Dataplane) serviceValue(s *Service) pontoonService {
 	return value
 }
 
-// setVIPs adds the VIPs that are missing and notes which have services of several ports, and which are
-// everybody's: those of shared services, and what their endpoints see as source.
+// setVIPs adds the VIPs that are missing and notes which have services of several ports, which are
+// everybody's, and to which what belongs to another node may come.
 func (d *Dataplane) setVIPs(want Desired) error {
-	flags := make(map[netip.Addr]uint32, len(want.VIPs))
-	for _, s := range want.Services {
-		if s.ranged() {
-			flags[s.VIP.Addr().Unmap()] |= uint32(pontoonVipFlagVIP_F_RANGES)
-		}
-		if !s.Shared {
-			continue
-		}
-		flags[s.VIP.Addr().Unmap()] |= uint32(pontoonVipFlagVIP_F_SHARED)
-		for _, e := range s.Endpoints {
-			for _, source := range e.Sources {
-				flags[source.Unmap()] |= uint32(pontoonVipFlagVIP_F_SHARED)
-			}
-		}
-	}
+	flags := vipFlags(want.Services)
 	var errs []error
 	for _, vip := range want.VIPs {
 		if err := d.maps.Vips.Put(vipKey(vip), flags[vip.Unmap()]); err != nil {

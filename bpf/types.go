@@ -322,8 +322,20 @@ type Service struct {
 	// Shared says that routers bring its packets to any node at any time, because the instance of its
 	// VIP has no master: what is not known here is brought to the other nodes (SetPeers), and a
 	// flow whose directions pass two nodes stays with one of them.
-	Shared    bool
+	Shared bool
+	// Strays are the nodes that may know a connection which is not known here, although its instance has a master:
+	// routers that learn its VIP by BGP turn to the next node before the cluster does, while the endpoints' answers go on
+	// arriving at the master. Packets of such connections are brought there (SetPeers).
+	Strays    Strays
 	Endpoints []Endpoint
+}
+
+// Strays are nodes, one bit for each slot. The zero value is nobody: what is not known is nobody's.
+type Strays struct {
+	Clients uint8 // who may know the connection that a client's packet belongs to
+	// Answers is who may know the one that an answer belongs to which passes this node (ModeDNAT). While there is any, what
+	// endpoints answer to a source port is brought to the node that gave the port out.
+	Answers uint8
 }
 
 // Endpoint is one backend. Weight 0 takes no new flows.

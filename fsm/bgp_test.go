@@ -333,6 +333,13 @@ func TestSessionChangesSayWhatIsResetAndWhy(t *testing.T) {
 		}
 		return out
 	}
+	quietly := func(why string) []SessionChange {
+		out := everywhere(SessionReset, why)
+		for i := range out {
+			out[i].RoutesKept = true
+		}
+		return out
+	}
 	put := func(change func(*BGPPeer)) Command {
 		p := peer
 		change(&p)
@@ -353,18 +360,18 @@ func TestSessionChangesSayWhatIsResetAndWhy(t *testing.T) {
 		"the same":         {put(func(*BGPPeer) {}), nil},
 		"bfd and limit":    {put(func(p *BGPPeer) { p.BFD, p.MaxPrefixes = true, 1 }), nil},
 		"import":           {bgp(func(b *BGP) { b.Import, b.MaxImport = []ImportRule{{Prefix: prefix("::/0")}}, 1 }), nil},
-		"hold":             {put(func(p *BGPPeer) { p.Hold = Duration(30 * time.Second) }), everywhere(SessionReset, "hold time 9s -> 30s, keepalive 3s -> 10s")},
+		"hold":             {put(func(p *BGPPeer) { p.Hold = Duration(30 * time.Second) }), quietly("hold time 9s -> 30s, keepalive 3s -> 10s")},
 		"as":               {put(func(p *BGPPeer) { p.AS = 1 }), everywhere(SessionReset, "AS 65001 -> 1")},
 		"local as":         {put(func(p *BGPPeer) { p.LocalAS = 1 }), everywhere(SessionReset, "own AS 64512 -> 1")},
 		"local as as is":   {put(func(p *BGPPeer) { p.LocalAS = 64512 }), nil},
-		"password":         {put(func(p *BGPPeer) { p.Password = "x" }), everywhere(SessionReset, "another password")},
-		"port":             {put(func(p *BGPPeer) { p.Port = 1 }), everywhere(SessionReset, "port 179 -> 1")},
-		"multihop":         {put(func(p *BGPPeer) { p.Multihop = 2 }), everywhere(SessionReset, "multihop 0 -> 2")},
-		"ttl":              {put(func(p *BGPPeer) { p.TTLSecurity = true }), everywhere(SessionReset, "TTL security off -> on")},
-		"passive":          {put(func(p *BGPPeer) { p.Passive = true }), everywhere(SessionReset, "passive off -> on")},
+		"password":         {put(func(p *BGPPeer) { p.Password = "x" }), quietly("another password")},
+		"port":             {put(func(p *BGPPeer) { p.Port = 1 }), quietly("port 179 -> 1")},
+		"multihop":         {put(func(p *BGPPeer) { p.Multihop = 2 }), quietly("multihop 0 -> 2")},
+		"ttl":              {put(func(p *BGPPeer) { p.TTLSecurity = true }), quietly("TTL security off -> on")},
+		"passive":          {put(func(p *BGPPeer) { p.Passive = true }), quietly("passive off -> on")},
 		"family":           {put(func(p *BGPPeer) { p.Family = FamilyIPv6 }), everywhere(SessionReset, "family both -> ipv6")},
 		"graceful restart": {put(func(p *BGPPeer) { p.NoGracefulRestart = true }), everywhere(SessionReset, "graceful restart 2m -> off")},
-		"restart time":     {bgp(func(b *BGP) { b.RestartTime = Duration(time.Minute) }), everywhere(SessionReset, "graceful restart 2m -> 1m")},
+		"restart time":     {bgp(func(b *BGP) { b.RestartTime = Duration(time.Minute) }), quietly("graceful restart 2m -> 1m")},
 		"listen port":      {bgp(func(b *BGP) { b.Port = 0 }), nil},
 		"own as":           {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb2", AS: 5}} }), everywhere(SessionReset, "own AS 64512 -> 5")[1:2]},
 		"router id":        {bgp(func(b *BGP) { b.Nodes = []BGPNode{{Node: "lb1", RouterID: addr("1.1.1.1")}} }), everywhere(SessionReset, "router id 192.0.2.1 -> 1.1.1.1")[:1]},

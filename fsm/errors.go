@@ -36,6 +36,8 @@ var (
 	ErrNotEligible = errors.New("node is not eligible")
 	// ErrStale is returned for what a node found out in an epoch that is over.
 	ErrStale = errors.New("out of date")
+	// ErrChanged is returned when an object is to be replaced that is not as it was read; see State.CheckFingerprint.
+	ErrChanged = errors.New("changed meanwhile")
 	// ErrUnsupported is returned by Decode and Restore for bytes written by a
 	// newer version. Skipping such a log entry would make replicas differ, so
 	// whoever meets it must stop, not go on.

@@ -22,6 +22,9 @@ type SessionChange struct {
 	Node NodeID      `json:"node"`
 	Verb SessionVerb `json:"change" enum:"added,reset,removed"`
 	Why  string      `json:"why,omitempty"` // of a reset: what differs, as "hold time 9s -> 30s"
+	// RoutesKept says of a reset that the peer is not told of it: if it does graceful restart, too, it keeps the
+	// routes until the session is back.
+	RoutesKept bool `json:"routes_kept,omitempty"`
 }
 
 // session is everything two speakers agree on when they connect: if any of it
@@ -68,20 +71,20 @@ func (s *State) sessions(node NodeID) []session {
 // sessionChanges walks two sorted lists side by side.
 func sessionChanges(node NodeID, before, after []session) []SessionChange {
 	var out []SessionChange
-	say := func(s session, v SessionVerb, why string) {
-		out = append(out, SessionChange{Peer: s.Address, Node: node, Verb: v, Why: why})
+	say := func(s session, v SessionVerb, why string, kept bool) {
+		out = append(out, SessionChange{Peer: s.Address, Node: node, Verb: v, Why: why, RoutesKept: kept})
 	}
 	for len(before) > 0 || len(after) > 0 {
 		switch {
 		case len(after) == 0 || len(before) > 0 && before[0].Address.Less(after[0].Address):
-			say(before[0], SessionRemoved, "")
+			say(before[0], SessionRemoved, "", false)
 			before = before[1:]
 		case len(before) == 0 || after[0].Address.Less(before[0].Address):
-			say(after[0], SessionAdded, "")
+			say(after[0], SessionAdded, "", false)
 			after = after[1:]
 		default:
 			if why := before[0].differs(after[0]); why != "" {
-				say(after[0], SessionReset, why)
+				say(after[0], SessionReset, why, before[0].sameSpeaker(after[0]))
 			}
 			before, after = before[1:], after[1:]
 		}
@@ -116,6 +119,12 @@ func (s session) differs(o session) string {
 	turn("family", s.Family, o.Family)
 	turn("graceful restart", s.graceful(), o.graceful())
 	return strings.Join(why, ", ")
+}
+
+// sameSpeaker says whether the peer takes the next session for one of the same speaker that has restarted.
+func (s session) sameSpeaker(o session) bool {
+	return !s.NoGracefulRestart && !o.NoGracefulRestart && s.AS == o.AS && s.ownAS() == o.ownAS() && s.as == o.as &&
+		s.routerID == o.routerID && s.Source == o.Source && s.Family == o.Family
 }
 
 func (s session) ownAS() uint32 {

@@ -35,6 +35,7 @@ type routing struct {
 	handed   bool               // want was given
 	config   announce.BGPConfig // of the sessions
 	set      bool               // the speaker was given it
+	whole    bool               // and could do all of it
 	told     bool               // the sessions were given routes
 	routes   []plan.Route       // which
 	withheld []netip.Addr       // which not, for want of endpoints
@@ -122,9 +123,9 @@ func (r *routing) apply(ctx context.Context) error {
 // applyOnce gives the speaker what differs from what it was given.
 func (r *routing) applyOnce(ctx context.Context) error {
 	r.mu.Lock()
-	want, config, told, routes := r.want, r.config, r.told, r.routes
+	want, told, routes := r.want, r.told, r.routes
 	r.mu.Unlock()
-	cerr := r.configure(ctx, want.config, config)
+	cerr := r.configure(ctx, want.config)
 	if !want.known {
 		return cerr
 	}
@@ -144,22 +145,29 @@ func (r *routing) applyOnce(ctx context.Context) error {
 	return cerr
 }
 
-// configure makes the sessions those of want. What fails touches sessions only, and
-// the speaker goes on trying: routes are given to it all the same.
-func (r *routing) configure(ctx context.Context, want, is announce.BGPConfig) error {
-	if !reflect.DeepEqual(want, is) {
-		reset, err := r.bgp.Configure(ctx, want)
-		for _, p := range reset {
-			r.logger.Info("BGP session begun anew: its settings have changed", "peer", p)
-		}
-		if err != nil {
-			return err
-		}
+// configure makes the sessions those of want. What fails (a port that is taken, say) touches sessions only, and the speaker goes on
+// trying: routes are given to it all the same, and the import rules are those of want. What cannot be at all changes nothing.
+func (r *routing) configure(ctx context.Context, want announce.BGPConfig) error {
+	r.mu.Lock()
+	done := r.whole && reflect.DeepEqual(want, r.config)
+	r.mu.Unlock()
+	if done {
+		return nil
+	}
+	if err := want.Validate(); err != nil {
+		return fmt.Errorf("configure bgp: %w", err)
+	}
+	reset, err := r.bgp.Configure(ctx, want)
+	for _, p := range reset {
+		r.logger.Info("BGP session begun anew: its settings have changed", "peer", p)
+	}
+	if ctx.Err() != nil {
+		return err
 	}
 	r.mu.Lock()
-	r.config, r.set = want, true
+	r.config, r.set, r.whole = want, true, err == nil
 	r.mu.Unlock()
-	return nil
+	return err
 }
 
 // tellTrouble logs what cannot be done, once, and keeps it for the status.

@@ -164,3 +164,33 @@ func TestASettingThatIsWrongKeepsNoRouteBack(t *testing.T) {
 	n.toldNothing()
 	roottest.Eventually(t, "the warning to go", func() bool { return len(n.r.warnings()) == 0 })
 }
+
+// A port that is taken hinders listening, and nothing else: the import rules are the new ones, and the trouble is told until
+// it is over.
+func TestATakenPortKeepsNoRuleBack(t *testing.T) {
+	n := newNeighbour(t)
+	n.start(n.r.bgp.Run) // without the share that would touch this machine's routes
+	n.start(n.r.apply)
+	n.hand(routeTo("203.0.113.1", true))
+	n.told("203.0.113.1", 10)
+	l, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n.config.Port = uint16(l.Addr().(*net.TCPAddr).Port)
+	n.config.Import, n.config.MaxImport = []announce.ImportRule{{Prefix: netip.MustParsePrefix("10.0.0.0/8")}}, 7
+	n.hand(routeTo("203.0.113.1", true), routeTo("203.0.113.2", true))
+	n.told("203.0.113.2", 10)
+	roottest.Eventually(t, "a warning", func() bool { return len(n.r.warnings()) == 1 })
+	n.r.mu.Lock()
+	rules, whole := len(n.r.config.Import), n.r.whole
+	n.r.mu.Unlock()
+	if rules != 1 || whole {
+		t.Errorf("%d rules are in force; all of it is done: %v", rules, whole)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	roottest.Eventually(t, "the warning to go", func() bool { return len(n.r.warnings()) == 0 })
+}

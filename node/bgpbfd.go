@@ -96,13 +96,35 @@ func (d *detector) setSessions() error {
 	d.mu.Lock()
 	w, all := d.watch, slices.Clone(d.routers)
 	d.mu.Unlock()
-	for _, k := range w.sessions {
-		all = append(all, detect.Session{Key: k, Config: detect.Config{
-			DesiredMinTx: d.cfg.BFDInterval, RequiredMinRx: d.cfg.BFDInterval, DetectMult: uint8(d.cfg.BFDMultiplier), //nolint:gosec // at most 50
-		}})
+	members := detect.Config{
+		DesiredMinTx: d.cfg.BFDInterval, RequiredMinRx: d.cfg.BFDInterval, DetectMult: uint8(d.cfg.BFDMultiplier), //nolint:gosec // at most 50
 	}
-	return d.sessions.SetSessions(all)
+	for _, k := range w.sessions {
+		all = append(all, detect.Session{Key: k, Config: members})
+	}
+	return d.sessions.SetSessions(eachOnce(all))
 }
+
+// eachOnce leaves one session of those with the same key: a member that is a BGP neighbour, too, has one for both, which tells
+// as soon as the quicker of the two would have.
+func eachOnce(all []detect.Session) []detect.Session {
+	at := make(map[detect.Key]int, len(all))
+	out := make([]detect.Session, 0, len(all))
+	for _, s := range all {
+		i, twice := at[s.Key]
+		switch {
+		case !twice:
+			at[s.Key] = len(out)
+			out = append(out, s)
+		case detects(s.Config) < detects(out[i].Config):
+			out[i].Config = s.Config
+		}
+	}
+	return out
+}
+
+// detects is how long a silence is that counts as a death.
+func detects(c detect.Config) time.Duration { return c.RequiredMinRx * time.Duration(c.DetectMult) }
 
 // sessionChanged is told of each change while the sessions are locked.
 func (d *detector) sessionChanged(k detect.Key, c detect.Change) {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ func TestADryRunSaysWhatTheSpeakerDoes(t *testing.T) {
 		"password":         put(func(p *fsm.BGPPeer) { p.Password = "x" }),
 		"multihop":         put(func(p *fsm.BGPPeer) { p.Multihop = 2 }),
 		"ttl security":     put(func(p *fsm.BGPPeer) { p.TTLSecurity = true }),
+		"source":           put(func(p *fsm.BGPPeer) { p.Node, p.Source = "lb1", mustAddr("192.0.2.1") }),
 		"passive":          put(func(p *fsm.BGPPeer) { p.Passive = true }),
 		"hold":             put(func(p *fsm.BGPPeer) { p.Hold = fsm.Duration(30 * time.Second) }),
 		"keepalive":        put(func(p *fsm.BGPPeer) { p.Keepalive = fsm.MinKeepalive }),
@@ -58,11 +60,11 @@ func TestADryRunSaysWhatTheSpeakerDoes(t *testing.T) {
 		}
 		said, done := map[netip.Addr]string{}, map[netip.Addr]string{}
 		for _, ch := range fsm.SessionChanges(before, after) {
-			said[ch.Peer] = string(ch.Verb)
+			said[ch.Peer] = fmt.Sprintf("%s, routes kept: %v", ch.Verb, ch.RoutesKept)
 		}
 		words := map[announce.PeerAction]fsm.SessionVerb{announce.PeerAdded: fsm.SessionAdded, announce.PeerReset: fsm.SessionReset, announce.PeerRemoved: fsm.SessionRemoved}
 		for _, ch := range announce.Changes(bgpConfig(before, "lb1"), bgpConfig(after, "lb1")) {
-			done[ch.Peer] = string(words[ch.Action])
+			done[ch.Peer] = fmt.Sprintf("%s, routes kept: %v", words[ch.Action], ch.Quiet)
 		}
 		if diff := cmp.Diff(said, done, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 			t.Errorf("%s: what is said and what is done differ: %s", name, diff)

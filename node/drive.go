@@ -101,7 +101,7 @@ type driver struct {
 	self     plan.Self     // for this machine
 	member   bool          // as one of the cluster, or not
 
-	epochs map[string]uint32 // of the masterships that the data plane knows of
+	parts map[string]plan.Part // of this node, that the data plane knows of
 }
 
 // driveLoop runs a pass whenever the state or the host changed, and every second.
@@ -201,6 +201,9 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 	if !same {
 		d.wantsIPv6 = usesIPv6(p)
 	}
+	if fresh && takesUp(p, was.holding) {
+		m.dp.Reattach()
+	}
 	perr := d.prepareIPv6()
 	var derr error
 	if !same {
@@ -234,7 +237,7 @@ func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
 		v.holding = addrsOf(p.Addresses)
 	}
 	if same {
-		derr = d.syncDataplane(ctx, p.Dataplane, d.sameEpochs(s)) // what nobody waits for comes last
+		derr = d.syncDataplane(ctx, p.Dataplane, d.sameParts(s)) // what nobody waits for comes last
 	}
 	oerr := d.shareConnections(s, links)
 	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
@@ -287,11 +290,11 @@ func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same boo
 	return d.services.Plan(s, self), same
 }
 
-// sameEpochs says whether the data plane knows the masterships of this node at s.
-func (d *driver) sameEpochs(s *fsm.State) bool {
-	held := plan.Epochs(s, d.self.Node)
-	same := maps.Equal(held, d.epochs)
-	d.epochs = held
+// sameParts says whether the data plane knows what this node is in the instances at s.
+func (d *driver) sameParts(s *fsm.State) bool {
+	parts := plan.Parts(s, d.self.Node)
+	same := maps.Equal(parts, d.parts)
+	d.parts = parts
 	return same
 }
 
@@ -365,6 +368,11 @@ func (d *driver) noticeDeath(s *fsm.State) error {
 func keepHeld(p *plan.Plan, held []netip.Addr) {
 	p.Addresses = slices.DeleteFunc(p.Addresses, func(a plan.Address) bool { return !slices.Contains(held, a.Addr) })
 	p.Adverts = slices.DeleteFunc(p.Adverts, func(a plan.Advert) bool { return !slices.Contains(held, a.Addr) })
+}
+
+// takesUp says whether the plan has addresses that this host does not hold.
+func takesUp(p plan.Plan, holding []netip.Addr) bool {
+	return slices.ContainsFunc(p.Addresses, func(a plan.Address) bool { return !slices.Contains(holding, a.Addr) })
 }
 
 func (m *member) setLocal(v localView) {

@@ -26,6 +26,7 @@ var errorKinds = []struct {
 	err  error
 }{
 	{"not_found", fsm.ErrNotFound},
+	{"changed", fsm.ErrChanged},
 	{"exists", fsm.ErrExists},
 	{"invalid", fsm.ErrInvalid},
 	{"not_initialised", fsm.ErrNotInitialised},

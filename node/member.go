@@ -59,6 +59,8 @@ type member struct {
 	guestMu    sync.Mutex
 	guests     map[machine]bool // let in unknown, while this node knew too little
 
+	writes sync.RWMutex // of who proposes on this node while it leads; see applyIf
+
 	recovery atomic.Pointer[recovery] // to be committed before all else; see rebuild.go
 
 	contact contact

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
 	"time"
 
 	"pontoon/fsm"
@@ -85,8 +86,12 @@ func (c *peerClient) call(ctx context.Context, node, path string, body []byte) (
 	return a, nil
 }
 
-func (c *peerClient) propose(ctx context.Context, node string, cmd []byte) (uint64, error) {
-	a, err := c.call(ctx, node, "/internal/propose", cmd)
+func (c *peerClient) propose(ctx context.Context, node string, p proposal) (uint64, error) {
+	path := "/internal/propose"
+	if p.want != "" {
+		path += "?want=" + url.QueryEscape(p.want)
+	}
+	a, err := c.call(ctx, node, path, p.command)
 	return a.Index, err
 }
 
@@ -132,12 +137,7 @@ func (m *member) servePropose(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, fmt.Errorf("read command: %w", err)) // what is in the log stays there
 		return
 	}
-	index, err := m.proposedHere(b)
-	if err == nil {
-		// The caller is a follower, which answers its own caller once it has applied
-		// the command; that it is committed it learns from the next entry.
-		m.raft.Barrier(0)
-	}
+	index, err := m.proposedHere(proposal{b, r.URL.Query().Get("want")})
 	answer(w, index, nil, err)
 }
 

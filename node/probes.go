@@ -232,7 +232,7 @@ func (p *probing) commit(ctx context.Context, s *fsm.State, due map[string][]fsm
 	for _, cmd := range healthCommands(fsm.NodeID(p.m.cfg.Name), slices.Sorted(maps.Keys(due)), due, s.Prober) {
 		b, err := fsm.Encode(cmd)
 		if err == nil {
-			_, err = p.m.proposeWithin(ctx, b)
+			_, err = p.m.proposeWithin(ctx, proposal{command: b})
 		}
 		if err != nil {
 			p.m.logger.Debug("verdicts on endpoints not committed", "err", err)

@@ -12,22 +12,28 @@ import (
 	"pontoon/web"
 )
 
-// proposeWithin is Propose with an encoded command, for as long as a commit may take.
-func (m *member) proposeWithin(ctx context.Context, b []byte) (uint64, error) {
+// proposal is an encoded command, and the fingerprint of what it replaces; "" is any.
+type proposal struct {
+	command []byte
+	want    string
+}
+
+// proposeWithin is Propose for as long as a commit may take.
+func (m *member) proposeWithin(ctx context.Context, p proposal) (uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, raftApply)
 	defer cancel()
-	index, err := m.proposeUntilTaken(ctx, b)
+	index, err := m.proposeUntilTaken(ctx, p)
 	if err != nil {
 		return index, err
 	}
 	return index, m.waitApplied(ctx, index)
 }
 
-func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error) {
+func (m *member) proposeUntilTaken(ctx context.Context, p proposal) (uint64, error) {
 	again := time.NewTicker(20 * time.Millisecond)
 	defer again.Stop()
 	for {
-		index, err := m.proposeOnce(ctx, b)
+		index, err := m.proposeOnce(ctx, p)
 		if err == nil || !errors.Is(err, errNotLeader) {
 			return index, err
 		}
@@ -39,18 +45,42 @@ func (m *member) proposeUntilTaken(ctx context.Context, b []byte) (uint64, error
 	}
 }
 
-func (m *member) proposeOnce(ctx context.Context, b []byte) (uint64, error) {
+func (m *member) proposeOnce(ctx context.Context, p proposal) (uint64, error) {
 	if m.raft.isLeader() {
-		return m.proposedHere(b)
+		return m.proposedHere(p)
 	}
 	leader, _, err := m.raft.waitLeader(ctx)
 	if err != nil {
 		return 0, errNotLeader
 	}
 	if leader == m.cfg.Name {
-		return m.proposedHere(b)
+		return m.proposedHere(p)
 	}
-	return m.peers.propose(ctx, leader, b)
+	return m.peers.propose(ctx, leader, p)
+}
+
+// applyIf commits a proposal on this node, which should lead. Where something is wanted of what it replaces, nobody else's
+// command can come between the look and the entry: others of this leader wait, and an entry of another leader would make
+// this one fail.
+func (m *member) applyIf(p proposal) (uint64, error) {
+	if p.want == "" {
+		m.writes.RLock()
+		defer m.writes.RUnlock()
+		return m.applyHere(p.command)
+	}
+	cmd, err := fsm.Decode(p.command)
+	if err != nil {
+		return 0, err
+	}
+	m.writes.Lock()
+	defer m.writes.Unlock()
+	if err := m.raft.Barrier(raftApply).Error(); err != nil {
+		return 0, errNotLeader // nothing was done; who leads can be asked again
+	}
+	if err := m.store.State().CheckFingerprint(cmd, p.want); err != nil {
+		return 0, err
+	}
+	return m.applyHere(p.command)
 }
 
 // applyHere commits an encoded command on this node, which should lead.

@@ -92,10 +92,10 @@ func takenFrom(s *fsm.State, cmd fsm.Command, nodes map[fsm.NodeID]time.Time) fs
 
 // proposedHere commits on this node, which should lead, what somebody asked for; not now if that takes VIPs from a
 // node that rests.
-func (m *member) proposedHere(b []byte) (uint64, error) {
+func (m *member) proposedHere(p proposal) (uint64, error) {
 	now := time.Now()
 	if nodes := m.reports.resting(now); len(nodes) > 0 && m.raft.isLeader() {
-		cmd, err := fsm.Decode(b)
+		cmd, err := fsm.Decode(p.command)
 		if err != nil {
 			return 0, err
 		}
@@ -105,7 +105,15 @@ func (m *member) proposedHere(b []byte) (uint64, error) {
 				from, nodes[from].Sub(now).Round(100*time.Millisecond))}
 		}
 	}
-	return m.applyHere(b)
+	index, err := m.applyIf(p)
+	if err == nil {
+		// A follower learns that an entry is committed from the next one, up to twice raftCommit later when
+		// nothing follows. A caller that is one answers its own only once it has applied the command, and of a
+		// moved mastership the old master should hear when the new one does: routers see both announce alike
+		// in between.
+		m.raft.Barrier(0)
+	}
+	return index, err
 }
 
 // Propose commits cmd through the leader, wherever that is, and returns its
@@ -114,6 +122,11 @@ func (m *member) proposedHere(b []byte) (uint64, error) {
 // sent again when its outcome is unknown. What would take VIPs from a node that rests
 // waits until that one is back, or is over.
 func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
+	return m.ProposeIf(ctx, cmd, "")
+}
+
+// ProposeIf is Propose, if what cmd replaces has the fingerprint want just before; "" is any.
+func (m *member) ProposeIf(ctx context.Context, cmd fsm.Command, want string) (uint64, error) {
 	if m.removed() {
 		return 0, &remoteError{text: removedText, kind: web.ErrNoLeader}
 	}
@@ -124,7 +137,7 @@ func (m *member) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
 	again := time.NewTicker(restPoll)
 	defer again.Stop()
 	for began := time.Now(); ; {
-		index, err := m.proposeWithin(ctx, b)
+		index, err := m.proposeWithin(ctx, proposal{b, want})
 		if !errors.Is(err, errResting) || time.Since(began) > maxLease+restPoll {
 			return index, err
 		}

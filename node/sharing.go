@@ -12,14 +12,15 @@ import (
 	"pontoon/node/host"
 )
 
-// Where an instance has no master, routers bring its packets to any node. What belongs to a connection that
-// another node has begun, and of which the copy is still under way, is brought there by the data plane
-// (bpf.SetPeers); it must know where the others are on each link.
+// Where an instance has no master, routers bring its packets to any node; and where it has one, they may turn to
+// the next node before the cluster does. What belongs to a connection that another node has begun, and of which there is no copy
+// yet, is brought there by the data plane (bpf.SetPeers); it must know where the others are on each link.
 
-// isShared says whether some instance with VIPs has no master.
-func isShared(s *fsm.State) bool {
+// mayStray says whether packets of some VIP may come to a node that does not know their connection: those of an
+// instance without a master, and those that go by what routers are told.
+func mayStray(s *fsm.State) bool {
 	for _, v := range s.VIPs() {
-		if in, ok := s.Instance(v.Instance); ok && in.Kind == fsm.InstanceECMP {
+		if in, ok := s.Instance(v.Instance); ok && (in.Kind == fsm.InstanceECMP || v.Announce == fsm.AnnounceBGP) {
 			return true
 		}
 	}
@@ -38,11 +39,10 @@ func forwarders(s *fsm.State, self fsm.NodeID) []fsm.Node {
 	return out
 }
 
-// shareConnections tells the data plane where the other nodes are, on each link, while an instance has no
-// master.
+// shareConnections tells the data plane where the other nodes are, on each link, while packets may stray.
 func (d *driver) shareConnections(s *fsm.State, links []host.Link) error {
 	var others []fsm.Node
-	if isShared(s) {
+	if mayStray(s) {
 		others = forwarders(s, fsm.NodeID(d.m.cfg.Name))
 	}
 	var errs []error
@@ -57,6 +57,11 @@ func (d *driver) shareConnections(s *fsm.State, links []host.Link) error {
 			}
 		}
 		told[l.Index] = p
+	}
+	for index := range d.sharing { // an interface that is gone leaves its place to the next
+		if _, there := told[index]; !there && !slices.ContainsFunc(links, func(l host.Link) bool { return l.Index == index }) {
+			errs = append(errs, d.m.dp.SetPeers(index, bpf.Peers{}))
+		}
 	}
 	d.sharing = told
 	return errors.Join(errs...)

@@ -10,7 +10,9 @@ import (
 	"pontoon/fsm"
 )
 
-func TestConnectionsAreSharedWhileAnInstanceWithVIPsHasNoMaster(t *testing.T) {
+func TestPacketsMayStrayWhereRoutersChooseTheNode(t *testing.T) {
+	routed := fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.101"), Announce: fsm.AnnounceBGP}}
+	linked := fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.102")}}
 	vip := fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100"), Instance: "x", Announce: fsm.AnnounceBGP}}
 	for _, tc := range []struct {
 		name string
@@ -20,9 +22,11 @@ func TestConnectionsAreSharedWhileAnInstanceWithVIPsHasNoMaster(t *testing.T) {
 		{"none", oneNode(), false},
 		{"without a VIP", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}), false},
 		{"with one", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, vip), true},
-		{"it has a master again", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, vip, fsm.PutInstance{Name: "x", Kind: fsm.InstanceBackup}), false},
+		{"it has a master again", oneNode(fsm.PutInstance{Name: "x", Kind: fsm.InstanceECMP}, vip, fsm.PutInstance{Name: "x", Kind: fsm.InstanceBackup}), true},
+		{"a VIP that routers learn", oneNode(routed), true},
+		{"one on a link", oneNode(linked), false},
 	} {
-		if _, s := history(t, tc.cmds...); isShared(s) != tc.want {
+		if _, s := history(t, tc.cmds...); mayStray(s) != tc.want {
 			t.Errorf("%s: %v", tc.name, !tc.want)
 		}
 	}

@@ -31,6 +31,15 @@ func (d *daemon) Propose(ctx context.Context, cmd fsm.Command) (uint64, error) {
 	return m.Propose(ctx, cmd)
 }
 
+// ProposeIf implements web.Backend.
+func (d *daemon) ProposeIf(ctx context.Context, cmd fsm.Command, want string) (uint64, error) {
+	m, err := d.current()
+	if err != nil {
+		return 0, err
+	}
+	return m.ProposeIf(ctx, cmd, want)
+}
+
 // Events implements web.Backend.
 func (d *daemon) Events(since time.Time) ([]Event, func(context.Context) ([]Event, error)) {
 	return d.events.since(since)

@@ -21,16 +21,18 @@ type peerPath struct {
 func (s *server) bgpRoutes() {
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/bgp", id: "get-bgp", tag: "bgp", summary: "Show the settings of the BGP speakers",
-	}, func(context.Context, *struct{}) (*answer[BGPSettings], error) {
+	}, func(context.Context, *struct{}) (*tagged[BGPSettings], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		return &answer[BGPSettings]{Body: bgpSettings(s.Backend.State())}, nil
+		state := s.Backend.State()
+		return &tagged[BGPSettings]{ETag: etag(state, fsm.PutBGP{}), Body: bgpSettings(state)}, nil
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/bgp", id: "put-bgp", tag: "bgp",
 		summary: "Replace the settings of the BGP speakers", body: reflect.TypeFor[fsm.BGP](), text: dryRunText,
 	}, func(ctx context.Context, in *struct {
+		Precondition
 		DryRun bool `query:"dry_run"`
 		Body   json.RawMessage
 	},
@@ -39,7 +41,7 @@ func (s *server) bgpRoutes() {
 		if err != nil {
 			return nil, err
 		}
-		return s.writeBGP(ctx, fsm.PutBGP{BGP: b}, in.DryRun)
+		return s.writeBGP(ctx, fsm.PutBGP{BGP: b}, in.DryRun, in.Precondition)
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/bgp/routes", id: "list-bgp-routes", tag: "bgp",
@@ -62,14 +64,15 @@ func (s *server) bgpPeerRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/bgp/peers/{address}", id: "get-bgp-peer", tag: "bgp", summary: "Show one BGP peer",
-	}, func(ctx context.Context, in *peerPath) (*answer[BGPPeerStatus], error) {
+	}, func(ctx context.Context, in *peerPath) (*tagged[BGPPeerStatus], error) {
+		tag := etag(s.Backend.State(), fsm.PutBGPPeer{Peer: fsm.BGPPeer{Address: in.Address, Node: in.Node}})
 		list, err := s.peers(ctx)
 		if err != nil {
 			return nil, err
 		}
 		for _, p := range list {
 			if p.Address == in.Address.Unmap() && p.Node == in.Node {
-				return &answer[BGPPeerStatus]{Body: p}, nil
+				return &tagged[BGPPeerStatus]{ETag: tag, Body: p}, nil
 			}
 		}
 		return nil, missing("bgp peer", in.Address.String())
@@ -88,7 +91,7 @@ func (s *server) bgpPeerRoutes() {
 		DryRun  bool       `query:"dry_run"`
 	},
 	) (*answer[BGPWritten], error) {
-		return s.writeBGP(ctx, fsm.DeleteBGPPeer{Address: in.Address, Node: in.Node}, in.DryRun)
+		return s.writeBGP(ctx, fsm.DeleteBGPPeer{Address: in.Address, Node: in.Node}, in.DryRun, Precondition{})
 	})
 }
 
@@ -102,6 +105,7 @@ func (s *server) peers(ctx context.Context) ([]BGPPeerStatus, error) {
 }
 
 type putPeerInput struct {
+	Precondition
 	Address netip.Addr `path:"address" doc:"The peer."`
 	Node    fsm.NodeID `query:"node" doc:"The entry of this node; in the body it means the same. The one for all nodes when left out of both."`
 	DryRun  bool       `query:"dry_run"`
@@ -123,11 +127,11 @@ func (s *server) putPeer(ctx context.Context, in *putPeerInput) (*answer[BGPWrit
 		p.Node = in.Node
 	}
 	p.Address = in.Address
-	return s.writeBGP(ctx, fsm.PutBGPPeer{Peer: p}, in.DryRun)
+	return s.writeBGP(ctx, fsm.PutBGPPeer{Peer: p}, in.DryRun, in.Precondition)
 }
 
 // writeBGP commits a change, or only says what it would do to sessions.
-func (s *server) writeBGP(ctx context.Context, cmd fsm.Command, dryRun bool) (*answer[BGPWritten], error) {
+func (s *server) writeBGP(ctx context.Context, cmd fsm.Command, dryRun bool, p Precondition) (*answer[BGPWritten], error) {
 	if err := s.inCluster(); err != nil {
 		return nil, err
 	}
@@ -138,7 +142,7 @@ func (s *server) writeBGP(ctx context.Context, cmd fsm.Command, dryRun bool) (*a
 		return out, err
 	}
 	// A refusal by what this node knows may be out of date: the leader's word counts.
-	w, err := s.propose(ctx, cmd)
+	w, err := s.proposeIf(ctx, cmd, p)
 	if err != nil {
 		return nil, err
 	}

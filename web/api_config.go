@@ -26,13 +26,14 @@ func (s *server) instanceRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/instances/{name}", id: "get-instance", tag: "instances", summary: "Show one instance",
-	}, func(_ context.Context, in *instancePath) (*answer[InstanceStatus], error) {
+	}, func(_ context.Context, in *instancePath) (*tagged[InstanceStatus], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		for _, i := range InstanceStatuses(s.Backend.State()) {
+		state := s.Backend.State()
+		for _, i := range InstanceStatuses(state) {
 			if i.Name == in.Name {
-				return &answer[InstanceStatus]{Body: i}, nil
+				return &tagged[InstanceStatus]{ETag: etag(state, fsm.PutInstance{Name: in.Name}), Body: i}, nil
 			}
 		}
 		return nil, missing("instance", in.Name)
@@ -43,6 +44,7 @@ func (s *server) instanceRoutes() {
 		text: "The first master of a new one is, among the eligible nodes with the highest priority for it, the one that is master of the fewest. Priorities never move an instance whose master stays eligible. With one of the settings (kind, announce_policy, next_hops, " +
 			"as_prepend, communities) all of them are replaced; without any, an instance keeps those it has.",
 	}, func(ctx context.Context, in *struct {
+		Precondition
 		Name string `path:"name" doc:"Name of the instance."`
 		Body InstanceRequest
 	},
@@ -50,7 +52,7 @@ func (s *server) instanceRoutes() {
 		if err := samePath("name", in.Name, in.Body.Name); err != nil {
 			return nil, err
 		}
-		return s.propose(ctx, s.instanceCommand(ctx, in.Name, in.Body))
+		return s.proposeIf(ctx, s.instanceCommand(ctx, in.Name, in.Body), in.Precondition)
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/instances/{name}", id: "delete-instance", tag: "instances",
@@ -131,20 +133,22 @@ func (s *server) vipRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/vips/{address}", id: "get-vip", tag: "vips", summary: "Show one VIP",
-	}, func(_ context.Context, in *vipPath) (*answer[fsm.VIP], error) {
+	}, func(_ context.Context, in *vipPath) (*tagged[fsm.VIP], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
-		v, ok := s.Backend.State().VIP(in.Address)
+		state := s.Backend.State()
+		v, ok := state.VIP(in.Address)
 		if !ok {
 			return nil, missing("vip", in.Address.String())
 		}
-		return &answer[fsm.VIP]{Body: v}, nil
+		return &tagged[fsm.VIP]{ETag: etag(state, fsm.PutVIP{VIP: v}), Body: v}, nil
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/vips/{address}", id: "put-vip", tag: "vips",
 		summary: "Create or replace a VIP", body: reflect.TypeFor[fsm.VIP](),
 	}, func(ctx context.Context, in *struct {
+		Precondition
 		Address netip.Addr `path:"address" doc:"The VIP."`
 		Body    json.RawMessage
 	},
@@ -158,7 +162,7 @@ func (s *server) vipRoutes() {
 		}
 		v.Address = in.Address
 		v.Pool, v.Share = "", "" // the cluster keeps what it has said
-		return s.propose(ctx, fsm.PutVIP{VIP: v})
+		return s.proposeIf(ctx, fsm.PutVIP{VIP: v}, in.Precondition)
 	})
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/vips/{address}", id: "delete-vip", tag: "vips",

@@ -36,18 +36,7 @@ func (s *server) serviceRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/services/{name}", id: "get-service", tag: "services", summary: "Show one service",
-	}, func(ctx context.Context, in *servicePath) (*answer[ServiceStatus], error) {
-		st, err := s.readStatus(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, svc := range st.Services {
-			if svc.Name == in.Name {
-				return &answer[ServiceStatus]{Body: svc}, nil
-			}
-		}
-		return nil, missing("service", in.Name)
-	})
+	}, s.getService)
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/services/{name}", id: "put-service", tag: "services",
 		summary: "Create or replace a service", body: reflect.TypeFor[fsm.Service](),
@@ -76,6 +65,20 @@ func (s *server) serviceRoutes() {
 	})
 }
 
+func (s *server) getService(ctx context.Context, in *servicePath) (*tagged[ServiceStatus], error) {
+	tag := etag(s.Backend.State(), fsm.PutService{Service: fsm.Service{Name: in.Name}})
+	st, err := s.readStatus(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, svc := range st.Services {
+		if svc.Name == in.Name {
+			return &tagged[ServiceStatus]{ETag: tag, Body: svc}, nil
+		}
+	}
+	return nil, missing("service", in.Name)
+}
+
 type drainInput struct {
 	Name    string         `path:"name" doc:"Name of the service."`
 	Address netip.AddrPort `path:"address" doc:"The endpoint, address:port."`
@@ -101,6 +104,7 @@ func (s *server) drainEndpoint(ctx context.Context, in *drainInput) (*written, e
 }
 
 type putServiceInput struct {
+	Precondition
 	Name     string `path:"name" doc:"Name of the service."`
 	Create   bool   `query:"create" doc:"Refuse a service that exists already, and create its VIP if that does not exist."`
 	Instance string `query:"instance" doc:"The instance the VIP has to be in; any when left out. In the body it means the same."`
@@ -134,7 +138,7 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.propose(ctx, cmd)
+	w, err := s.proposeIf(ctx, cmd, in.Precondition)
 	if err != nil {
 		return nil, err
 	}
@@ -143,9 +147,13 @@ func (s *server) putService(ctx context.Context, in *putServiceInput) (*answer[S
 	if now, ok := state.Service(svc.Name); ok && auto != nil {
 		svc.VIP = now.VIP
 	}
-	if _, both := cmd.(fsm.Batch); both || auto != nil {
-		if v, ok := state.VIP(svc.VIP); ok {
-			out.Body.VIP = &v
+	v, there := state.VIP(svc.VIP)
+	if _, both := cmd.(fsm.Batch); there && (both || auto != nil) {
+		out.Body.VIP = &v
+	}
+	if is, ok := state.Service(svc.Name); ok {
+		if in, _ := state.Instance(v.Instance); there {
+			out.Body.Notes = choiceNotes(is, in.Name, in.Kind)
 		}
 	}
 	return out, nil

@@ -42,6 +42,12 @@ type Backend interface {
 	// Pontoon has set: see AddressUse.
 	Uses(ctx context.Context) ([]AddressUse, error)
 
+	// ProposeIf is Propose for a command that replaces something, if that has the
+	// fingerprint want just before (fsm.State.Fingerprint); else it returns
+	// fsm.ErrChanged, and nothing has happened. A leader of a version that did not
+	// know this yet does not look.
+	ProposeIf(ctx context.Context, cmd fsm.Command, want string) (index uint64, err error)
+
 	// Events returns what happened at or after since, oldest first, and a
 	// function that blocks until there is more. A call of next that ends with
 	// its context's error has taken nothing: the next call continues there.

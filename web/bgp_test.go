@@ -83,7 +83,7 @@ func TestBGPWritesAnswerWithTheSessionsTheyTouch(t *testing.T) {
 	b, o := world(t)
 	h := handlerAt(t, b, o, AccessFull)
 	reset := func(why string) string {
-		return `{"peer":"192.168.80.1","node":"lb1","change":"reset","why":"` + why + `"}`
+		return `{"peer":"192.168.80.1","node":"lb1","change":"reset","why":"` + why + `"`
 	}
 	for _, c := range []struct {
 		name, method, path, body string

@@ -117,6 +117,13 @@ func (b *fakeBackend) Reads(_ context.Context, version int) bool {
 	return version <= cmp.Or(b.readable, fsm.CommandVersion)
 }
 
+func (b *fakeBackend) ProposeIf(ctx context.Context, cmd fsm.Command, want string) (uint64, error) {
+	if err := b.State().CheckFingerprint(cmd, want); err != nil {
+		return 0, err
+	}
+	return b.Propose(ctx, cmd)
+}
+
 func (b *fakeBackend) happen(e Event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -121,6 +121,7 @@ type WriteResult struct {
 type ServiceWritten struct {
 	WriteResult
 	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, or that a pool gave it."`
+	Notes []string `json:"notes,omitempty" doc:"What the operator may want to do otherwise, in words."`
 }
 
 // PoolStatus is one address pool and what has become of its addresses.

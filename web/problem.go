@@ -44,6 +44,7 @@ var refusals = []struct {
 	{fsm.ErrNotInitialised, http.StatusConflict, "no_cluster"},
 	{ErrNoLeader, http.StatusServiceUnavailable, "no_leader"},
 	{ErrTraceBusy, http.StatusConflict, "trace_busy"},
+	{fsm.ErrChanged, http.StatusPreconditionFailed, "changed"},
 	{fsm.ErrInvalid, http.StatusUnprocessableEntity, codeInvalid}, // first of those one error may match together
 	{fsm.ErrNotFound, http.StatusNotFound, "not_found"},
 	{fsm.ErrExists, http.StatusConflict, "exists"},

@@ -36,17 +36,7 @@ func Summarise(s Status) Summary {
 			note(LevelOK, "%s is drained: it owns nothing until it is resumed.", n.Name)
 		}
 	}
-	for _, i := range s.Instances {
-		switch {
-		case len(i.VIPs) == 0:
-		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 0:
-			note(LevelBad, "Instance %s is served by no node: its addresses are not served.", i.Name)
-		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 1 && len(s.Nodes) > 1:
-			note(LevelWarn, "Instance %s is served by %s alone: no other node is eligible.", i.Name, i.Succession[0])
-		case i.Kind != fsm.InstanceECMP && i.Master == "":
-			note(LevelBad, "Instance %s has no master: its addresses are not served.", i.Name)
-		}
-	}
+	noteInstances(s, note)
 	switch voters {
 	case 1:
 		note(LevelWarn, "1 voter is not highly available: join two more nodes, or one and a witness.")
@@ -87,6 +77,37 @@ func Summarise(s Status) Summary {
 	}
 	sum.Notes = notNil(sum.Notes)
 	return sum
+}
+
+// noteInstances says of instances, and of the services of those without a master, what a person has to know.
+func noteInstances(s Status, note func(l Level, format string, args ...any)) {
+	kinds := map[string]fsm.InstanceKind{}
+	for _, i := range s.Instances {
+		kinds[i.Name] = i.Kind
+		switch {
+		case len(i.VIPs) == 0:
+		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 0:
+			note(LevelBad, "Instance %s is served by no node: its addresses are not served.", i.Name)
+		case i.Kind == fsm.InstanceECMP && len(i.Succession) == 1 && len(s.Nodes) > 1:
+			note(LevelWarn, "Instance %s is served by %s alone: no other node is eligible.", i.Name, i.Succession[0])
+		case i.Kind != fsm.InstanceECMP && i.Master == "":
+			note(LevelBad, "Instance %s has no master: its addresses are not served.", i.Name)
+		}
+	}
+	for _, svc := range s.Services {
+		for _, words := range choiceNotes(svc.Service, svc.Instance, kinds[svc.Instance]) {
+			note(LevelOK, "%s", words)
+		}
+	}
+}
+
+// choiceNotes says what comes of it when every node gets new connections of a service and chooses for itself.
+func choiceNotes(svc fsm.Service, instance string, kind fsm.InstanceKind) []string {
+	if kind != fsm.InstanceECMP || svc.Algorithm == fsm.Maglev {
+		return nil
+	}
+	return []string{fmt.Sprintf("Service %s chooses endpoints by %s, which each node does for itself, and all nodes serve instance %s: "+
+		"a connection whose first packet is repeated past another node may begin at two endpoints. With maglev every node chooses the same.", svc.Name, svc.Algorithm, instance)}
 }
 
 // nodeTrouble says what is wrong with a node, as the end of a sentence, or "".

@@ -79,3 +79,25 @@ func TestSummaryPutsTheClusterIntoWords(t *testing.T) {
 		})
 	}
 }
+
+// Nodes that choose for themselves are told of, where any of them may be asked.
+func TestChoicesOfEachNodeForItselfAreTold(t *testing.T) {
+	s := Status{Cluster: ClusterStatus{Quorum: true, Leader: "lb1"}, Instances: []InstanceStatus{
+		{Name: "wide", InstanceSettings: InstanceSettings{Kind: fsm.InstanceECMP}}, {Name: "default", InstanceSettings: InstanceSettings{Kind: fsm.InstanceBackup}},
+	}}
+	for name, c := range map[string]struct {
+		svc  ServiceStatus
+		want bool
+	}{
+		"rr":                {ServiceStatus{Service: fsm.Service{Name: "a", Algorithm: fsm.RoundRobin}, Instance: "wide"}, true},
+		"lc":                {ServiceStatus{Service: fsm.Service{Name: "a", Algorithm: fsm.LeastConnections}, Instance: "wide"}, true},
+		"maglev":            {ServiceStatus{Service: fsm.Service{Name: "a", Algorithm: fsm.Maglev}, Instance: "wide"}, false},
+		"rr, with a master": {ServiceStatus{Service: fsm.Service{Name: "a", Algorithm: fsm.RoundRobin}, Instance: "default"}, false},
+	} {
+		s.Services = []ServiceStatus{c.svc}
+		sum := Summarise(s)
+		if got := strings.Contains(strings.Join(sum.Notes, "\n"), "for itself"); got != c.want || sum.Level == LevelBad {
+			t.Errorf("%s: %+v", name, sum)
+		}
+	}
+}

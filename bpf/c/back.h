@@ -4,7 +4,7 @@
  * are brought to it, as they are. It answers for them as it would have. */
 #pragma once
 
-#include "maps.h"
+#include "onlink.h"
 
 /* goes_on tells whether the packet belongs to a TCP connection that has begun elsewhere, as far as it
  * says itself: to a VIP, or past this node to whom an endpoint answers in MODE_DNAT. */
@@ -18,11 +18,10 @@ static __always_inline int goes_on(const struct packet *p, int verdict)
 /* predecessor_on returns who was master before, while packets are to be brought there. */
 static __always_inline struct predecessor *predecessor_on(__u32 ifindex)
 {
-	__u32 slot = ifindex % PREDECESSORS;
-	struct predecessor *before = bpf_map_lookup_elem(&predecessors, &slot);
+	struct predecessor *before = on_link(predecessors, PREDECESSORS, ifindex);
 	__u64 until;
 
-	if (!before || before->ifindex != ifindex)
+	if (!before)
 		return NULL;
 	until = *(volatile __u64 *)&before->until;
 	return until && bpf_ktime_get_boot_ns() < until ? before : NULL;

@@ -173,6 +173,18 @@ enum service_flag {
 enum vip_flag {
 	VIP_F_RANGES = 1, /* a service on it has more than one port */
 	VIP_F_SHARED = 2, /* packets to it may come to any node */
+	VIP_F_ASTRAY = 4, /* packets to it may come to another node than the one that knows their connection */
+};
+
+/* Above the flags of a VIP and of an origin: the nodes that may know it, one bit for each slot. */
+enum slots {
+	SLOTS_SHIFT = 8,
+};
+
+/* Where answers come from. A word 1 is also what versions wrote that knew of shared services only. */
+enum origin_flag {
+	ORIGIN_F_ALL = 1,   /* any node may know their connections, and not the slots alone */
+	ORIGIN_F_TO_US = 2, /* they go to addresses of ours and never past us: not MODE_DNAT */
 };
 
 enum endpoint_flag {
@@ -380,6 +392,11 @@ struct lease_term {
 /* The node that was master before this one, and until when packets of connections that nobody knows here
  * are brought to it; in a table by the low bits of the interface's index. */
 #define PREDECESSORS 256
+
+/* At how many places of such a table an entry may stand. */
+enum on_link {
+	LINK_PROBES = 4,
+};
 
 struct predecessor {
 	__u64 until; /* nanoseconds of CLOCK_BOOTTIME; 0: nobody */

@@ -30,6 +30,9 @@ const volatile struct vocabulary {
 	enum counter counter;
 	enum service_flag service_flag;
 	enum vip_flag vip_flag;
+	enum slots slots;
+	enum on_link on_link;
+	enum origin_flag origin_flag;
 	enum endpoint_flag endpoint_flag;
 	enum station_flag station_flag;
 	enum lease_flag lease_flag;
@@ -199,7 +202,8 @@ struct {
 	__type(value, __u32);
 } living SEC(".maps");
 
-/* Where answers of flows that any node may get come from: the endpoints' addresses and ports. */
+/* Where answers come from of flows that another node may know: the endpoints' addresses and ports;
+ * enum origin_flag, and slots. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);

@@ -262,7 +262,7 @@ static __always_inline int icmp_astray(struct __sk_buff *skb, struct packet *p, 
 {
 	__u32 *vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
 
-	if (!vip || !(*vip & VIP_F_SHARED) || !has_ports(q) || !peers_on(skb->ifindex))
+	if (!vip || !(*vip & (VIP_F_SHARED | VIP_F_ASTRAY)) || !has_ports(q) || !peers_on(skb->ifindex))
 		return icmp_unknown(p);
 	p->vip = *vip;
 	p->key.dport = q->key.sport;

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 /* Where an instance has no master, routers bring its packets to any node: what belongs to a connection
  * that another node has just begun is not known here yet. Such packets are brought to the other nodes
- * on the same link, for as long as there is such an instance. What comes from one of them is not brought on. */
+ * on the same link, for as long as there is such an instance. What comes from one of them is not brought on.
+ *
+ * Where it has one, routers that learn its VIPs by BGP may still turn to the next node before the cluster does,
+ * and the endpoints' answers go on arriving at the master, whose daemon may be dead and hear of nothing. So it
+ * brings them to the next node, and that one brings to it what clients go on sending. */
 #pragma once
 
 #include "back.h"
@@ -9,10 +13,9 @@
 /* peers_on returns the nodes that can be reached on an interface; NULL: none. */
 static __always_inline struct peer_link *peers_on(__u32 ifindex)
 {
-	__u32 slot = ifindex % PEER_LINKS;
-	struct peer_link *n = bpf_map_lookup_elem(&peers, &slot);
+	struct peer_link *n = on_link(peers, PEER_LINKS, ifindex);
 
-	return n && n->ifindex == ifindex && n->there ? n : NULL;
+	return n && n->there ? n : NULL;
 }
 
 /* has_begun tells whether the packet does not begin anything, as far as it says itself. */
@@ -23,11 +26,11 @@ static __always_inline int has_begun(const struct packet *p)
 	return (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN;
 }
 
-/* may_stray tells whether the packet may belong to a connection that another node knows: to a VIP of all
- * nodes, or past this node. Whether it comes from an endpoint is looked up later. */
+/* may_stray tells whether the packet may belong to a connection that another node knows: to a VIP whose
+ * packets other nodes get, too, or past this node. Whether it comes from an endpoint is looked up later. */
 static __always_inline int may_stray(const struct packet *p, int verdict, __u32 ifindex)
 {
-	if (verdict != V_PASS && (verdict != V_NEW || !(p->vip & VIP_F_SHARED)))
+	if (verdict != V_PASS && (verdict != V_NEW || !(p->vip & (VIP_F_SHARED | VIP_F_ASTRAY))))
 		return 0;
 	if (p->kind != KIND_FLOW || p->flags & (PACKET_F_LATER | PACKET_F_BODY) || !has_begun(p))
 		return 0;
@@ -36,16 +39,29 @@ static __always_inline int may_stray(const struct packet *p, int verdict, __u32 
 	return peers_on(ifindex) != NULL;
 }
 
-/* is_origin tells whether an endpoint of flows that any node may get sends from there. */
-static __noinline int is_origin(const struct packet *p)
+/* origin_of says whose answers come from where the packet does; 0: nobody's that another node may know. */
+static __noinline __u32 origin_of(const struct packet *p)
 {
 	struct range_key key = {};
+	__u32 *origin;
 
 	key.prefix_len = 8 * (sizeof(key) - sizeof(key.prefix_len));
 	__builtin_memcpy(key.vip, &p->key.saddr, sizeof(key.vip));
 	key.proto = p->key.proto;
 	key.port = p->key.sport;
-	return bpf_map_lookup_elem(&origins, &key) != NULL;
+	origin = bpf_map_lookup_elem(&origins, &key);
+	return origin ? *origin : 0;
+}
+
+/* clients_at returns the nodes that may know the connections of clients to the packet's VIP. */
+static __noinline __u32 clients_at(const struct packet *p)
+{
+	__u32 *vip;
+
+	if (p->vip & VIP_F_SHARED)
+		return ~0U;
+	vip = bpf_map_lookup_elem(&vips, &p->key.daddr);
+	return vip ? *vip >> SLOTS_SHIFT : 0;
 }
 
 /* giver returns the slot of the node that gives a source port out; PEER_SLOTS: nobody does. */

@@ -23,26 +23,52 @@ static __always_inline int from_peer(struct __sk_buff *skb, const struct peer_li
 	return same;
 }
 
-/* seekers returns the nodes that a packet is to be brought to, one bit each, and whose budget pays; 0: it is
- * to go its usual way. What an endpoint answers to a source port goes to the node that gave the port out,
- * if that is there. A client's datagram is not brought: it may be the first. */
-static __always_inline __u32 seekers(struct __sk_buff *skb, const struct packet *p, int verdict,
-				     const struct peer_link *n, __u32 *whose)
-{
-	__u32 slot;
+/* A packet that may be another node's. */
+struct stray {
+	__u32 to;    /* the nodes that it is to be brought to, one bit each; 0: it is to go its usual way */
+	__u32 whose; /* budget pays */
+	__u32 alone; /* these are all that may know it: who does not is to treat it as anything else */
+};
 
-	*whose = BRING_CLIENT;
-	if (verdict != V_PASS && find_service(p))
-		return p->key.proto == IPPROTO_UDP && verdict != V_ICMP ? 0 : n->there;
-	if (verdict != V_ICMP) {
-		if (!is_origin(p))
-			return 0;
-		*whose = BRING_ENDPOINT;
+/* past_us returns the nodes that may know the connection of an answer that passes this node. */
+static __always_inline __u32 past_us(struct __sk_buff *skb, const struct packet *p, __u32 origin)
+{
+	if (origin & ORIGIN_F_TO_US || for_host(skb, p))
+		return 0;
+	return origin & ORIGIN_F_ALL ? ~0U : origin >> SLOTS_SHIFT;
+}
+
+/* seek fills in what is to become of a packet. What an endpoint answers to a source port goes to the node that
+ * gave the port out, if that is there. A client's datagram is not brought: it may be the first. */
+static __always_inline void seek(struct __sk_buff *skb, const struct packet *p, int verdict,
+				 const struct peer_link *n, struct stray *s)
+{
+	__u32 origin = 0, slot;
+
+	s->whose = BRING_CLIENT;
+	s->alone = !(p->vip & VIP_F_SHARED);
+	if (verdict != V_PASS && find_service(p)) {
+		if (p->key.proto != IPPROTO_UDP || verdict == V_ICMP)
+			s->to = clients_at(p) & n->there;
+		return;
 	}
-	if (verdict == V_PASS)
-		return for_host(skb, p) ? 0 : n->there;
+	if (verdict != V_ICMP) {
+		origin = origin_of(p);
+		if (!origin)
+			return;
+		s->whose = BRING_ENDPOINT;
+	}
+	if (verdict == V_PASS) {
+		/* A datagram goes its way as well, so nobody else is to send it again. */
+		s->alone = !(origin & ORIGIN_F_ALL) && p->key.proto != IPPROTO_UDP;
+		s->to = past_us(skb, p, origin) & n->there;
+		return;
+	}
 	slot = giver(p->key.dport);
-	return slot < PEER_SLOTS && n->there >> slot & 1 ? 1U << slot : n->there;
+	if (slot < PEER_SLOTS && n->there >> slot & 1)
+		s->to = 1U << slot;
+	else if (!s->alone)
+		s->to = n->there;
 }
 
 /* What bringing changes of a packet. */
@@ -130,16 +156,18 @@ static __always_inline int tc_bring(struct __sk_buff *skb, const struct packet *
 	struct peer_link *n = peers_on(skb->ifindex);
 	struct untouched was = {};
 	struct next_hop hop = {};
-	__u32 to, one, whose;
+	struct stray s = {};
+	__u32 to, one;
 
 	if (!n || p->ttl <= 1)
 		return -1;
-	to = seekers(skb, p, verdict, n, &whose);
+	seek(skb, p, verdict, n, &s);
+	to = s.to;
 	if (!to)
 		return -1;
 	if (from_peer(skb, n))
-		return tc_drop(DROP_BROUGHT);
-	if (!may_bring(p, whose, ones(to)))
+		return s.alone ? -1 : tc_drop(DROP_BROUGHT);
+	if (!may_bring(p, s.whose, ones(to)))
 		return tc_drop(DROP_BRING_LIMIT);
 	if (bpf_skb_load_bytes(skb, 0, was.macs, sizeof(was.macs)) ||
 	    bpf_skb_load_bytes(skb, p->l3_off + offsetof(struct iphdr, check), &was.check, sizeof(was.check)))

@@ -57,10 +57,11 @@ the answer says which sessions that resets. All sessions that are not named go o
 All nodes of role lb speak with the peer, or one with --node. An entry for one node
 takes the place of the entry for all, on that node, and begins with the defaults.
 
-A reset session is back within seconds, but until then the router is without its
-routes, graceful restart or not. The entry for all nodes changes on all at once;
-with --node one can follow the other. --dry-run says what would be reset, and
-changes nothing.`,
+A reset session is back within seconds. Until then a router that does graceful
+restart keeps the routes, unless the AS, the source, the family or graceful restart
+itself is what changes; others are without them. The entry for all nodes changes on
+all at once; with --node one can follow the other. --dry-run says what would be
+reset, and changes nothing.`,
 		Example: `  pontoon bgp peer add 192.0.2.1 --as 65101 --bfd
   pontoon bgp peer add 192.0.2.1 --as 65101 --hold 30s --dry-run
   pontoon bgp peer add 2001:db8::1 --as 65101 --node lb1 --password-file peer.key`,
@@ -70,33 +71,25 @@ changes nothing.`,
 				return err
 			}
 			address := netip.MustParseAddr(args[0]).Unmap() // wantAddress has seen to it
-			p, err := a.peerToChange(cmd, address, f.node.node)
-			if err != nil {
-				return err
-			}
-			if err := f.merge(cmd, &p); err != nil {
-				return err
-			}
-			return a.writeBGP(cmd, http.MethodPut, peerPath(address.String(), f.node.node), p, dryRun, "peer "+address.String()+" is in place")
+			path := peerPath(address.String(), f.node.node)
+			return edit(a, cmd, path, true, func(current web.BGPPeerStatus, there bool, condition http.Header) error {
+				p := current.BGPPeer
+				if !there {
+					p = fsm.BGPPeer{Address: address, Node: f.node.node}
+					if err := requireFlags(cmd, "as"); err != nil {
+						return err
+					}
+				}
+				if err := f.merge(cmd, &p); err != nil {
+					return err
+				}
+				return a.writeBGP(cmd, http.MethodPut, path, p, condition, dryRun, "peer "+address.String()+" is in place")
+			})
 		},
 	}
 	f.addTo(a, cmd)
 	addDryRun(cmd, &dryRun)
 	return a.completing(cmd, peerNames())
-}
-
-// peerToChange is the peer as it is, or a new one, which needs an AS.
-func (a *app) peerToChange(cmd *cobra.Command, address netip.Addr, node fsm.NodeID) (fsm.BGPPeer, error) {
-	list, err := ask[[]web.BGPPeerStatus](a, cmd, http.MethodGet, "/v1/bgp/peers", nil)
-	if err != nil {
-		return fsm.BGPPeer{}, err
-	}
-	for _, p := range list {
-		if p.Address == address && p.Node == node {
-			return p.BGPPeer, nil
-		}
-	}
-	return fsm.BGPPeer{Address: address, Node: node}, requireFlags(cmd, "as")
 }
 
 func newPeerRemoveCmd(a *app) *cobra.Command {
@@ -111,7 +104,7 @@ and there is one for all, the node goes on with that.`,
 		Example: "  pontoon bgp peer remove 192.0.2.1",
 		Args:    wantAddress,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.writeBGP(cmd, http.MethodDelete, peerPath(args[0], node.node), nil, dryRun, "peer "+args[0]+" is removed")
+			return a.writeBGP(cmd, http.MethodDelete, peerPath(args[0], node.node), nil, nil, dryRun, "peer "+args[0]+" is removed")
 		},
 	}
 	node.addTo(a, cmd, "the entry of this node; all: the entry for all nodes")
@@ -165,7 +158,7 @@ func addDryRun(cmd *cobra.Command, dryRun *bool) {
 }
 
 // writeBGP makes a change, or tries it, and says what becomes of which session.
-func (a *app) writeBGP(cmd *cobra.Command, method, path string, body any, dryRun bool, done string) error {
+func (a *app) writeBGP(cmd *cobra.Command, method, path string, body any, condition http.Header, dryRun bool, done string) error {
 	if dryRun {
 		u, err := url.Parse(path)
 		if err != nil {
@@ -176,7 +169,7 @@ func (a *app) writeBGP(cmd *cobra.Command, method, path string, body any, dryRun
 		u.RawQuery = q.Encode()
 		path = u.String()
 	}
-	written, err := ask[web.BGPWritten](a, cmd, method, path, body)
+	written, err := askIf[web.BGPWritten](a, cmd, method, path, body, condition)
 	if err != nil {
 		return err
 	}

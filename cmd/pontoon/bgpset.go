@@ -54,12 +54,10 @@ which, and changes nothing.`,
 			if err := f.check(cmd); err != nil {
 				return err
 			}
-			current, err := ask[web.BGPSettings](a, cmd, http.MethodGet, "/v1/bgp", nil)
-			if err != nil {
-				return err
-			}
-			f.merge(cmd, &current.BGP)
-			return a.writeBGP(cmd, http.MethodPut, "/v1/bgp", current.BGP, dryRun, "the settings of BGP are in place")
+			return edit(a, cmd, "/v1/bgp", false, func(current web.BGPSettings, _ bool, condition http.Header) error {
+				f.merge(cmd, &current.BGP)
+				return a.writeBGP(cmd, http.MethodPut, "/v1/bgp", current.BGP, condition, dryRun, "the settings of BGP are in place")
+			})
 		},
 	}
 	fs := cmd.Flags()

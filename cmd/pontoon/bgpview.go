@@ -111,11 +111,12 @@ func sessionLines(changes []fsm.SessionChange) []string {
 		peer string
 		verb fsm.SessionVerb
 		why  string
+		kept bool
 	}
 	nodes := map[kind][]fsm.NodeID{}
 	var kinds []kind
 	for _, c := range changes {
-		k := kind{c.Peer.String(), c.Verb, c.Why}
+		k := kind{c.Peer.String(), c.Verb, c.Why, c.RoutesKept}
 		if nodes[k] == nil {
 			kinds = append(kinds, k)
 		}
@@ -130,6 +131,9 @@ func sessionLines(changes []fsm.SessionChange) []string {
 		lines[i] = fmt.Sprintf("%s on %s: %s %s", k.peer, join(nodes[k]), what, k.verb)
 		if k.why != "" {
 			lines[i] += " (" + k.why + ")"
+		}
+		if k.kept {
+			lines[i] += "; with graceful restart it keeps the routes meanwhile"
 		}
 	}
 	return lines

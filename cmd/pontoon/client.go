@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -135,16 +136,16 @@ func (c *api) get(ctx context.Context, path string) ([]byte, error) {
 }
 
 func (c *api) call(ctx context.Context, method, path string, body any, timeout time.Duration) ([]byte, error) {
-	answer, _, err := c.exchange(ctx, method, path, body, timeout)
+	answer, _, err := c.exchange(ctx, method, path, body, timeout, nil)
 	return answer, err
 }
 
-// exchange makes one call and returns the body and the header of the answer.
-func (c *api) exchange(ctx context.Context, method, path string, body any, timeout time.Duration) ([]byte, http.Header, error) {
+// exchange makes one call, with the headers given, and returns the body and the header of the answer.
+func (c *api) exchange(ctx context.Context, method, path string, body any, timeout time.Duration, header http.Header) ([]byte, http.Header, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout,
 		fmt.Errorf("%s did not answer within %s", c.where, timeout))
 	defer cancel()
-	resp, err := c.send(ctx, method, path, body, "application/json")
+	resp, err := c.send(ctx, method, path, body, "application/json", header)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -158,7 +159,7 @@ func (c *api) exchange(ctx context.Context, method, path string, body any, timeo
 
 // send makes the call and returns the open answer; a status of 300 or more is
 // an error already.
-func (c *api) send(ctx context.Context, method, path string, body any, accept string) (*http.Response, error) {
+func (c *api) send(ctx context.Context, method, path string, body any, accept string, header http.Header) (*http.Response, error) {
 	var payload io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
@@ -171,6 +172,7 @@ func (c *api) send(ctx context.Context, method, path string, body any, accept st
 	if err != nil {
 		return nil, fmt.Errorf("make request: %w", err)
 	}
+	maps.Copy(req.Header, header)
 	req.Header.Set("Accept", accept)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")

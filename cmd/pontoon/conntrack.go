@@ -66,7 +66,7 @@ forwards; the others are copies, ready to be adopted.`,
 		if err != nil {
 			return err
 		}
-		answer, header, err := c.exchange(cmd.Context(), http.MethodGet, "/v1/flows?"+f.query(), nil, callTimeout)
+		answer, header, err := c.exchange(cmd.Context(), http.MethodGet, "/v1/flows?"+f.query(), nil, callTimeout, nil)
 		if err != nil {
 			return err
 		}

@@ -22,6 +22,7 @@ type fakeDaemon struct {
 	polls  int // of the status since a join: the vote comes at the third
 	events []web.Event
 	more   chan struct{} // closed when events grow
+	before func()        // called before a conditional write is looked at; nil: nothing
 }
 
 var (
@@ -91,6 +92,16 @@ func (d *fakeDaemon) Propose(_ context.Context, cmd fsm.Command) (uint64, error)
 	next, err := d.state.Apply(d.state.Index()+1, cmd)
 	d.state = next
 	return next.Index(), err
+}
+
+func (d *fakeDaemon) ProposeIf(ctx context.Context, cmd fsm.Command, want string) (uint64, error) {
+	if d.before != nil {
+		d.before()
+	}
+	if err := d.State().CheckFingerprint(cmd, want); err != nil {
+		return 0, err
+	}
+	return d.Propose(ctx, cmd)
 }
 
 func (d *fakeDaemon) Status(context.Context) (web.Status, error) {

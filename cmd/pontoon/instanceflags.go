@@ -56,25 +56,33 @@ are. They need --announce l2 or bgp themselves.`,
 			if err := f.check(cmd); err != nil {
 				return err
 			}
-			current, err := ask[web.InstanceStatus](a, cmd, http.MethodGet, instancePath(args[0]), nil)
-			if err != nil {
+			path := instancePath(args[0])
+			return edit(a, cmd, path, false, func(current web.InstanceStatus, _ bool, condition http.Header) error {
+				written, err := askIf[web.WriteResult](a, cmd, http.MethodPut, path, f.updated(cmd, current), condition)
+				if err == nil {
+					a.committed(written, "instance "+args[0]+" is updated")
+				}
 				return err
-			}
-			body := web.InstanceRequest{Priorities: current.Priorities}
-			if cmd.Flags().Changed("priority") {
-				body.Priorities = f.priorities
-			}
-			if given(cmd, "priority") {
-				body.InstanceSettings = current.InstanceSettings
-			}
-			f.merge(cmd, &body)
-			return a.write(cmd, http.MethodPut, instancePath(args[0]), body, "instance "+args[0]+" is updated")
+			})
 		},
 	}
 	f.addTo(a, cmd)
 	cmd.Flags().BoolVar(&f.noNextHop, "no-next-hop", false, "let each node be the next hop of its own routes again")
 	cmd.Flags().BoolVar(&f.noCommunities, "no-community", false, "take all communities off")
 	return a.completing(cmd, instanceNames())
+}
+
+// updated is what has to be sent so that what was given on the command line is changed, and nothing else.
+func (f *instanceFlags) updated(cmd *cobra.Command, current web.InstanceStatus) web.InstanceRequest {
+	body := web.InstanceRequest{Priorities: current.Priorities}
+	if cmd.Flags().Changed("priority") {
+		body.Priorities = f.priorities
+	}
+	if given(cmd, "priority") {
+		body.InstanceSettings = current.InstanceSettings
+	}
+	f.merge(cmd, &body)
+	return body
 }
 
 // check refuses an update that changes nothing or says two things at once.

@@ -102,7 +102,7 @@ next, and so on.`,
 			if err := f.merge(cmd, &service); err != nil {
 				return err
 			}
-			return a.putService(cmd, f.path(args[0], true), f.body(service), "service "+args[0]+" is created")
+			return a.putService(cmd, f.path(args[0], true), f.body(service), nil, "service "+args[0]+" is created")
 		},
 	}
 	f.addTo(a, cmd)
@@ -126,16 +126,14 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 			if err := f.checkEdits(cmd); err != nil {
 				return err
 			}
-			current, err := ask[web.ServiceStatus](a, cmd, http.MethodGet, servicePath(args[0]), nil)
-			if err != nil {
-				return err
-			}
-			service := current.Service
-			service.Endpoints = configured(current.Endpoints)
-			if err := f.merge(cmd, &service); err != nil {
-				return err
-			}
-			return a.putService(cmd, f.path(args[0], false), f.body(service), "service "+args[0]+" is updated")
+			return edit(a, cmd, servicePath(args[0]), false, func(current web.ServiceStatus, _ bool, condition http.Header) error {
+				service := current.Service
+				service.Endpoints = configured(current.Endpoints)
+				if err := f.merge(cmd, &service); err != nil {
+					return err
+				}
+				return a.putService(cmd, f.path(args[0], false), f.body(service), condition, "service "+args[0]+" is updated")
+			})
 		},
 	}
 	f.addTo(a, cmd)
@@ -145,8 +143,8 @@ what --on-remove says. "pontoon endpoint drain" lets them end first.`,
 
 // putService writes a service and says what is so now, a virtual address that
 // came with it included.
-func (a *app) putService(cmd *cobra.Command, path string, service serviceBody, done string) error {
-	written, err := ask[web.ServiceWritten](a, cmd, http.MethodPut, path, service)
+func (a *app) putService(cmd *cobra.Command, path string, service serviceBody, condition http.Header, done string) error {
+	written, err := askIf[web.ServiceWritten](a, cmd, http.MethodPut, path, service, condition)
 	if err != nil {
 		return err
 	}
@@ -154,6 +152,9 @@ func (a *app) putService(cmd *cobra.Command, path string, service serviceBody, d
 		done += fmt.Sprintf(", with vip %s in instance %s", v.Address, v.Instance)
 	}
 	a.committed(written.WriteResult, done)
+	for _, note := range written.Notes {
+		a.printf("note: %s\n", note)
+	}
 	return nil
 }
 

@@ -10,17 +10,28 @@ import (
 
 // call makes one call of the daemon the flags name and returns its answer.
 func (a *app) call(cmd *cobra.Command, method, path string, body any) ([]byte, error) {
+	return a.callIf(cmd, method, path, body, nil)
+}
+
+// callIf is call under a condition, which is headers.
+func (a *app) callIf(cmd *cobra.Command, method, path string, body any, condition http.Header) ([]byte, error) {
 	c, err := a.api()
 	if err != nil {
 		return nil, err
 	}
-	return c.call(cmd.Context(), method, path, body, callTimeout)
+	answer, _, err := c.exchange(cmd.Context(), method, path, body, callTimeout, condition)
+	return answer, err
 }
 
 // ask makes one call of the daemon the flags name and decodes its answer.
 func ask[T any](a *app, cmd *cobra.Command, method, path string, body any) (T, error) {
+	return askIf[T](a, cmd, method, path, body, nil)
+}
+
+// askIf is ask under a condition, which is headers.
+func askIf[T any](a *app, cmd *cobra.Command, method, path string, body any, condition http.Header) (T, error) {
 	var v T
-	answer, err := a.call(cmd, method, path, body)
+	answer, err := a.callIf(cmd, method, path, body, condition)
 	if err != nil {
 		return v, err
 	}

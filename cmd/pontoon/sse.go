@@ -18,7 +18,7 @@ var errStreamEnded = errors.New("the daemon ended the stream")
 // one's name and data to handle, until handle fails, ctx ends or the daemon
 // ends the stream (errStreamEnded).
 func (c *api) stream(ctx context.Context, method, path string, body any, handle func(event string, data []byte) error) error {
-	resp, err := c.send(ctx, method, path, body, "text/event-stream")
+	resp, err := c.send(ctx, method, path, body, "text/event-stream", nil)
 	if err != nil {
 		return err
 	}

@@ -112,6 +112,7 @@ func (s suite) job() job {
 		j.Args = append(j.Args, "-test.run="+s.run)
 	}
 	if s.product {
+		j.Args = append(j.Args, "-test.parallel=1") // an emulated machine bears one cluster
 		j.Env = append(j.Env, "PONTOON_BINARY=/"+guestProduct)
 	}
 	return j

@@ -31,6 +31,7 @@ type BGP struct {
 	mu        sync.Mutex
 	cfg       BGPConfig // wanted, normal
 	routes    routeSet  // wanted
+	handed    routeSet  // what the server was given of them
 	announced bool      // Announce was called
 	graceful  bool      // how Run ends
 	done      chan struct{}
@@ -145,7 +146,7 @@ func (b *BGP) do(ctx context.Context, op func(*bgpRun)) error {
 func (b *BGP) Peers() []PeerStatus {
 	l := b.learning()
 	b.mu.Lock()
-	cfg, eng, running, announced, routes := b.cfg, b.engine, b.done != nil, b.announced, b.routes
+	cfg, eng, running, announced, handed := b.cfg, b.engine, b.done != nil, b.announced, b.handed
 	out := make([]PeerStatus, 0, len(cfg.Peers))
 	for _, p := range cfg.Peers {
 		s := b.status[p.Address]
@@ -169,7 +170,7 @@ func (b *BGP) Peers() []PeerStatus {
 		s.Received, s.Accepted = l.received[p.Address], l.accepted[p.Address]
 		if s.State == StateEstablished {
 			s.HoldTime = k.hold
-			s.Advertised = routes.count(p.IPv4, p.IPv6)
+			s.Advertised = handed.count(p.IPv4, p.IPv6)
 		}
 	}
 	return out

@@ -163,9 +163,9 @@ func Changes(from, to BGPConfig) []PeerChange {
 		b, after := is[addr]
 		switch {
 		case !before:
-			out = append(out, PeerChange{addr, PeerAdded, "it is new"})
+			out = append(out, PeerChange{Peer: addr, Action: PeerAdded, Why: "it is new"})
 		case !after:
-			out = append(out, PeerChange{addr, PeerRemoved, "it is no neighbour any more"})
+			out = append(out, PeerChange{Peer: addr, Action: PeerRemoved, Why: "it is no neighbour any more"})
 		default:
 			why := all
 			if own := sessionChange(a, b); why == "" || own != "" {
@@ -175,11 +175,18 @@ func Changes(from, to BGPConfig) []PeerChange {
 				why = fmt.Sprintf("restart time %v -> %v", from.RestartTime, to.RestartTime)
 			}
 			if why != "" {
-				out = append(out, PeerChange{addr, PeerReset, why})
+				out = append(out, PeerChange{Peer: addr, Action: PeerReset, Why: why, Quiet: all == "" && sameSpeaker(a, b)})
 			}
 		}
 	}
 	return out
+}
+
+// sameSpeaker says whether the neighbour would take the next session for one of the same speaker that has restarted, and
+// what it keeps of the last one for what it is about to hear again.
+func sameSpeaker(a, b BGPPeer) bool {
+	return a.GracefulRestart && b.GracefulRestart && a.AS == b.AS && a.LocalAS == b.LocalAS && a.Source == b.Source &&
+		a.IPv4 == b.IPv4 && a.IPv6 == b.IPv6
 }
 
 // serverChange says what makes every session another one.

@@ -77,16 +77,20 @@ func TestChangesSayWhichSessionsAreTouchedAndWhy(t *testing.T) {
 		"listen port":         {with(func(c *BGPConfig) { c.Port = 0 }), ""},
 		"prefix limit":        {with(func(c *BGPConfig) { c.Peers[0].MaxPrefixes = 7 }), ""},
 		"hold time":           {with(func(c *BGPConfig) { c.Peers[0].Hold = 30 * time.Second }), "192.0.2.2 reset: hold time 9s -> 30s"},
-		"password":            {with(func(c *BGPConfig) { c.Peers[1].Password = "secret" }), "192.0.2.1 reset: another password"},
-		"restart time":        {with(func(c *BGPConfig) { c.RestartTime = time.Minute }), "192.0.2.1 reset: restart time 2m0s -> 1m0s"},
+		"password":            {with(func(c *BGPConfig) { c.Peers[1].Password = "secret" }), "192.0.2.1 reset quietly: another password"},
+		"restart time":        {with(func(c *BGPConfig) { c.RestartTime = time.Minute }), "192.0.2.1 reset quietly: restart time 2m0s -> 1m0s"},
 		"one more, one less":  {with(func(c *BGPConfig) { c.Peers[0] = p(3, nil) }), "192.0.2.2 remove: it is no neighbour any more; 192.0.2.3 add: it is new"},
 		"AS of the node":      {with(func(c *BGPConfig) { c.AS = 65009 }), "192.0.2.1 reset: local AS 65001 -> 65009; 192.0.2.2 reset: local AS 65001 -> 65009"},
 		"router id":           {with(func(c *BGPConfig) { c.RouterID = netip.MustParseAddr("10.0.0.9") }), "192.0.2.1 reset: router id 10.0.0.1 -> 10.0.0.9; 192.0.2.2 reset: router id 10.0.0.1 -> 10.0.0.9"},
-		"family and a second": {with(func(c *BGPConfig) { c.Peers[0].IPv6, c.Peers[1].Passive = true, true }), "192.0.2.1 reset: passive false -> true; 192.0.2.2 reset: family ipv4 -> both"},
+		"family and a second": {with(func(c *BGPConfig) { c.Peers[0].IPv6, c.Peers[1].Passive = true, true }), "192.0.2.1 reset quietly: passive false -> true; 192.0.2.2 reset: family ipv4 -> both"},
 	} {
 		var got []string
 		for _, ch := range Changes(base, c.to) {
-			got = append(got, fmt.Sprintf("%v %s: %s", ch.Peer, ch.Action, ch.Why))
+			quietly := ""
+			if ch.Quiet {
+				quietly = " quietly"
+			}
+			got = append(got, fmt.Sprintf("%v %s%s: %s", ch.Peer, ch.Action, quietly, ch.Why))
 		}
 		if s := strings.Join(got, "; "); s != c.want {
 			t.Errorf("%s: %q, want %q", name, s, c.want)

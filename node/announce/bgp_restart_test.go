@@ -147,3 +147,38 @@ func TestARunLeavesNoGoroutinesBehind(t *testing.T) {
 	// GoBGP leaves behind the queue of a session that still had something to say (DESIGN.md).
 	goleak.VerifyNone(t, before, goleak.IgnoreAnyFunction("github.com/eapache/channels.(*InfiniteChannel).infiniteBuffer"))
 }
+
+// A session that another setting begins anew is no reason either, if it is one of the same speaker.
+func TestAChangedSettingKeepsTheRoutes(t *testing.T) {
+	nodeCfg, routerCfg := pair(t, nil)
+	router := newBGPSpeaker(t, routerCfg)
+	node := newBGPSpeaker(t, nodeCfg, manyRoutes(3, 10)...)
+	roottest.Eventually(t, "three routes", func() bool { return len(router.Learned()) == 3 })
+	node.waitUp(0)
+	missing := router.watch(3)
+	for i, hold := range []time.Duration{6 * time.Second, 5 * time.Second} {
+		nodeCfg.Peers = []BGPPeer{nodeCfg.Peers[0]}
+		nodeCfg.Peers[0].Hold = hold
+		reset, err := node.Configure(t.Context(), nodeCfg)
+		if err != nil || len(reset) != 1 {
+			t.Fatal(reset, err)
+		}
+		roottest.Eventually(t, "the session to be back with its new hold time", func() bool {
+			p := router.peer(0)
+			return p.State == StateEstablished && p.HoldTime == hold && p.Flaps == i+1
+		})
+	}
+	if missing() {
+		t.Error("routes were missing meanwhile")
+	}
+	nodeCfg.Peers = []BGPPeer{nodeCfg.Peers[0]}
+	nodeCfg.Peers[0].GracefulRestart = false
+	missing = router.watch(3)
+	if _, err := node.Configure(t.Context(), nodeCfg); err != nil {
+		t.Fatal(err)
+	}
+	roottest.Eventually(t, "the routes again", func() bool { return router.peer(0).Flaps == 3 && len(router.Learned()) == 3 })
+	if !missing() {
+		t.Error("the router did not hear of the end of graceful restart")
+	}
+}

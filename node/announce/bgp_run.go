@@ -200,7 +200,7 @@ func (r *bgpRun) start() error {
 		return err
 	}
 	r.mu.Lock()
-	r.engine = eng
+	r.engine, r.handed = eng, routeSet{}
 	r.mu.Unlock()
 	r.told = routeSet{}
 	return nil
@@ -254,13 +254,21 @@ func (r *bgpRun) applyRoutes() error {
 		return nil
 	}
 	if err := r.engine.announce(add, r.hops, gone); err != nil {
-		r.told = routeSet(union(r.told, want)).unsure() // all of it the next time
+		r.told = routeSet(union(r.told, want)).unsure() // all of it the next time, and what was given before counts
 		err = fmt.Errorf("announce by bgp: %w", err)
 		r.failed(err)
 		return err
 	}
 	r.told = want
+	r.handOver(want)
 	return nil
+}
+
+// handOver notes what the server has been given, and with it each neighbour with a session.
+func (r *bgpRun) handOver(routes routeSet) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.handed = routes
 }
 
 // applyPeers makes sessions for neighbours that have none.
@@ -301,6 +309,9 @@ func (r *bgpRun) drop(addr netip.Addr, c PeerChange) {
 	s, ok := r.sessions[addr]
 	if ok {
 		delete(r.sessions, addr)
+		if c.Quiet && s.conn != nil {
+			_ = s.conn.Close() // before the server can say Cease
+		}
 		if r.engineUp() {
 			r.forget(addr)
 		}

@@ -115,7 +115,7 @@ type PeerStatus struct {
 	State       PeerState
 	Since       time.Time // of being established, or of not being so
 	// Received is how many prefixes the neighbour sent, Accepted how many of them the
-	// import rules let in, Advertised how many are announced to it.
+	// import rules let in, Advertised how many the session was given to announce.
 	Received, Accepted, Advertised int
 	Flaps                          int    // how often the session ended after it had been established
 	MessagesIn, MessagesOut        uint64 // of the present session
@@ -159,4 +159,7 @@ type PeerChange struct {
 	Peer   netip.Addr
 	Action PeerAction
 	Why    string // in plain words
+	// Quiet is a reset of which the neighbour is not told: the connection just ends, so that one which has agreed to
+	// graceful restart keeps the routes until the session is back (RFC 4724, 4.2).
+	Quiet bool
 }

@@ -127,6 +127,7 @@ func TestNobodyNoticesThatConnectionsPassTwoNodes(t *testing.T) {
 
 // Connections that pass two nodes cost no records while they go on, keep to one owner, and are the same at all.
 func TestConnectionsThatPassTwoNodesKeepToTheirOwner(t *testing.T) {
+	t.Parallel()
 	l := newActive(t)
 	var all []*traffic.Clients
 	for mode := range activePorts {

@@ -272,7 +272,7 @@ func (c crowd) through(t testing.TB, gap time.Duration, what func()) map[string]
 	felt := map[string]time.Duration{}
 	for mode, w := range windows {
 		w.Mark()
-		if err := w.Wait(within(t, 30*time.Second)); err != nil {
+		if err := w.Wait(within(t, withoutBFD)); err != nil {
 			t.Errorf("%s: %v", mode, err)
 		}
 		res := w.Result()
@@ -296,7 +296,7 @@ func (c crowd) flows(t testing.TB) {
 	for mode, clients := range c {
 		w := clients.Window()
 		w.Mark()
-		if err := w.Wait(within(t, 30*time.Second)); err != nil {
+		if err := w.Wait(within(t, withoutBFD)); err != nil {
 			t.Fatalf("%s: %v", mode, err)
 		}
 	}

@@ -31,7 +31,7 @@ func TestActiveActiveKeepsConnections(t *testing.T) {
 		t.Run("power loss of the gateway's master", func(t *testing.T) { r.loseNode(t, conns, master(t, r.l, "")) })
 		t.Run("a drain", func(t *testing.T) {
 			victim := others(r.l, master(t, r.l, ""))[0]
-			conns.through(t, withBFD, func() {
+			conns.through(t, unnoticed, func() {
 				cli(t, r.node(), "node", "drain", victim.Name())
 				r.forwards(t, 20*time.Second, firstVIP, others(r.l, victim)...)
 				cli(t, r.node(), "node", "resume", victim.Name())
@@ -40,9 +40,8 @@ func TestActiveActiveKeepsConnections(t *testing.T) {
 		})
 		t.Run("a restart of a daemon", func(t *testing.T) {
 			victim := others(r.l, master(t, r.l, ""))[0]
-			conns.through(t, withBFD, func() {
-				restartDaemon(t, victim, time.Second)
-				r.whole(t)
+			conns.through(t, unnoticed, func() {
+				r.restartDaemon(t, victim, time.Second)
 				r.forwards(t, 20*time.Second, firstVIP, all...)
 			})
 		})
@@ -75,7 +74,7 @@ func (r *bgpLab) loseNode(t *testing.T, c crowd, victim *lab.Node) {
 		r.forwards(t, 20*time.Second, firstVIP, others(r.l, victim)...)
 		t.Logf("the router has left %s after %s", victim.Name(), time.Since(began).Round(time.Millisecond))
 	})
-	c.through(t, withBFD, func() {
+	c.through(t, unnoticed, func() {
 		r.on(t, victim)
 		r.forwards(t, 20*time.Second, firstVIP, r.l.Nodes()...)
 	})
@@ -113,7 +112,7 @@ func TestFloatingNextHopMovesAlone(t *testing.T) {
 			r.off(t, victim)
 			waitOnlyHolder(t, 10*time.Second, r.l, master(t, r.l, victim.Name()).Name(), lab.IPv4.NextHopVIP())
 		})
-		conns.through(t, withBFD, func() {
+		conns.through(t, unnoticed, func() {
 			to := others(r.l, victim, master(t, r.l, victim.Name()))[0]
 			cli(t, r.node(), "instance", "move", "default", "--to", to.Name())
 			waitOnlyHolder(t, 10*time.Second, r.l, to.Name(), lab.IPv4.NextHopVIP())

@@ -119,6 +119,7 @@ func echoStreams(t testing.TB, l *lab.Lab) {
 // A silent client of an endpoint that is taken away is told so, and nobody
 // else notices.
 func TestClientsOfARemovedEndpointAreToldAndOthersStay(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	echoStreams(t, l)
 	declare(t, l, "fullnat", true)
@@ -147,6 +148,7 @@ func TestClientsOfARemovedEndpointAreToldAndOthersStay(t *testing.T) {
 
 // A drained endpoint keeps its connections until its deadline.
 func TestDrainedEndpointKeepsItsConnectionsUntilTheDeadline(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 1})
 	echoStreams(t, l)
 	declare(t, l, "dnat", true)
@@ -169,6 +171,7 @@ func TestDrainedEndpointKeepsItsConnectionsUntilTheDeadline(t *testing.T) {
 // Datagrams are answered in both families and across them, whole and in
 // fragments.
 func TestDatagramsOfEveryFamilyAndSizeAreAnswered(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	n := l.Nodes()[0]
 	kinds := twoLegKinds()

@@ -117,7 +117,7 @@ func faultsBinary(t *testing.T) string {
 		return file
 	}
 	file := filepath.Join(t.TempDir(), "pontoon")
-	build := exec.Command("go", "build", "-tags", "pontoon_faults", "-o", file, "pontoon/cmd/pontoon")
+	build := exec.Command("go", "build", "-tags", "pontoon_faults", "-ldflags", "-s -w", "-o", file, "pontoon/cmd/pontoon")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("build pontoon with faults: %v\n%s", err, out)
 	}

@@ -132,6 +132,7 @@ func carried(t testing.TB, l *lab.Lab, service string, want int) {
 
 // What a service's settings promise is seen by clients that connect.
 func TestClientsGetWhatTheServicePromises(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 2, Endpoints: 2})
 	cli(t, l.Nodes()[0], "vip", "create", lab.ServiceVIP().String())
 	cli(t, l.Nodes()[0], "vip", "create", lab.ServiceVIP6().String())
@@ -446,6 +447,7 @@ func clientStays(t *testing.T, l *lab.Lab) {
 // A full table refuses new connections as their service says, keeps those it has
 // and tells the operator.
 func TestFullFlowTableRefusesNewAndKeepsOld(t *testing.T) {
+	t.Parallel()
 	const room = 1024 // the least that a node takes
 	l := newCluster(t, lab.Config{
 		Topology: lab.TwoLeg, Nodes: 1, Clients: 1, Endpoints: 2, NodeArgs: []string{"--max-flows", fmt.Sprint(room)},

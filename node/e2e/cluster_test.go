@@ -57,6 +57,7 @@ func waitHealthy(t testing.TB, l *lab.Lab) {
 }
 
 func TestThreeNodesFormACluster(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Nodes: 3})
 	s, err := l.Nodes()[2].Status(within(t, 5*time.Second))
 	if err != nil {

@@ -127,6 +127,7 @@ func shapeOf(v any) shape {
 }
 
 func TestEveryNodeSpeaksTheContract(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", false)

@@ -8,16 +8,17 @@ import (
 	"pontoon/internal/lab/traffic"
 )
 
-// failoverGap is what a connection may feel when its master is lost, until
-// something faster than gossip finds it out.
-const failoverGap = 3 * time.Second
+// failoverGap is what a connection may feel when its master is lost. TCP repeats what is lost after about 0.2, 0.6, 1.4, 3
+// and 6.4 s, so a failover that takes up to three seconds on a busy machine is within it, and a longer one is not. How long
+// each step takes is told, and checked, by the timelines.
+const failoverGap = 5 * time.Second
 
 // oneLinkGap is the same for the loss of one of two links, in a lab whose hosts
-// share one kernel.
-const oneLinkGap = 5 * time.Second
+// share one kernel: up to TCP's next step, which waits until the kernel has let go of the packet.
+const oneLinkGap = 8 * time.Second
 
 // releaseTime is how soon a former master that hears again holds no VIP.
-const releaseTime = 2 * time.Second
+const releaseTime = 3 * time.Second
 
 // takenOver waits for a new master, then for the connections to go on by it.
 func takenOver(t testing.TB, l *lab.Lab, w *traffic.Window, old *lab.Node, gap time.Duration, late func() time.Duration) *lab.Node {
@@ -40,6 +41,7 @@ func returned(t testing.TB, l *lab.Lab, w *traffic.Window, next *lab.Node, late 
 }
 
 func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
@@ -83,6 +85,7 @@ func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
 }
 
 func TestAStoppedDaemonIsLeftAloneForItsGrace(t *testing.T) {
+	t.Parallel()
 	const grace = 5 * time.Second
 	l := newCluster(t, lab.Config{
 		Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: []string{"--agent-grace", grace.String()},
@@ -143,6 +146,7 @@ func TestAStoppedDaemonIsLeftAloneForItsGrace(t *testing.T) {
 }
 
 func TestAForeignHandOnTheVIPsIsMended(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 1})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
@@ -186,5 +190,5 @@ func TestAForeignHandOnTheVIPsIsMended(t *testing.T) {
 	w = clients.Window()
 	cli(t, backup, "instance", "move", "default", "--to", m.Name())
 	waitOnlyHolder(t, releaseTime, l, m.Name(), lab.ServiceVIP(), lab.GatewayVIP())
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 }

@@ -33,6 +33,7 @@ func declareForeign(t testing.TB, l *lab.Lab, mode string, gateway bool) {
 }
 
 func TestForeignProgramsOutliveTheirLoadBalancer(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name     string
 		topology lab.Topology

@@ -19,6 +19,7 @@ import (
 // service is an IPv4 one: the families of a cluster and of what it serves have
 // nothing to do with one another.
 func TestClusterWithIPv6AddressesSurvivesItsMaster(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, ClusterIPv6: true})
 	for _, n := range status(t, l.Nodes()[2]).Nodes {
 		if !strings.HasPrefix(n.Address, "[fd00:80::1") {

@@ -75,6 +75,7 @@ func otherSecret(t testing.TB, token string) string {
 }
 
 func TestARefusedJoinLeavesNoTrace(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Config{Topology: lab.OneLeg, Nodes: 4})
 	first, second, joiner, foreign := l.Nodes()[0], l.Nodes()[1], l.Nodes()[2], l.Nodes()[3]
 	cli(t, first, "init")
@@ -208,6 +209,7 @@ func claim(t testing.TB, n *lab.Node, addr netip.Addr, act func(netlink.Link, *n
 }
 
 func TestTheCAKeyStaysWithTheVoters(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3})
 	var key []byte
 	for _, n := range l.Nodes() {

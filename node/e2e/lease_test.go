@@ -44,6 +44,7 @@ func leaseCluster(t *testing.T, args ...string) (*lab.Lab, *inquirer) {
 // A daemon that is stopped renews nothing. Its machine says no more that the VIPs are there, and
 // carries what has come to it before.
 func TestAStoppedMasterFallsSilentAndForwards(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t, "--agent-grace", "1m")
 	clients := connect(t, l, 50)
 	m := master(t, l, "")
@@ -79,6 +80,7 @@ func TestAStoppedMasterFallsSilentAndForwards(t *testing.T) {
 // A node that sees its clients and not its peers is replaced. From the end of its lease on it claims
 // nothing, and later it does not even have the addresses.
 func TestAMasterThatIsCutOffFallsSilent(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t)
 	clients := connect(t, l, 50)
 	m := master(t, l, "")
@@ -133,6 +135,7 @@ func TestAMasterThatIsCutOffFallsSilent(t *testing.T) {
 
 // The last node of three is no quorum: it releases, and takes up again when there is one.
 func TestTheLastNodeOfThreeReleasesAndTakesUpAgain(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t)
 	clients := connect(t, l, 50)
 	m := master(t, l, "")
@@ -174,6 +177,7 @@ func TestTheLastNodeOfThreeReleasesAndTakesUpAgain(t *testing.T) {
 
 // Who stops a daemon in order means to start it again: its VIPs are answered for meanwhile.
 func TestARestartIsNotHeard(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t)
 	m := master(t, l, "")
 	late := stalls(t)

@@ -84,6 +84,7 @@ func waitMembers(t testing.TB, want int, nodes ...*lab.Node) {
 }
 
 func TestLeavingLosesNothing(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "dnat", true)
@@ -101,7 +102,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 	late := stalls(t)
 	w := clients.Window()
 	cli(t, leaver, "leave")
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 	waitMembers(t, 2, rest...)
 	next := master(t, l, leaver.Name())
 	if err := onlyHolder(l, next.Name(), lab.ServiceVIP(), lab.GatewayVIP()); err != nil {
@@ -119,7 +120,7 @@ func TestLeavingLosesNothing(t *testing.T) {
 	w = clients.Window()
 	join(t, leaver, next)
 	waitHealthy(t, l)
-	progressed(t, w, 500*time.Millisecond, late)
+	progressed(t, w, restartGap, late)
 	waitSameFlows(t, l.Nodes(), 100)
 	if m := master(t, l, ""); m != next {
 		t.Errorf("%s took the mastership back by joining", m.Name())
@@ -139,13 +140,14 @@ func TestLeavingLosesNothing(t *testing.T) {
 		waitMembers(t, 2, left...)
 		cli(t, left[0], "service", "create", "after", "--vip", lab.ServiceVIP().String(), "--port", "81", "--mode", "fullnat",
 			"--endpoint", "10.2.0.21:8080")
-		progressed(t, w, 500*time.Millisecond, late)
+		progressed(t, w, restartGap, late)
 		join(t, leader, left[1])
 		waitHealthy(t, l)
 	})
 }
 
 func TestTheLastVoterLeavesOnlyByForce(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 1})
 	n := l.Nodes()[0]
 	cli(t, n, "vip", "create", lab.ServiceVIP().String())

@@ -24,6 +24,13 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
+	if os.Geteuid() == 0 {
+		// Mounted here and left, so that no lab takes it away under another beside it.
+		if _, err := lab.EnsureBPFFS("/sys/fs/bpf"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	binary = os.Getenv("PONTOON_BINARY")
 	if binary != "" {
 		return m.Run()

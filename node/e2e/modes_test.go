@@ -92,6 +92,7 @@ func connectKind(t testing.TB, l *lab.Lab, i int, k kind, count int) *traffic.Cl
 // Every mode, IP family and algorithm carries real connections, to a port inside
 // a range, and they live on when the master loses its power.
 func TestConnectionsOfEveryKindSurviveTheMastersPowerLoss(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	n := l.Nodes()[0]
 	for _, f := range lab.Families() {
@@ -138,6 +139,7 @@ func survivePowerLoss(t *testing.T, l *lab.Lab, kinds []kind) {
 // In DSR the endpoints hold the VIPs themselves, silently, and answer clients
 // past the load balancer.
 func TestDirectAnswersSurviveTheMastersPowerLoss(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	kinds := []kind{
 		{"dsr", lab.IPv4, lab.IPv4, []string{"--mode", "dsr"}},

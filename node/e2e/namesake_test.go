@@ -71,6 +71,7 @@ func waitRefusal(t testing.TB, nodes ...*lab.Node) {
 // A machine that was cut off while its name was given to another has a
 // certificate for that name, and believes itself a member.
 func TestAMachineWhoseNameAnotherHasIsRefused(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Config{Topology: lab.OneLeg, Nodes: 4})
 	first, second, old, heir := l.Nodes()[0], l.Nodes()[1], l.Nodes()[2], l.Nodes()[3]
 	restart(t, heir, "--name", "lb3")

@@ -180,6 +180,7 @@ func expectWarning(t testing.TB, n *lab.Node, words string) {
 
 // Nobody is dead, nothing moves: two that do not hear each other are both heard by the third.
 func TestACutBetweenTwoNodesMovesNothing(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", true)
@@ -210,9 +211,13 @@ func TestACutBetweenTwoNodesMovesNothing(t *testing.T) {
 						t.Errorf("%s is dead to %s", name, n.Name())
 					}
 				}
-				if s.Cluster.Leader != third.Name() {
-					t.Errorf("%s leads as %s sees it, want %s, which all hear", s.Cluster.Leader, n.Name(), third.Name())
-				}
+				eventually(t, 10*time.Second, third.Name()+", which all hear, to lead", func(ctx context.Context) error {
+					s, err := n.Status(ctx)
+					if err == nil && s.Cluster.Leader != third.Name() {
+						err = fmt.Errorf("%s leads as %s sees it", s.Cluster.Leader, n.Name())
+					}
+					return err
+				})
 			}
 			if after := epoch(t, m); after != before {
 				t.Errorf("epoch %d became %d", before, after)

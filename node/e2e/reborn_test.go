@@ -11,6 +11,7 @@ import (
 // nobody. It comes back with an empty flow table, and must not make the one that
 // knows the flows forget them.
 func TestAMasterThatRebootsUnnoticedDoesNotEndItsFlows(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

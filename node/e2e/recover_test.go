@@ -17,8 +17,8 @@ import (
 )
 
 // recoveryGap bounds how long connections stand still while nobody decides: the
-// time the test takes to find that out and to recover, and TCP's next try after it.
-const recoveryGap = 30 * time.Second
+// time the test takes to find that out and to recover (ten seconds), and TCP's next try after it, which comes after as long again.
+const recoveryGap = 60 * time.Second
 
 // recovered is what `pontoon recover -o json` prints.
 type recovered struct {
@@ -107,6 +107,7 @@ func withoutNote(t testing.TB, n *lab.Node) (without []string, noted bool) {
 
 // From three nodes to two, to one that cannot decide, to one that can, to three.
 func TestTheLastNodeRebuildsTheCluster(t *testing.T) {
+	t.Parallel()
 	const count = 50
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
@@ -214,6 +215,7 @@ func configOf(t testing.TB, list string) string {
 
 // A witness that is left alone still has the whole configuration.
 func TestAWitnessRebuildsTheCluster(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Witnesses: 1, Clients: 1, Endpoints: 2})
 	nodes := l.Nodes()
 	cli(t, nodes[0], "init")

@@ -48,6 +48,7 @@ func others(l *lab.Lab, not ...*lab.Node) []*lab.Node {
 }
 
 func TestARemovedMasterLetsGoAndMayJoinAgain(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	serve(t, l)
 	declare(t, l, "fullnat", false)
@@ -57,7 +58,7 @@ func TestARemovedMasterLetsGoAndMayJoinAgain(t *testing.T) {
 		old := master(t, l, "")
 		by := others(l, old)[0]
 		cli(t, by, "node", "remove", old.Name())
-		lettingGo(t, 5*time.Second, old)
+		lettingGo(t, 10*time.Second, old)
 		if m := master(t, l, old.Name()); m == old {
 			t.Error("it is master still")
 		}

@@ -332,6 +332,7 @@ func newBigTest(t *testing.T) *bigTest {
 // Whatever happens to the streams and to the daemons, the tables become equal
 // again and nobody's connection is lost.
 func TestReplicasStayEqualThroughEveryTrouble(t *testing.T) {
+	t.Parallel()
 	b := newBigTest(t)
 	nodes := b.Nodes()
 	m := b.Node(status(t, nodes[0]).Master("default"))

@@ -20,9 +20,11 @@ func overlap(a *inquirer, from time.Time) time.Duration {
 // A daemon that stops in order leaves its kernel answering for a while. Who asks meanwhile for a move has to
 // wait until that is over: two would answer otherwise.
 func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
+	t.Parallel()
 	l, a := leaseCluster(t)
 	m := master(t, l, "")
 	next := others(l, m)[0]
+	late := stalls(t)
 	began := time.Now()
 	if err := m.Terminate(within(t, 10*time.Second)); err != nil {
 		t.Fatal(err)
@@ -36,10 +38,12 @@ func TestAMoveWaitsForADaemonThatStopped(t *testing.T) {
 	}
 	a.waitAnswer(t, 5*time.Second, lab.ServiceVIP(), next)
 	pass(t, leaseLength)
-	if both := overlap(a, began); both > leaseMargin {
+	both, gap := overlap(a, began), a.longest(began, lab.ServiceVIP())
+	t.Logf("two answered for %s, nobody for %s", both, gap)
+	if both > leaseMargin+late() {
 		t.Errorf("two answered for %s", both)
 	}
-	if gap := a.longest(began, lab.ServiceVIP()); gap > 2*leaseLength {
+	if gap > 3*leaseLength+late() { // a daemon that nobody waits for is not answered for longer
 		t.Errorf("nobody answered for %s", gap)
 	}
 	if err := m.Start(within(t, 10*time.Second)); err != nil {

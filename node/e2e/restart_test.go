@@ -14,8 +14,9 @@ import (
 )
 
 // restartGap is what a connection may feel when a daemon dies or is stopped
-// while its kernel goes on. One send interval of the clients is in it.
-const restartGap = 300 * time.Millisecond
+// while its kernel goes on. One send interval of the clients is in it, and that a busy machine loses one packet, which TCP
+// repeats after 0.2 s; a way that is gone for longer is felt for 0.7 s.
+const restartGap = 500 * time.Millisecond
 
 // probe opens new connections all the time.
 func probe(t testing.TB, l *lab.Lab) *traffic.Prober {
@@ -37,7 +38,7 @@ func probe(t testing.TB, l *lab.Lab) *traffic.Prober {
 func progressed(t testing.TB, w *traffic.Window, gap time.Duration, late func() time.Duration) {
 	t.Helper()
 	w.Mark()
-	if err := w.Wait(within(t, 15*time.Second)); err != nil {
+	if err := w.Wait(within(t, max(15*time.Second, gap))); err != nil {
 		t.Error(err)
 	}
 	r := w.Result()
@@ -53,7 +54,7 @@ func progressed(t testing.TB, w *traffic.Window, gap time.Duration, late func() 
 // steady waits until the connections flow undisturbed.
 func steady(t testing.TB, c *traffic.Clients) {
 	t.Helper()
-	if err := c.Window().Wait(within(t, 10*time.Second)); err != nil {
+	if err := c.Window().Wait(within(t, 30*time.Second)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -69,6 +70,7 @@ func missing(have, want []string) string {
 }
 
 func TestNobodyNoticesTheDeathOfADaemon(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", false)
@@ -145,6 +147,7 @@ func identities(t testing.TB, n *lab.Node) identity {
 }
 
 func TestAllNodesRestartedAtOnceComeBackByThemselves(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 3, Clients: 1, Endpoints: 2, NodeArgs: longGrace()})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

@@ -66,6 +66,7 @@ func say(c net.Conn, line string) error {
 // and the owner comes back with an empty table: what the others hold of it must
 // outlast that, and the next death too.
 func TestSilentConnectionsOutliveTheirOwnersReturn(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Nodes: 3, Clients: 1, Endpoints: 1})
 	echo(t, l.Endpoints()[0], webPort)
 	declare(t, l, "fullnat", true)

@@ -18,6 +18,7 @@ import (
 
 // TestTraceTellsOfARealConnection traces a client while it comes and goes.
 func TestTraceTellsOfARealConnection(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.TwoLeg, Nodes: 1, Clients: 1, Endpoints: 1})
 	serve(t, l)
 	declare(t, l, "fullnat", true)

@@ -136,6 +136,7 @@ func master(t testing.TB, l *lab.Lab, not string) *lab.Node {
 }
 
 func TestConnectionsSurviveTheMastersPowerLoss(t *testing.T) {
+	t.Parallel()
 	for _, tc := range []struct {
 		name     string
 		topology lab.Topology
@@ -147,6 +148,7 @@ func TestConnectionsSurviveTheMastersPowerLoss(t *testing.T) {
 		{"onearm across two subnets", lab.TwoLeg, "onearm"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			l := newCluster(t, lab.Config{Topology: tc.topology, Nodes: 3, Clients: 1, Endpoints: 2})
 			serve(t, l)
 			declare(t, l, tc.mode, tc.topology == lab.TwoLeg)

@@ -17,7 +17,7 @@ import (
 func build(t testing.TB, version string, flags ...string) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "pontoon-"+version)
-	args := append([]string{"build", "-o", out, "-ldflags", "-X main.version=" + version}, flags...)
+	args := append([]string{"build", "-o", out, "-ldflags", "-s -w -X main.version=" + version}, flags...)
 	cmd := exec.CommandContext(within(t, 3*time.Minute), "go", append(args, "pontoon/cmd/pontoon")...)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", version, err, said)
@@ -101,6 +101,7 @@ func (u *upgrade) step(t *testing.T, name string, do func(t *testing.T)) {
 // Three builds, one of them with records of another layout, run beside each
 // other and replace each other in turn; traffic never stops.
 func TestBuildsReplaceEachOtherUnderTraffic(t *testing.T) {
+	t.Parallel()
 	roottest.Need(t)
 	second := build(t, "v1.1.0")
 	third := build(t, "v2.0.0", "-tags", "pontoon_record_next")

@@ -67,6 +67,7 @@ func service(name string, port int) map[string]any {
 }
 
 func TestWritesAreTakenByEveryNodeAtOnce(t *testing.T) {
+	t.Parallel()
 	const each = 20
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3})
 	cli(t, l.Nodes()[0], "vip", "create", lab.ServiceVIP().String())
@@ -117,6 +118,7 @@ func TestWritesAreTakenByEveryNodeAtOnce(t *testing.T) {
 }
 
 func TestADrainedEndpointKeepsWhatItHas(t *testing.T) {
+	t.Parallel()
 	l := newCluster(t, lab.Config{Topology: lab.OneLeg, Nodes: 3, Clients: 1, Endpoints: 2})
 	servers := serve(t, l)
 	declare(t, l, "fullnat", false)
@@ -226,6 +228,7 @@ func waitHealthyOne(t testing.TB, n *lab.Node) {
 // TestAnInterruptedDemoLeavesNothingBehind stops the product's own demo in the
 // middle of its work, as Ctrl-C does.
 func TestAnInterruptedDemoLeavesNothingBehind(t *testing.T) {
+	t.Parallel()
 	roottest.Need(t)
 	dir := t.TempDir()
 	// Unix sockets live below it, so it must be short.
@@ -276,5 +279,38 @@ func TestAnInterruptedDemoLeavesNothingBehind(t *testing.T) {
 	}
 	if found := traces(prefix, filepath.Join(tmp, prefix)); len(found) > 0 {
 		t.Errorf("left behind: %v", found)
+	}
+}
+
+// Each node is told at the same moment to add endpoints to one service: each command reads the service and writes it
+// back, and nobody's endpoint is lost.
+func TestChangesOfOneServiceAtOnceAreAllKept(t *testing.T) {
+	l := newCluster(t, lab.Config{Nodes: 3, Clients: 1, Endpoints: 1})
+	n := l.Nodes()[0]
+	cli(t, n, "service", "create", "web", "--vip", lab.ServiceVIP().String(), "--port", "80", "--protocol", "tcp", "--mode", "fullnat",
+		"--endpoint", "10.9.0.1:80")
+	const each = 6
+	var g errgroup.Group
+	for i, n := range l.Nodes() {
+		g.Go(func() error {
+			for j := range each {
+				if _, err := n.CLI(within(t, 20*time.Second), "service", "update", "web", "--add-endpoint", fmt.Sprintf("10.9.%d.%d:80", i+1, j+1)); err != nil {
+					return fmt.Errorf("%s: %w", n.Name(), err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Endpoints []json.RawMessage `json:"endpoints"`
+	}
+	if err := get(within(t, 5*time.Second), n, "/v1/services/web", &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := 1 + each*len(l.Nodes()); len(got.Endpoints) != want {
+		t.Errorf("%d endpoints are there, want %d", len(got.Endpoints), want)
 	}
 }

@@ -70,6 +70,7 @@ type Plan struct {
 type Services struct {
 	dataplane bpf.Desired
 	instances []string // of dataplane.Services, by position
+	routed    []bool   // whether their VIPs are announced by BGP, by position
 	problems  []string
 }
 
@@ -98,7 +99,7 @@ func CompileServices(s *fsm.State, self Self) Services {
 	for _, svc := range s.Services() {
 		c.service(svc)
 	}
-	return Services{dataplane: p.Dataplane, instances: c.instances, problems: p.Problems}
+	return Services{dataplane: p.Dataplane, instances: c.instances, routed: c.byBGP, problems: p.Problems}
 }
 
 // Plan completes the plan of self at s. The data plane of plans made from the
@@ -113,7 +114,7 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 	if me, ok := s.Node(self.Node); !ok || me.Role != fsm.RoleLB {
 		return p
 	}
-	p.Dataplane.Services = v.withEpochs(Epochs(s, self.Node))
+	p.Dataplane.Services = v.withParts(Parts(s, self.Node))
 	c := newCompiler(s, self, &p)
 	for _, v := range vips {
 		c.vip(v)
@@ -122,27 +123,58 @@ func (v Services) Plan(s *fsm.State, self Self) Plan {
 	return p
 }
 
-// Epochs are those of the masterships that a node has at s, by instance, as flow
-// records carry them: the low 32 bits. Of an instance without a master nobody has one: of
-// two nodes that forward a connection none has the better right to it.
-func Epochs(s *fsm.State, node fsm.NodeID) map[string]uint32 {
-	held := map[string]uint32{}
-	for _, in := range s.Instances() {
-		if in.Master == node && node != "" {
-			held[in.Name] = uint32(in.Epoch)
-		}
-	}
-	return held
+// Part is what a node is in an instance, as far as its data plane has to know.
+type Part struct {
+	Epoch  uint32     // of the mastership that it has, as flow records carry it: the low 32 bits; 0: it has none
+	Strays bpf.Strays // the nodes that may know connections to VIPs announced by BGP which this one does not know
 }
 
-// withEpochs are the services with the epochs of the masterships held.
-func (v Services) withEpochs(held map[string]uint32) []bpf.Service {
-	if len(held) == 0 {
+// Parts are what a node is in the instances at s, by instance; those in which it is nothing are left out. Of an
+// instance without a master nobody has an epoch: of two nodes that forward a connection none has the better right to it.
+//
+// While its data plane forwards, a master is where the endpoints' answers arrive, so who follows it brings it what it
+// does not know. But routers turn to that one as soon as they miss the master's daemon, so the master in turn brings it the answers.
+func Parts(s *fsm.State, node fsm.NodeID) map[string]Part {
+	parts := map[string]Part{}
+	for _, in := range s.Instances() {
+		if in.Master == "" || node == "" {
+			continue
+		}
+		var p Part
+		if in.Master != node {
+			p.Strays.Clients = slotBit(s, in.Master)
+			p.Strays.Answers = p.Strays.Clients
+		} else {
+			p.Epoch = uint32(in.Epoch)
+			if len(in.Succession) > 1 {
+				p.Strays.Answers = slotBit(s, in.Succession[1])
+			}
+		}
+		parts[in.Name] = p
+	}
+	return parts
+}
+
+// slotBit is the bit of a node's slot.
+func slotBit(s *fsm.State, node fsm.NodeID) uint8 {
+	if n, ok := s.Node(node); ok && n.Slot < fsm.MaxSlots {
+		return 1 << n.Slot
+	}
+	return 0
+}
+
+// withParts are the services with what follows from what this node is in their instances.
+func (v Services) withParts(parts map[string]Part) []bpf.Service {
+	if len(parts) == 0 {
 		return v.dataplane.Services
 	}
 	out := slices.Clone(v.dataplane.Services)
 	for i := range out {
-		out[i].Epoch = held[v.instances[i]]
+		part := parts[v.instances[i]]
+		out[i].Epoch = part.Epoch
+		if v.routed[i] {
+			out[i].Strays = part.Strays
+		}
 	}
 	return out
 }
@@ -154,6 +186,7 @@ type compiler struct {
 	plan   *Plan
 
 	instances []string            // of the services compiled so far
+	byBGP     []bool              // whether their VIPs are announced by BGP
 	standings map[string]standing // by instance
 }
 
@@ -235,9 +268,9 @@ func (c *compiler) service(s fsm.Service) {
 	if s.Affinity == fsm.AffinityClientIP {
 		d.Affinity = time.Duration(s.AffinityTimeout)
 	}
-	instance := fsm.DefaultInstance
+	instance, routed := fsm.DefaultInstance, false
 	if v, ok := c.state.VIP(s.VIP); ok {
-		instance = v.Instance
+		instance, routed = v.Instance, v.Announce == fsm.AnnounceBGP
 	}
 	if in, ok := c.state.Instance(instance); ok {
 		d.Shared = in.Kind == fsm.InstanceECMP
@@ -248,7 +281,7 @@ func (c *compiler) service(s fsm.Service) {
 		d.Endpoints = append(d.Endpoints, c.endpoint(s, instance, e, health))
 	}
 	c.plan.Dataplane.Services = append(c.plan.Dataplane.Services, d)
-	c.instances = append(c.instances, instance)
+	c.instances, c.byBGP = append(c.instances, instance), append(c.byBGP, routed)
 }
 
 // endpoint is one endpoint of a service, in whatever state: the data plane has

@@ -234,12 +234,50 @@ func TestServicesHaveTheEpochOfTheirInstancesMastership(t *testing.T) {
 	compiled := CompileServices(s, self)
 	for node, want := range map[fsm.NodeID]uint32{in.Master: uint32(in.Epoch), "another": 0} {
 		self.Node = node
-		if got := compiled.withEpochs(Epochs(s, node))[0].Epoch; got != want {
+		if got := compiled.withParts(Parts(s, node))[0].Epoch; got != want {
 			t.Errorf("on %s the epoch is %d, want %d", node, got, want)
 		}
 	}
 	if compiled.dataplane.Services[0].Epoch != 0 {
 		t.Error("what plans share was written to")
+	}
+}
+
+// Routers may turn to the next node before the cluster does. So that one and the master bring each other what they
+// do not know, of VIPs that routers learn, and nobody else's.
+func TestStraysAreSoughtAtTheMasterAndByItAtTheNext(t *testing.T) {
+	at := func(a string) fsm.Command {
+		return fsm.PutService{Service: fsm.Service{Name: "s-" + strings.ReplaceAll(a, ".", "-"), VIP: addr(a), Port: 80, Endpoints: []fsm.Endpoint{up("10.2.0.2:80", 1)}}}
+	}
+	s := build(t, threeReady(
+		fsm.PutInstance{Name: "all", Kind: fsm.InstanceECMP},
+		fsm.PutVIP{VIP: fsm.VIP{Address: addr("192.168.80.200")}}, at("192.168.80.200"),
+		fsm.PutVIP{VIP: fsm.VIP{Address: addr("203.0.113.1"), Announce: fsm.AnnounceBGP}}, at("203.0.113.1"),
+		fsm.PutVIP{VIP: fsm.VIP{Address: addr("203.0.113.2"), Announce: fsm.AnnounceBGP, Instance: "all"}}, at("203.0.113.2"),
+	)...)
+	in, _ := s.Instance(fsm.DefaultInstance)
+	if len(in.Succession) != 3 {
+		t.Fatal(in.Succession)
+	}
+	slot := func(i int) uint8 {
+		n, _ := s.Node(in.Succession[i])
+		return 1 << n.Slot
+	}
+	for i, node := range in.Succession {
+		want := bpf.Strays{Clients: slot(0), Answers: slot(0)}
+		if i == 0 {
+			want = bpf.Strays{Answers: slot(1)}
+		}
+		for _, svc := range Compile(s, twoLeg(node, "11")).Dataplane.Services {
+			if svc.VIP.Addr() != addr("203.0.113.1") {
+				want := bpf.Strays{}
+				if svc.Strays != want {
+					t.Errorf("%s: %s is sought at %+v", node, svc.VIP, svc.Strays)
+				}
+			} else if svc.Strays != want {
+				t.Errorf("%s: sought at %+v, want %+v", node, svc.Strays, want)
+			}
+		}
 	}
 }
 

@@ -46,10 +46,14 @@ func (r *run) play(ctx context.Context, f Fault) error {
 	}
 	since := r.now()
 	pass(ctx, f.For)
-	r.span(n, d.what, since, r.now())
+	until := r.now()
 	if d.undo != nil {
 		err = d.undo(ctx)
 	}
+	if slices.Contains(d.what, Bare) {
+		until = r.now() // nobody undoes it here: that was waiting for the daemon
+	}
+	r.span(n, d.what, since, until)
 	r.note(text, from, r.now())
 	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("undo %s: %w", text, err)
