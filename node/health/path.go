@@ -17,8 +17,8 @@ import (
 // that, so these packets are made here.
 //
 // The endpoint answers from the VIP. Where this node holds the VIP as well, the kernel takes such a
-// packet for a forgery and drops it; so answers are read by packet sockets, which see them before
-// that. They are bound to a protocol and not to all, and so see only what the data plane has let pass
+// packet for a forgery (unless accept_local is set), and it has no socket for it in any case; so answers
+// are read by packet sockets, which see them before. They are bound to a protocol and not to all, and so see only what the data plane has let pass
 // to the host: what it forwards itself costs nothing more.
 
 // Our ports are those that the kernel gives to nobody by itself. What comes from a VIP belongs to no flow
