@@ -45,7 +45,7 @@ that one, ge=N and le=N bound the length of those within it: 10.0.0.0/8,le=24. F
 the default route: 0.0.0.0/0; for all routes: 0.0.0.0/0,le=32.
 
 Another AS, router id or restart time resets sessions: --dry-run says
-which, and changes nothing.`,
+which, and whether routers keep their routes meanwhile, and changes nothing.`,
 		Example: `  pontoon bgp set --as 65010
   pontoon bgp set --node lb1 --router-id 192.0.2.11 --dry-run
   pontoon bgp set --import 0.0.0.0/0 --import 2001:db8::/32,le=48 --max-import 500`,
