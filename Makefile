@@ -143,7 +143,7 @@ bench-bgp: build
 # How soon clients are sent to a dead endpoint no more, and what probing 10 000 endpoints takes: about five minutes. BENCH_HEALTH_ROUNDS,
 # BENCH_HEALTH_DEATHS and BENCH_HEALTH_PROBES are described at BenchmarkHealth….
 bench-health: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Health -benchtime 1x -timeout 20m ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -v -run '^$$' -bench Health -benchtime 1x -timeout 20m ./node/e2e
 	$(GO) test -run '^$$' -bench . ./node/health
 
 # The tests on another kernel, in a virtual machine; docs/testing-vm.md. SUITES

@@ -64,6 +64,7 @@ type mourned struct {
 // BenchmarkHealthDetection has endpoints die at default timers, BENCH_HEALTH_ROUNDS (20) of them in each way, while a new
 // connection is opened to each of their services every 10 ms, and says how long after the death the last one began that was sent
 // to the dead. BENCH_HEALTH_DEATHS picks ways by name. Every second connection goes there, so a figure may be 20 ms too short.
+// The table is printed with -v.
 func BenchmarkHealthDetection(b *testing.B) {
 	table := bgpFigures{head: []string{"death", "rounds", "last misdirected new connection after", "after the verdict", "new connections, of them misdirected", "beyond the goal"}}
 	for _, d := range pick(b, "BENCH_HEALTH_DEATHS", deaths(), func(d death, name string) bool { return d.name == name }) {
