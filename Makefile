@@ -132,13 +132,13 @@ bench-commit: build
 # What clients feel of each way to fail, beside keepalived in the same lab: about an hour and a half on a quiet machine.
 # BENCH_FAILOVERS, BENCH_FAILURES, BENCH_CONNECTIONS and BENCH_ANCHORS are described at BenchmarkFailover(Anchors).
 bench-failover: bench-lab-deps build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench Failover -benchtime 1x -timeout 180m ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -v -bench Failover -benchtime 1x -timeout 180m ./node/e2e
 	$(GO) test -run '^$$' -bench TakeUp -benchtime 100x ./node
 
 # How soon routers follow, behind BIRD and FRR: about forty minutes on a quiet machine. BENCH_MOVES, BENCH_SESSIONS, BENCH_FAILOVERS and
 # BGP_ROUTERS are described at BenchmarkBGP….
 bench-bgp: build
-	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -bench 'BGP' -benchtime 1x -timeout 90m ./node/e2e
+	PONTOON_BINARY=$(CURDIR)/bin/pontoon $(GO) test -run '^$$' -v -bench 'BGP' -benchtime 1x -timeout 90m ./node/e2e
 
 # How soon clients are sent to a dead endpoint no more, and what probing 10 000 endpoints takes: about five minutes. BENCH_HEALTH_ROUNDS,
 # BENCH_HEALTH_DEATHS and BENCH_HEALTH_PROBES are described at BenchmarkHealth….
