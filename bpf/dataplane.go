@@ -37,8 +37,8 @@ type Dataplane struct {
 	tables  tables // guarded by syncMu
 	choices choices
 	leases  leaseBook
-	syncMu sync.Mutex
-	flowMu sync.Mutex // one writer of flow entries at a time: import, expiry, flush
+	syncMu  sync.Mutex
+	flowMu  sync.Mutex // one writer of flow entries at a time: import, expiry, flush
 
 	importer importer // guarded by flowMu
 	entrant  *entrant // nil: not needed so far; so is this

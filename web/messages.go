@@ -120,7 +120,7 @@ type WriteResult struct {
 // ServiceWritten answers a write of a service.
 type ServiceWritten struct {
 	WriteResult
-	VIP *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, or that a pool gave it."`
+	VIP   *fsm.VIP `json:"vip,omitempty" doc:"The VIP that was created with the service, or that a pool gave it."`
 	Notes []string `json:"notes,omitempty" doc:"What the operator may want to do otherwise, in words."`
 }
 

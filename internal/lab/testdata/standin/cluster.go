@@ -115,7 +115,7 @@ func (c cluster) writeStatus(w io.Writer) {
 	}
 	_ = json.NewEncoder(w).Encode(map[string]any{
 		"services": []any{map[string]any{"name": "web", "endpoints": endpoints}},
-		"cluster": map[string]any{"leader": master, "quorum": true}, "self": c.self, "nodes": nodes,
+		"cluster":  map[string]any{"leader": master, "quorum": true}, "self": c.self, "nodes": nodes,
 		"instances": []any{map[string]any{"name": "default", "master": master, "epoch": len(c.lines("master"))}},
 	})
 }
