@@ -43,9 +43,9 @@
 // Fall failures in a row take an endpoint down and Rise passes bring it back; counting begins from what
 // the target says is known. While nothing is known one pass is enough, since an endpoint of which nothing
 // is known is used anyway. Flapping is damped as in RFC 2439: a fall is a point, points fade by half in a
-// minute, and an endpoint with two and a half (three falls in half a minute) is flapping until less than one is left. A flapping endpoint needs twice to
-// sixteen times Rise to come back, but never more passes than fit into a minute; going down is never
-// damped.
+// minute, and an endpoint with two and a half (three falls in half a minute) is flapping until less than
+// one is left. A flapping endpoint needs twice to sixteen times Rise to come back, but never more passes
+// than fit into a minute; going down is never damped.
 //
 // # Raw packets
 //

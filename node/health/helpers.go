@@ -13,7 +13,8 @@ type helpers struct {
 	ctx     context.Context
 	group   *errgroup.Group
 	wake    func()
-	room    int // goroutines at most
+	stamp   func(*op) // says that it begins now
+	room    int       // goroutines at most
 	running int
 	waiting []job
 
@@ -33,8 +34,8 @@ type ended struct {
 	outcome outcome
 }
 
-func newHelpers(ctx context.Context, g *errgroup.Group, room int, wake func()) *helpers {
-	return &helpers{ctx: ctx, group: g, room: max(room, 1), wake: wake}
+func newHelpers(ctx context.Context, g *errgroup.Group, room int, wake func(), stamp func(*op)) *helpers {
+	return &helpers{ctx: ctx, group: g, room: max(room, 1), wake: wake, stamp: stamp}
 }
 
 // hand lets a helper do it, now or when one is free.
@@ -45,6 +46,7 @@ func (h *helpers) hand(j job) {
 		return
 	}
 	h.running++
+	h.stamp(j.op) // what it has waited for is not the endpoint's time
 	h.group.Go(func() error {
 		ctx, cancel := context.WithTimeout(h.ctx, j.op.check.probe.Timeout) // never changes
 		defer cancel()

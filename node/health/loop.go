@@ -136,13 +136,13 @@ func (l *loop) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	l.helpers = newHelpers(ctx, g, l.p.opts.Concurrent/8, l.wake)
+	l.helpers = newHelpers(ctx, g, l.p.opts.Concurrent/8, l.wake, l.stamp)
 	g.Go(func() error {
 		<-ctx.Done()
 		l.wake()
 		return nil
 	})
-	l.clock.at, l.ports = l.p.opts.Clock(), kernelPorts()
+	l.resume()
 	var err error
 	for ctx.Err() == nil && err == nil {
 		planned := l.start()
@@ -158,6 +158,14 @@ func (l *loop) run(ctx context.Context) error {
 	err = errors.Join(err, g.Wait())
 	l.abandon()
 	return err
+}
+
+// resume lets the clock go on from where the loop before this one left it.
+func (l *loop) resume() {
+	l.p.mu.Lock()
+	l.clock.lived = l.p.lived
+	l.p.mu.Unlock()
+	l.clock.at, l.ports = l.p.opts.Clock(), kernelPorts()
 }
 
 const (
@@ -199,11 +207,9 @@ func (l *loop) due() (*check, time.Duration) {
 }
 
 func (l *loop) begin(c *check) {
-	o := &op{
-		check: c, fd: -1, place: nowhere, begun: l.p.opts.Clock(), stalls: l.clock.stalls, lost: l.clock.lost,
-		end: l.clock.lived + c.probe.Timeout,
-	}
+	o := &op{check: c, fd: -1, place: nowhere, end: l.clock.lived + c.probe.Timeout}
 	o.next = o.end
+	l.stamp(o)
 	o.kind = l.kindOf(c)
 	out, over := o.kind.begin(l, o)
 	if over {
@@ -211,6 +217,11 @@ func (l *loop) begin(c *check) {
 		return
 	}
 	heap.Push(&l.deadlines, o)
+}
+
+// stamp notes when an op begins.
+func (l *loop) stamp(o *op) {
+	o.begun, o.stalls, o.lost = l.p.opts.Clock(), l.clock.stalls, l.clock.lost
 }
 
 func (l *loop) kindOf(c *check) kind {
@@ -388,10 +399,11 @@ func (l *loop) tell() {
 	}
 }
 
-// abandon takes back all that is under way.
+// abandon takes back all that is under way, and leaves the time to the next loop.
 func (l *loop) abandon() {
 	l.p.mu.Lock()
 	defer l.p.mu.Unlock()
+	l.p.lived = l.clock.lived
 	for len(l.deadlines) > 0 {
 		o := l.deadlines[0]
 		l.release(o)

@@ -18,8 +18,8 @@ import (
 //
 // The endpoint answers from the VIP. Where this node holds the VIP as well, the kernel takes such a
 // packet for a forgery (unless accept_local is set), and it has no socket for it in any case; so answers
-// are read by packet sockets, which see them before. They are bound to a protocol and not to all, and so see only what the data plane has let pass
-// to the host: what it forwards itself costs nothing more.
+// are read by packet sockets, which see them before. They are bound to a protocol and not to all, and so
+// see only what the data plane has let pass to the host: what it forwards itself costs nothing more.
 
 // Our ports are those that the kernel gives to nobody by itself. What comes from a VIP belongs to no flow
 // of the data plane, whatever its port.

@@ -88,6 +88,8 @@ type Prober struct {
 	hurry   []uint32 // targets to be probed next
 	wake    func()   // ends the rest of the loop; nil: there is none
 
+	lived time.Duration // by all loops so far: the board's times go on from one to the next
+
 	first, last uint16 // local ports to be avoided
 }
 

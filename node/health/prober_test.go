@@ -432,6 +432,51 @@ func TestRunGivesBackWhatItOpened(t *testing.T) {
 	}
 }
 
+func TestAnotherRunGoesOnWhereTheLastOneEnded(t *testing.T) {
+	l := listening(t, "127.0.0.1:0")
+	p := New(Options{})
+	p.lived = time.Hour // by a run before
+	p.Want([]Target{{Key: 1, Addr: addrPort(t, l.Addr()), Probe: fast(TypeTCP)}})
+	for range 2 {
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		probes := p.Stats().Probes
+		roottest.Eventually(t, "probes go on", func() bool { return p.Stats().Probes > probes })
+		cancel()
+		must(t, <-done)
+	}
+	if p.lived < time.Hour {
+		t.Errorf("the clock stands at %v", p.lived)
+	}
+}
+
+func TestRunEndsAtOnceWhileAHelperWaitsForAnAnswer(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer silent.Close()
+	plain := fast(TypeGRPC)
+	plain.Interval, plain.Timeout = time.Minute, 10*time.Minute
+	p := New(Options{})
+	p.Want([]Target{{Key: 1, Addr: addrPort(t, silent.Addr()), Probe: plain}})
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	conn, err := silent.Accept()
+	must(t, err)
+	defer conn.Close()
+	_, err = conn.Read(make([]byte, 16)) // asked, and now it waits
+	must(t, err)
+	cancel()
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits for the endpoint")
+	}
+}
+
 func TestProbesKeepOffPortsOfTheDataPlane(t *testing.T) {
 	kernel := kernelPorts()
 	first, last := kernel.low, kernel.high-2000

@@ -364,7 +364,21 @@ func (c *check) dialHelper(ctx context.Context, may ports) (net.Conn, error) {
 	if deadline, ok := ctx.Deadline(); ok {
 		_ = conn.SetDeadline(deadline)
 	}
-	return conn, nil
+	// Reading and writing know of no context, and a timeout may be hours.
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	return helperConn{conn, stop}, nil
+}
+
+// helperConn is a connection that ends with a context until it is closed.
+type helperConn struct {
+	net.Conn
+	stop func() bool
+}
+
+// Close is net.Conn's.
+func (c helperConn) Close() error {
+	c.stop()
+	return c.Conn.Close()
 }
 
 // tlsConfig is how a check speaks TLS. Sessions are taken up again where the endpoint allows it: a full
