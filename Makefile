@@ -34,12 +34,13 @@ deps:
 
 # Packages beside each other first, and beside them the clusters behind BGP routers: both mostly wait. Then the other
 # clusters, where those that measure are alone (node/e2e/doc.go), and last the lab itself and the demo, which start
-# clusters, too. Every test is in one of these, which internal/arch checks. The BPF file system is taken away again if the
-# tests mounted it.
+# clusters, too. Every test is in one of these, which internal/arch checks. The BPF file system is mounted before, so that no
+# two of them do it at the same moment, one above the other, and is taken away again if it was not there.
 LAB_TESTS    := pontoon/internal/lab pontoon/internal/lab/benchtest pontoon/cmd/pontoon
 ROUTER_TESTS  := '^Test(BGPKeeps|ActiveActive|FloatingNextHop|AThousandVIPs|RoutesFollow)'
 test:
 	@mounted=$$(grep -c ' /sys/fs/bpf bpf ' /proc/mounts); \
+	[ "$$mounted" -gt 0 ] || mount -t bpf bpf /sys/fs/bpf 2>/dev/null; \
 	$(MAKE) --no-print-directory deps lint check-generate && $(MAKE) --no-print-directory -j4 test-unit test-bpf-1 test-bpf-2 test-routers && \
 	$(MAKE) --no-print-directory test-e2e test-labs; status=$$?; \
 	[ "$$mounted" -gt 0 ] || umount /sys/fs/bpf 2>/dev/null; exit $$status
