@@ -48,8 +48,11 @@ func ParseAddressRange(s string) (AddressRange, error) {
 	return r, nil
 }
 
-// rangeOf is all addresses of a prefix.
+// rangeOf is all addresses of a prefix; none of one that is not valid.
 func rangeOf(p netip.Prefix) AddressRange {
+	if !p.IsValid() {
+		return AddressRange{}
+	}
 	p = p.Masked()
 	last := p.Addr().AsSlice()
 	for i := p.Bits(); i < len(last)*8; i++ {

@@ -73,6 +73,7 @@ func TestPoolRefusalsSayWhatToDo(t *testing.T) {
 		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.9.0/24"]}`, 409, "172.16.9.1 is an address of eth9"},
 		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.8.0/24"]}`, 409, "172.16.8.0/28 is routed to 172.16.9.9"},
 		{"PUT", "/v1/pools/web", `{"cidrs":["10.9.0.0"]}`, 422, "10.9.0.0"},
+		{"PUT", "/v1/pools/web", `{"cidrs":[""]}`, 422, "no prefix"},
 		{"PUT", "/v1/pools/web", `{"ranges":["10.9.0.9-10.9.0.1"]}`, 422, "ends before it begins"},
 		{"PUT", "/v1/pools/web", `{"name":"other","cidrs":["10.9.0.0/24"]}`, 422, "make them the same"},
 		{"PUT", "/v1/reservations/10.9.0.3", `{}`, 404, "none that a pool hands out"},
