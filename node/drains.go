@@ -18,6 +18,7 @@ type draining struct {
 	service  string
 	endpoint fsm.Endpoint
 	left     uint64 // connections it has on this node, copies of other nodes' included
+	unseen   bool   // it has some on another node, of which there are no copies here: what is left is not all
 }
 
 // drains knows how far the draining of each endpoint has come. The zero value knows of none.
@@ -40,6 +41,8 @@ func (d *drains) step(all []draining, now time.Time) []Event {
 		row, known := d.rows[e.id]
 		late := !e.endpoint.DrainUntil.IsZero() && !now.Before(e.endpoint.DrainUntil)
 		switch {
+		case e.unseen:
+			row.done = e.left == 0 || late // whoever sees all tells; this node has nothing to add when it becomes that
 		case !known && !d.looked && (e.left == 0 || late):
 			row.done = true
 		case row.done:
@@ -65,27 +68,40 @@ func drainedEvent(e draining, had uint64, ended bool) Event {
 	}
 }
 
-// drainingAt lists the endpoints that are drained, by service and address, without their flows.
-func drainingAt(s *fsm.State) []draining {
+// drainingAt lists the endpoints that are drained, by service and address, without their flows, as self knows of them.
+func drainingAt(s *fsm.State, self fsm.NodeID) []draining {
 	var out []draining
 	for _, svc := range s.Services() {
+		unseen := !allCopied(svc) && forwardedElsewhere(s, svc, self)
 		for _, e := range svc.Endpoints {
 			if e.Admin == fsm.AdminDrain {
-				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e})
+				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e, unseen: unseen})
 			}
 		}
 	}
 	return out
 }
 
-// watchDrains raises an event when an endpoint that is drained has no flows left, or its time is over.
+// allCopied says whether the other nodes hold copies of all connections of a service.
+func allCopied(svc fsm.Service) bool {
+	return svc.Replicate != fsm.ReplicateNone && svc.ReplicateMinAge == 0
+}
+
+// forwardedElsewhere says whether another node forwards for the service, as its master.
+func forwardedElsewhere(s *fsm.State, svc fsm.Service, self fsm.NodeID) bool {
+	in, ok := s.Instance(instanceFor(s, svc))
+	return ok && in.Master != "" && in.Master != self
+}
+
+// watchDrains raises an event when an endpoint that is drained has no flows left, or its time is over. All nodes do, from
+// their copies; where those are not of all flows, the master alone.
 func (m *member) watchDrains(ctx context.Context) error {
 	tick := time.NewTicker(drainLookEvery)
 	defer tick.Stop()
 	var d drains
 	for {
 		if s := m.store.State(); m.contact.everFresh() {
-			all := drainingAt(s)
+			all := drainingAt(s, fsm.NodeID(m.cfg.Name))
 			if len(all) > 0 {
 				m.countFlows(s, all)
 			}

@@ -105,3 +105,40 @@ func TestDrainsAreToldOnce(t *testing.T) {
 		t.Errorf("drained anew: %q", got)
 	}
 }
+
+// A node without copies knows nothing of what the master has left, and must not tell that it is over.
+func TestADrainIsToldByWhoSeesAllFlows(t *testing.T) {
+	s := stateWith(t, balancers(t, 2), fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}})
+	master, _ := s.Prober(fsm.DefaultInstance)
+	other := fsm.NodeID("lb1")
+	if master == other {
+		other = "lb2"
+	}
+	for i, tc := range []struct {
+		change func(*fsm.Service)
+		told   int // by the other
+	}{
+		{func(*fsm.Service) {}, 1},
+		{func(svc *fsm.Service) { svc.Replicate = fsm.ReplicateAll }, 1},
+		{func(svc *fsm.Service) { svc.Replicate = fsm.ReplicateNone }, 0},
+		{func(svc *fsm.Service) { svc.ReplicateMinAge = fsm.Duration(time.Second) }, 0},
+	} {
+		put := webOn("web", "192.0.2.100", "198.51.100.1:80")
+		put.Service.Endpoints[0].Admin = fsm.AdminDrain
+		tc.change(&put.Service)
+		next := stateWith(t, s, put)
+		tell := func(d *drains, self fsm.NodeID) int { return len(d.step(drainingAt(next, self), noon)) }
+		var here, there drains
+		here.step(nil, noon)
+		there.step(nil, noon)
+		if n := tell(&here, master); n != 1 {
+			t.Errorf("case %d: the master tells %d times", i, n)
+		}
+		if n := tell(&there, other); n != tc.told {
+			t.Errorf("case %d: the other tells %d times, want %d", i, n, tc.told)
+		}
+		if n := tell(&there, master); n != 0 {
+			t.Errorf("case %d: it is told again by who becomes master", i)
+		}
+	}
+}
