@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"pontoon/internal/roottest"
 )
 
 // shards are the targets that `make test` consists of.
@@ -71,7 +73,7 @@ func inRoot(t *testing.T, name string, args ...string) string {
 func readShards(t *testing.T) []shard {
 	t.Helper()
 	if _, err := exec.LookPath("make"); err != nil {
-		t.Skip("needs make")
+		roottest.NeedProgram(t, "/usr/bin/make")
 	}
 	recipes := strings.ReplaceAll(inRoot(t, "make", append([]string{"-n", "GO=go"}, shards...)...), "\\\n", " ")
 	var out []shard
