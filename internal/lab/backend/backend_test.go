@@ -244,13 +244,19 @@ func kinds() map[string]asked {
 	}
 }
 
-// needRawSCTP skips where raw sockets are not to be had or the kernel answers, too.
+// needRawSCTP skips where raw sockets are not to be had or the kernel answers, too, or fails where
+// PONTOON_REQUIRE_PRIV=1 forbids to skip.
 func needRawSCTP(t *testing.T) {
 	t.Helper()
 	roottest.Need(t)
-	if HaveSCTP() {
-		t.Skip("this kernel speaks SCTP itself")
+	if !HaveSCTP() {
+		return
 	}
+	const why = "this kernel speaks SCTP itself: unload its module sctp, or keep it from being loaded"
+	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
 }
 
 func TestEachKindDiesHangsFailsAndComesBack(t *testing.T) {
