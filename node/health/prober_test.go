@@ -480,15 +480,16 @@ func TestRunEndsAtOnceWhileAHelperWaitsForAnAnswer(t *testing.T) {
 func TestProbesKeepOffPortsOfTheDataPlane(t *testing.T) {
 	kernel := kernelPorts()
 	first, last := kernel.low, kernel.high-2000
-	var seen, wrong atomic.Int32
-	note := func(remote string) {
-		seen.Add(1)
-		if ap := netip.MustParseAddrPort(remote); ap.Port() >= first && ap.Port() <= last {
-			wrong.Add(1)
+	var plainly, securely, wrong atomic.Int32
+	note := func(seen *atomic.Int32) http.HandlerFunc {
+		return func(_ http.ResponseWriter, r *http.Request) {
+			seen.Add(1)
+			if ap := netip.MustParseAddrPort(r.RemoteAddr); ap.Port() >= first && ap.Port() <= last {
+				wrong.Add(1)
+			}
 		}
 	}
-	h := func(_ http.ResponseWriter, r *http.Request) { note(r.RemoteAddr) }
-	plain, secured := newWeb(t, false, h), newWeb(t, true, h)
+	plain, secured := newWeb(t, false, note(&plainly)), newWeb(t, true, note(&securely))
 	p := New(Options{})
 	p.AvoidPorts(first, last)
 	var targets []Target
@@ -504,11 +505,40 @@ func TestProbesKeepOffPortsOfTheDataPlane(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()
-	roottest.Eventually(t, "many were asked", func() bool { return seen.Load() > 200 })
+	roottest.Eventually(t, "many were asked", func() bool { return plainly.Load() > 60 && securely.Load() > 60 })
 	cancel()
 	must(t, <-done)
-	if s := p.Stats(); wrong.Load() > 0 || s.Failures > 0 || s.Void > 10 {
-		t.Errorf("%d of %d came from ports to be avoided; %+v", wrong.Load(), seen.Load(), s)
+	if wrong.Load() > 0 {
+		t.Errorf("%d of %d and %d came from ports to be avoided; %+v", wrong.Load(), plainly.Load(), securely.Load(), p.Stats())
+	}
+}
+
+// The few ports that are left may be in use by others.
+func TestPortThatIsInUseIsNoVerdictAndIsTriedAgainSoon(t *testing.T) {
+	taken := addrPort(t, listening(t, "127.0.0.1:0").Addr())
+	only := ports{low: taken.Port(), high: taken.Port() + 1, first: taken.Port() + 1, last: taken.Port() + 1}
+	c := &check{subject: subject{addr: addrPort(t, listening(t, "127.0.0.1:0").Addr()), probe: fast(TypeTCP)}}
+	c.probe.Source = taken.Addr()
+	for name, dial := range map[string]func() error{
+		"by the loop": func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+			must(t, err)
+			defer unix.Close(fd)
+			return (&op{fd: fd, check: c}).bind(only)
+		},
+		"by a helper": func() error {
+			conn, err := c.dialHelper(t.Context(), only)
+			if err == nil {
+				_ = conn.Close()
+			}
+			return err
+		},
+	} {
+		if err := dial(); err == nil {
+			t.Errorf("%s: port %d is somebody else's and was used", name, taken.Port())
+		} else if out := c.judge(err); !out.void || !out.again {
+			t.Errorf("%s: %v is taken for %+v", name, err, out)
+		}
 	}
 }
 
