@@ -31,6 +31,9 @@ type Config struct {
 	// claim its VIPs: for its lease, or for what it left when it stopped in order.
 	AgentGrace time.Duration  `yaml:"agent_grace"`
 	Failover   FailoverConfig `yaml:"failover"`
+	// Nice is the nice value of the daemon's process, -20 to 19; 0 leaves the one it was started with. Whoever runs the
+	// process sets it, Run does not. A daemon without the right to it keeps the value it has.
+	Nice int `yaml:"nice"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"log_level"`
 }
@@ -69,9 +72,14 @@ func DefaultConfig() Config {
 		DataPlane:  DataPlaneConfig{Hook: "auto", PinDir: "/sys/fs/bpf/pontoon", MaxFlows: 1 << 20},
 		AgentGrace: 3 * time.Second,
 		Failover:   defaultFailover(),
+		Nice:       defaultNice,
 		LogLevel:   "info",
 	}
 }
+
+// defaultNice is what routing daemons give themselves: before everything that serves users, behind nothing that has to be real-time.
+// Decision 0020.
+const defaultNice = -10
 
 // SocketPath is where the control socket of a daemon with this configuration is.
 func (c Config) SocketPath() string { return filepath.Join(c.RunDir, "pontoon.sock") }
@@ -102,6 +110,9 @@ func (c Config) Validate() error {
 		bad("agent_grace", "%s: want 0s to 10m", c.AgentGrace)
 	}
 	c.Failover.validate(bad)
+	if c.Nice < -20 || c.Nice > 19 {
+		bad("nice", "%d: want -20 to 19", c.Nice)
+	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":
 	default:

@@ -15,7 +15,7 @@ var contractCommands = map[string][]string{
 	"run": {
 		"address", "agent-grace", "api-listen", "bfd-interval", "bfd-multiplier", "config", "data-dir", "discard-flows",
 		"echo-interval", "echo-misses", "gossip-port", "hook", "interface",
-		"lease", "log-format", "log-level", "max-flows", "name", "pin-dir", "role", "run-dir",
+		"lease", "log-format", "log-level", "max-flows", "name", "nice", "pin-dir", "role", "run-dir",
 	},
 	"demo":               {"bgp", "clean", "connections", "failures", "keep", "nodes", "output"},
 	"init":               {},

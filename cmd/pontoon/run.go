@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"pontoon/internal/logging"
+	"pontoon/internal/priority"
 	"pontoon/internal/sdnotify"
 	"pontoon/node"
 )
@@ -48,6 +49,7 @@ Every key of the node file is also a flag, and flags win:
     bfd_interval: 100ms            # --bfd-interval
     bfd_multiplier: 3              # --bfd-multiplier
     lease: 1s                      # --lease
+  nice: -10                        # --nice, -20 to 19; 0 leaves the priority alone
   log_level: info                  # --log-level`,
 		Example: `  pontoon run --config /etc/pontoon/node.yaml
   pontoon run --address 192.168.80.11:7400 --interface eth1 --interface eth2`,
@@ -77,6 +79,7 @@ func (a *app) daemon(ctx context.Context, cfg node.Config, flags runFlags) error
 	if err != nil {
 		return fmt.Errorf("set up the log: %w", err)
 	}
+	prioritize(logger, cfg.Nice)
 	// Whoever reads the log may go away (a restarted journal, a closed
 	// terminal); connections must not depend on that.
 	signal.Ignore(syscall.SIGPIPE)
@@ -96,4 +99,15 @@ func (a *app) daemon(ctx context.Context, cfg node.Config, flags runFlags) error
 		Stopping: func() { told(notifier.Stopping()) },
 		Status:   func(line string) { told(notifier.Status(line)) },
 	})
+}
+
+// prioritize gives this process its place among the others: a daemon that waits for its turn is late with all that tells
+// the others that it lives. Without the right to it all works as well, on a machine that is not busy.
+func prioritize(logger *slog.Logger, nice int) {
+	if nice == 0 {
+		return
+	}
+	if err := priority.Set(nice); err != nil {
+		logger.Info("priority not as wanted: other processes may delay this one", "nice", nice, "err", err)
+	}
 }

@@ -92,7 +92,7 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 	given := map[string]string{
 		"name": "n", "role": "witness", "data-dir": "/d", "run-dir": "/r", "address": "10.0.0.1:1", "gossip-port": "2",
 		"api-listen": "none", "interface": "e", "hook": "tc", "pin-dir": "/p", "max-flows": "3", "agent-grace": "4s", "log-level": "warn",
-		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10", "lease": "2s",
+		"echo-interval": "7ms", "echo-misses": "8", "bfd-interval": "9ms", "bfd-multiplier": "10", "lease": "2s", "nice": "-3",
 	}
 	help := newRunCmd(&app{}).Long
 	for name, value := range given {
@@ -104,7 +104,7 @@ func TestEveryKeyOfTheNodeFileIsAFlag(t *testing.T) {
 		}
 	}
 	want := node.Config{
-		Name: "n", Role: "witness", DataDir: "/d", RunDir: "/r", AgentGrace: 4 * time.Second, LogLevel: "warn",
+		Name: "n", Role: "witness", DataDir: "/d", RunDir: "/r", AgentGrace: 4 * time.Second, Nice: -3, LogLevel: "warn",
 		Cluster:   node.ClusterConfig{Address: "10.0.0.1:1", GossipPort: 2},
 		API:       node.APIConfig{Listen: "none"},
 		DataPlane: node.DataPlaneConfig{Interfaces: []string{"e"}, Hook: "tc", PinDir: "/p", MaxFlows: 3},
@@ -145,7 +145,7 @@ func TestDaemonTellsTheServiceManagerAndStopsWhenAsked(t *testing.T) {
 	defer cancel()
 	done := make(chan error, 1)
 	go func() {
-		done <- execute(ctx, a, "run", "--name", "w1", "--role", "witness", "--address", "127.0.0.1:7400", "--api-listen", "none",
+		done <- execute(ctx, a, "run", "--name", "w1", "--role", "witness", "--address", "127.0.0.1:7400", "--api-listen", "none", "--nice", "0",
 			"--data-dir", filepath.Join(dir, "data"), "--run-dir", filepath.Join(dir, "run"))
 	}()
 	awaitMessage(t, notify, "READY=1")

@@ -61,6 +61,7 @@ func bindConfig(fs *pflag.FlagSet, cfg *node.Config) {
 	fs.DurationVar(&cfg.Failover.BFDInterval, "bfd-interval", cfg.Failover.BFDInterval, "`time` between two packets of a BFD session with another node's daemon, 10ms to 10s")
 	fs.IntVar(&cfg.Failover.BFDMultiplier, "bfd-multiplier", cfg.Failover.BFDMultiplier, "`number` of missing packets in a row that end a BFD session, 2 to 50")
 	fs.DurationVar(&cfg.Failover.Lease, "lease", cfg.Failover.Lease, "how `long` after it last heard from a quorum this node goes on claiming its virtual addresses, also when stopped, 300ms to 10s")
+	fs.IntVar(&cfg.Nice, "nice", cfg.Nice, "nice `value` of the daemon, -20 (most processor time) to 19 (least); 0 leaves the one it was started with")
 	fs.StringVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "debug, info, warn or error")
 }
 
@@ -181,6 +182,8 @@ func kindName(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return fmt.Sprintf("a whole number from 0 to %d", uint64(1)<<t.Bits()-1)
+	case reflect.Int:
+		return "a whole number"
 	case reflect.Int64:
 		return wantDuration
 	}

@@ -19,7 +19,7 @@ import (
 // rooms lists for each package the packages of ours it may import, outside
 // tests. A room that is not here fails the test: decide where it belongs.
 var rooms = map[string][]string{
-	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/lab/router", "internal/logging", "internal/sdnotify"},
+	"cmd/pontoon":          {"node", "web", "fsm", "internal/lab", "internal/lab/router", "internal/logging", "internal/priority", "internal/sdnotify"},
 	"node":                 {"web", "transport", "bpf", "fsm", "node/plan", "node/host", "node/announce", "node/detect", "node/health", "node/stable"},
 	"node/plan":            {"fsm", "bpf"},
 	"web":                  {"fsm"},
@@ -39,6 +39,7 @@ var rooms = map[string][]string{
 	"internal/lab/impair":  {},
 	"internal/lab/arping":  {},
 	"internal/logging":     {},
+	"internal/priority":    {},
 	"internal/sdnotify":    {},
 	"internal/arch":        {},
 }
