@@ -3,20 +3,27 @@ package node
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"pontoon/fsm"
 	"pontoon/web"
 )
 
-// drainLookEvery is how often a node looks how many flows the endpoints that are drained have left.
-const drainLookEvery = time.Second
+const (
+	// drainLookEvery is how often a node looks how many flows the endpoints that are drained have left.
+	drainLookEvery = time.Second
+	// drainTellEvery is the least time between two events about the same drain that is not over. Besides, half
+	// of the flows that were told of have to be gone: so there are few, however long it takes.
+	drainTellEvery = 10 * time.Second
+)
 
 // draining is an endpoint that takes no new flows by the operator's wish.
 type draining struct {
 	id       uint32
 	service  string
 	endpoint fsm.Endpoint
+	keeps    bool   // what is left at the deadline goes on
 	left     uint64 // connections it has on this node, copies of other nodes' included
 	unseen   bool   // it has some on another node, of which there are no copies here: what is left is not all
 }
@@ -28,27 +35,37 @@ type drains struct {
 }
 
 type drainRow struct {
-	last uint64 // flows at the last look
-	done bool   // told, or it was over before this process looked
+	until time.Time // the deadline: with another one it is another drain
+	last  uint64    // flows at the last look
+	told  uint64    // flows when something was told last; 0: nothing was yet
+	at    time.Time // when that was
+	done  bool      // told, or it was over before this process looked
 }
 
-// step takes in the endpoints that are drained at now, and returns what there is to tell. What was over before the first
-// look is old news.
+// step takes in the endpoints that are drained at now, and returns what there is to tell: that a drain has begun, that
+// half of its flows are gone, that it is over. What was so before the first look is old news.
 func (d *drains) step(all []draining, now time.Time) []Event {
 	rows := make(map[uint32]drainRow, len(all))
 	var out []Event
 	for _, e := range all {
 		row, known := d.rows[e.id]
-		late := !e.endpoint.DrainUntil.IsZero() && !now.Before(e.endpoint.DrainUntil)
+		if !row.until.Equal(e.endpoint.DrainUntil) {
+			row, known = drainRow{until: e.endpoint.DrainUntil}, false
+		}
+		late := !row.until.IsZero() && !now.Before(row.until)
+		over := e.left == 0 || late
 		switch {
 		case e.unseen:
-			row.done = e.left == 0 || late // whoever sees all tells; this node has nothing to add when it becomes that
-		case !known && !d.looked && (e.left == 0 || late):
-			row.done = true
+			row.done = over // whoever sees all tells; this node has nothing to add when it becomes that
+		case !known && !d.looked:
+			row.done, row.told, row.at = over, e.left, now
 		case row.done:
-		case e.left == 0, late:
+		case over:
 			row.done = true
-			out = append(out, drainedEvent(e, max(e.left, row.last), late && e.left > 0))
+			out = append(out, drainedEvent(e, max(e.left, row.last), late))
+		case row.told == 0, 2*e.left <= row.told && now.Sub(row.at) >= drainTellEvery:
+			row.told, row.at = e.left, now
+			out = append(out, drainEvent(e, false, "drains: "+counted(int(e.left), "flow")+" left"))
 		}
 		row.last = e.left
 		rows[e.id] = row
@@ -57,15 +74,25 @@ func (d *drains) step(all []draining, now time.Time) []Event {
 	return out
 }
 
-func drainedEvent(e draining, had uint64, ended bool) Event {
-	text := fmt.Sprintf("endpoint %s of service %s is drained: no flow is left", e.endpoint.Address, e.service)
-	if ended {
-		text = fmt.Sprintf("endpoint %s of service %s is drained: its time is over, %s ended", e.endpoint.Address, e.service, counted(int(had), "flow"))
+// drainedEvent tells of a drain that is over. had is how many flows it had at the last look, if not now.
+func drainedEvent(e draining, had uint64, late bool) Event {
+	switch flows := counted(int(had), "flow"); {
+	case !late || had == 0:
+		return drainEvent(e, true, "is drained: no flow is left")
+	case !e.keeps:
+		return drainEvent(e, true, "is drained: its time is over, "+flows+" ended")
+	case had == 1:
+		return drainEvent(e, true, "is drained: its time is over, "+flows+" goes on")
+	default:
+		return drainEvent(e, true, "is drained: its time is over, "+flows+" go on")
 	}
-	return Event{
-		Kind: web.EventHealth, Text: text,
-		Fields: map[string]string{"service": e.service, "endpoint": e.endpoint.Address.String(), "drained": "true"},
+}
+
+func drainEvent(e draining, over bool, text string) Event {
+	fields := map[string]string{
+		"service": e.service, "endpoint": e.endpoint.Address.String(), "drained": strconv.FormatBool(over), "left": strconv.FormatUint(e.left, 10),
 	}
+	return Event{Kind: web.EventHealth, Text: fmt.Sprintf("endpoint %s of service %s %s", e.endpoint.Address, e.service, text), Fields: fields}
 }
 
 // drainingAt lists the endpoints that are drained, by service and address, without their flows, as self knows of them.
@@ -75,7 +102,7 @@ func drainingAt(s *fsm.State, self fsm.NodeID) []draining {
 		unseen := !allCopied(svc) && forwardedElsewhere(s, svc, self)
 		for _, e := range svc.Endpoints {
 			if e.Admin == fsm.AdminDrain {
-				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e, unseen: unseen})
+				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e, keeps: svc.OnRemove == fsm.RemoveKeep, unseen: unseen})
 			}
 		}
 	}
@@ -93,7 +120,7 @@ func forwardedElsewhere(s *fsm.State, svc fsm.Service, self fsm.NodeID) bool {
 	return ok && in.Master != "" && in.Master != self
 }
 
-// watchDrains raises an event when an endpoint that is drained has no flows left, or its time is over. All nodes do, from
+// watchDrains raises events as endpoints that are drained lose their flows, and when none is left or their time is over. All nodes do, from
 // their copies; where those are not of all flows, the master alone.
 func (m *member) watchDrains(ctx context.Context) error {
 	tick := time.NewTicker(drainLookEvery)

@@ -72,37 +72,67 @@ func TestEventsOfManyDeathsAreFew(t *testing.T) {
 }
 
 func TestDrainsAreToldOnce(t *testing.T) {
-	row := func(id uint32, left uint64, until time.Time) draining {
-		return draining{id: id, service: "web", endpoint: fsm.Endpoint{Address: socket("198.51.100.1:80"), DrainUntil: until}, left: left}
-	}
 	var never time.Time
 	deadline := noon.Add(time.Minute)
 	var d drains
-	texts := func(now time.Time, all ...draining) []string {
-		var out []string
+	row := func(id uint32, left uint64, until time.Time) draining {
+		return draining{id: id, service: "web", endpoint: fsm.Endpoint{Address: socket("198.51.100.1:80"), DrainUntil: until}, left: left}
+	}
+	expect := func(now time.Time, all []draining, want ...string) {
+		t.Helper()
+		var got []string
 		for _, e := range d.step(all, now) {
-			out = append(out, e.Text)
+			got = append(got, strings.TrimPrefix(e.Text, "endpoint 198.51.100.1:80 of service web "))
 		}
-		return out
+		if !slices.Equal(got, want) {
+			t.Errorf("after %s: %q, want %q", now.Sub(noon), got, want)
+		}
 	}
-	if got := texts(noon, row(1, 0, never), row(2, 5, never), row(3, 7, deadline)); got != nil {
-		t.Errorf("old news: %q", got)
-	}
-	if got := texts(noon, row(1, 0, never), row(2, 1, never), row(3, 7, deadline), row(4, 0, never)); !slices.Equal(got, []string{"endpoint 198.51.100.1:80 of service web is drained: no flow is left"}) {
-		t.Errorf("one without flows: %q", got)
-	}
-	if got := texts(noon, row(1, 0, never), row(2, 0, never), row(3, 7, deadline), row(4, 0, never)); len(got) != 1 {
-		t.Errorf("the second ends: %q", got)
-	}
-	if got := texts(deadline, row(2, 3, never), row(3, 6, deadline)); len(got) != 1 || !strings.Contains(got[0], "its time is over, 7 flows ended") {
-		t.Errorf("at the deadline: %q", got)
-	}
-	if got := texts(deadline.Add(time.Second), row(2, 0, never), row(3, 0, deadline)); got != nil {
-		t.Errorf("told twice: %q", got)
-	}
+	expect(noon, []draining{row(1, 0, never), row(2, 5, never), row(3, 7, deadline)}) // old news
+	expect(noon, []draining{row(1, 0, never), row(2, 1, never), row(3, 7, deadline), row(4, 0, never)}, "is drained: no flow is left")
+	expect(noon, []draining{row(1, 0, never), row(2, 0, never), row(3, 7, deadline), row(4, 0, never)}, "is drained: no flow is left")
+	expect(deadline, []draining{row(2, 3, never), row(3, 6, deadline)}, "is drained: its time is over, 7 flows ended")
+	expect(deadline.Add(time.Second), []draining{row(2, 0, never), row(3, 0, deadline)})
 	d.step(nil, deadline)
-	if got := texts(deadline, row(2, 0, never)); len(got) != 1 {
-		t.Errorf("drained anew: %q", got)
+	expect(deadline, []draining{row(2, 0, never)}, "is drained: no flow is left") // drained anew
+	later := deadline.Add(time.Minute)
+	expect(deadline, []draining{row(3, 2, later)}, "drains: 2 flows left")
+	expect(later, []draining{row(3, 0, later)}, "is drained: its time is over, 2 flows ended") // the data plane was quicker than the look
+	kept := row(3, 2, later.Add(time.Minute))
+	kept.keeps = true
+	expect(later, []draining{kept}, "drains: 2 flows left") // another deadline is another drain
+	expect(later.Add(time.Minute), []draining{kept}, "is drained: its time is over, 2 flows go on")
+}
+
+// However long a drain takes and however many flows there are, it is told of now and then.
+func TestDrainsTellHowManyFlowsAreLeft(t *testing.T) {
+	var d drains
+	d.step(nil, noon)
+	var texts []string
+	look := func(after time.Duration, left uint64) {
+		t.Helper()
+		for _, e := range d.step([]draining{{id: 1, service: "web", endpoint: fsm.Endpoint{Address: socket("198.51.100.1:80")}, left: left}}, noon.Add(after)) {
+			texts = append(texts, e.Text)
+			if e.Fields["left"] != fmt.Sprint(left) || e.Fields["drained"] != fmt.Sprint(left == 0) {
+				t.Errorf("%s: fields %v", e.Text, e.Fields)
+			}
+		}
+	}
+	look(0, 1000)
+	look(time.Second, 400) // less than half, but too soon
+	look(drainTellEvery, 390)
+	look(2*drainTellEvery, 200)
+	for i := range 195 {
+		look(3*drainTellEvery+time.Duration(i)*time.Minute, uint64(195-i))
+	}
+	look(10*time.Hour, 0)
+	var want []string
+	for _, left := range []int{1000, 390, 195, 97, 48, 24, 12, 6, 3, 1} {
+		want = append(want, fmt.Sprintf("endpoint 198.51.100.1:80 of service web drains: %s left", counted(left, "flow")))
+	}
+	want = append(want, "endpoint 198.51.100.1:80 of service web is drained: no flow is left")
+	if !slices.Equal(texts, want) {
+		t.Errorf("%q,\nwant %q", texts, want)
 	}
 }
 

@@ -23,7 +23,7 @@ const (
 	EventLease       = "lease"       // this node's right to claim its VIPs ran out, or is back
 	EventDisk        = "disk"        // this node's data directory takes no writes, or takes them again
 	EventRecovery    = "recovery"    // the cluster is rebuilt from one node
-	EventHealth      = "health"      // an endpoint was found up or down, or has drained
+	EventHealth      = "health"      // an endpoint was found up or down, or drains, or a node doubts its probes
 	EventBGP         = "bgp"         // a BGP session of this node came up or was lost, or a route is withdrawn or back
 )
 

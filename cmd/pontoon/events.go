@@ -18,8 +18,9 @@ func newEventsCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "events",
 		Short: "Show what happened",
-		Long: `Show what happened: elections, failovers, joins, verdicts about nodes, changes of
-the configuration and of flow replication, as the node that answers saw it.
+		Long: `Show what happened: elections, failovers, joins, verdicts about nodes, the health and
+draining of endpoints, BGP sessions, changes of the configuration and of flow
+replication, as the node that answers saw it.
 
 With --follow it goes on until interrupted; -o json then prints one object per
 line, -o yaml one document per event.`,

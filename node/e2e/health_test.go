@@ -307,6 +307,7 @@ func checkDrainEnds(_ context.Context, t *testing.T, l *lab.Lab, servers []*door
 	if n, err := left(within(t, 5*time.Second)); n != 1 || err != nil {
 		t.Errorf("%d flows left, %v: want that of one connection", n, err)
 	}
+	expectHealthEvent(t, l, "endpoint "+drained.at.String()+" of service web drains: 1 flow left")
 	for _, c := range conns {
 		if expectTalking(t, c); c.endpoint == drained.at.Addr() {
 			c.Close()
