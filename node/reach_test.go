@@ -28,24 +28,35 @@ func listening(t *testing.T, open bool) netip.AddrPort {
 	return netip.MustParseAddrPort(ln.Addr().String())
 }
 
-// Between two probes of a node that is not the prober lies more time than anybody waits for an answer.
-func TestANodeThatIsAskedProbesAtOnce(t *testing.T) {
+// runProber is a node's prober, which runs until the test ends.
+func runProber(t *testing.T) (*probing, context.Context) {
+	t.Helper()
 	p := &probing{prober: health.New(health.Options{})}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.prober.Run(ctx) })
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
 		if err := g.Wait(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return p, ctx
+}
+
+// Between two probes of a node that is not the prober lies more time than anybody waits for an answer.
+func TestANodeThatIsAskedProbesAtOnce(t *testing.T) {
+	p, ctx := runProber(t)
 	target := func(key uint32, at netip.AddrPort) health.Target {
 		return health.Target{Key: key, Addr: at, Probe: health.Probe{Type: health.TypeTCP, Interval: time.Hour}, Factor: restingFactor, Start: health.Up}
 	}
 	p.prober.Want([]health.Target{target(1, listening(t, true)), target(2, listening(t, false)), target(3, listening(t, true))})
 	awaitTargets(t, p.prober, 3)
-	got := p.reach(ctx, []uint32{1, 2, 99})
+	// Asked again where this machine stood still for longer than an answer may take.
+	var got []uint32
+	for began := time.Now(); time.Since(began) < 10*time.Second && len(got) == 0; {
+		got = p.reach(ctx, []uint32{1, 2, 99})
+	}
 	if !slices.Equal(got, []uint32{1}) {
 		t.Errorf("reached: %v", got)
 	}
@@ -60,16 +71,7 @@ func TestAnAskedNodeAnswersInTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	p := &probing{prober: health.New(health.Options{})}
-	ctx, cancel := context.WithCancel(t.Context())
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.prober.Run(ctx) })
-	defer func() {
-		cancel()
-		if err := g.Wait(); err != nil {
-			t.Error(err)
-		}
-	}()
+	p, ctx := runProber(t)
 	p.prober.Want([]health.Target{{
 		Key: 1, Addr: netip.MustParseAddrPort(silent.LocalAddr().String()), Start: health.Up,
 		Probe: health.Probe{Type: health.TypeUDP, Interval: time.Hour, Timeout: time.Minute},

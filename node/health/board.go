@@ -61,8 +61,8 @@ type check struct {
 	since   time.Time
 	version uint64 // of the board, when the verdict last changed
 
-	due    time.Duration
-	place  int // in the queue
+	entry      // when it is to be probed
+	lane   int // it waits in, or is under way by
 	begun  time.Duration
 	flying bool // a probe is under way
 	gen    uint64
@@ -131,15 +131,13 @@ func clean(words string) string {
 // board is everything the prober knows. It decides which probe is sent when and what their outcomes
 // mean; it sends none and reads no clock.
 type board struct {
-	random     func() float64 // in [0, 1)
-	concurrent int            // probes under way at most
+	random func() float64 // in [0, 1)
 
 	wishes  map[uint32]wish
 	keys    []uint32 // of wishes, growing; replaced and never changed
 	checks  map[subject]*check
-	queue   queue
+	lanes   [lanes]lane
 	bucket  bucket
-	flying  int
 	gen     uint64
 	version uint64
 	stats   Stats // its counters only
@@ -147,7 +145,7 @@ type board struct {
 
 func newBoard(rate, concurrent int, random func() float64) board {
 	return board{
-		random: random, concurrent: concurrent, bucket: newBucket(rate),
+		random: random, lanes: newLanes(concurrent), bucket: newBucket(rate),
 		wishes: map[uint32]wish{}, checks: map[subject]*check{},
 	}
 }
@@ -169,7 +167,7 @@ func (b *board) want(targets []Target, now time.Duration) {
 		}
 		c, known := b.checks[s]
 		if !known {
-			c = &check{subject: s, place: nowhere, machine: machine{health: t.Start, faded: now}}
+			c = &check{subject: s, machine: machine{health: t.Start, faded: now}}
 			b.checks[s] = c
 			fresh = append(fresh, c)
 		}
@@ -186,7 +184,7 @@ func (b *board) want(targets []Target, now time.Duration) {
 	}
 	for s, c := range b.checks {
 		if c.gen != b.gen {
-			b.queue.remove(c)
+			b.lane(c).queue.remove(c)
 			delete(b.checks, s)
 		}
 	}
@@ -210,8 +208,8 @@ func (b *board) join(c *check, t Target, now time.Duration) {
 		c.factor = min(c.factor, factor)
 	}
 	// Probed more often from now on, as on a take-over: within the new interval, each somewhere in it.
-	if latest := now + c.interval(); before > c.factor && c.place != nowhere && c.due > latest {
-		b.queue.move(c, now+b.share(c.interval()))
+	if latest := now + c.interval(); before > c.factor && c.place != 0 && c.due > latest {
+		b.lane(c).queue.move(c, now+b.share(c.interval()))
 	}
 }
 
@@ -231,16 +229,15 @@ func (b *board) spread(fresh []*check, now time.Duration) {
 		if c.machine.health == Unknown {
 			room = min(room, time.Duration(len(fresh))*perFresh)
 		}
-		c.due = now + b.share(room)
-		b.queue.add(c)
+		b.enqueue(c, now+b.share(room))
 	}
 }
 
 // soon lets the checks of these targets be probed next, as the rate allows.
 func (b *board) soon(keys []uint32, now time.Duration) {
 	for _, k := range keys {
-		if c := b.wishes[k].check; c != nil && c.place != nowhere && c.due > now {
-			b.queue.move(c, now)
+		if c := b.wishes[k].check; c != nil && c.place != 0 && c.due > now {
+			b.lane(c).queue.move(c, now)
 		}
 	}
 }
@@ -250,10 +247,11 @@ const idle = time.Minute
 
 // next takes the check that is due, or says how long none will be.
 func (b *board) next(now time.Duration) (c *check, wait time.Duration) {
-	if len(b.queue) == 0 || b.flying >= b.concurrent {
+	l := b.foremost()
+	if l == nil {
 		return nil, idle
 	}
-	c = b.queue[0]
+	c = l.queue.first()
 	if c.due > now {
 		return nil, min(c.due-now, idle)
 	}
@@ -261,10 +259,30 @@ func (b *board) next(now time.Duration) (c *check, wait time.Duration) {
 		return nil, wait
 	}
 	b.stats.Late = now - c.due
-	b.queue.remove(c)
+	l.queue.remove(c)
 	c.flying, c.begun = true, now
-	b.flying++
+	l.flying++
 	return c, 0
+}
+
+// enqueue lets a check wait for its next probe.
+func (b *board) enqueue(c *check, due time.Duration) {
+	c.due, c.lane = due, laneOf(c)
+	b.lane(c).queue.add(c)
+}
+
+// land notes that the probe of a check is not under way any more.
+func (b *board) land(c *check) {
+	c.flying = false
+	b.lane(c).flying--
+}
+
+// flying is how many probes are under way.
+func (b *board) flying() (n int) {
+	for i := range b.lanes {
+		n += b.lanes[i].flying
+	}
+	return n
 }
 
 // jitter is by what part an interval is shortened at most. It is never made longer: the time in which
@@ -277,8 +295,7 @@ const soonAgain = 100 * time.Millisecond
 // finish takes in how a probe ended, now by the loop's clock and at by that of the day. changed: its
 // verdict is another one.
 func (b *board) finish(c *check, o outcome, now time.Duration, at time.Time) (changed bool) {
-	c.flying = false
-	b.flying--
+	b.land(c)
 	if c.gen != b.gen {
 		return false // nobody wants it any more
 	}
@@ -286,8 +303,7 @@ func (b *board) finish(c *check, o outcome, now time.Duration, at time.Time) (ch
 	if o.void && o.again {
 		step = min(step, soonAgain)
 	}
-	c.due = max(now, c.begun+step-b.share(time.Duration(jitter*float64(step))))
-	b.queue.add(c)
+	defer b.enqueue(c, max(now, c.begun+step-b.share(time.Duration(jitter*float64(step))))) // where this outcome puts it
 	if o.void {
 		b.stats.Void++
 		if !o.again {
@@ -322,11 +338,9 @@ func (b *board) finish(c *check, o outcome, now time.Duration, at time.Time) (ch
 
 // abandon takes a probe back that will never end.
 func (b *board) abandon(c *check, now time.Duration) {
-	c.flying = false
-	b.flying--
+	b.land(c)
 	if c.gen == b.gen {
-		c.due = now
-		b.queue.add(c)
+		b.enqueue(c, now)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,8 +75,16 @@ func (s *simulation) run(d time.Duration) {
 			out, took := s.result(c, s.now)
 			s.open = append(s.open, flight{c, out, s.now + took})
 		}
-		s.most = max(s.most, s.board.flying)
+		s.most = max(s.most, s.board.flying())
 	}
+}
+
+// waiting is how many checks wait for their next probe.
+func (b *board) waiting() (n int) {
+	for i := range b.lanes {
+		n += len(b.lanes[i].queue)
+	}
+	return n
 }
 
 // busiest is the most probes that began within d.
@@ -164,6 +173,83 @@ func TestHungEndpointsDoNotDelayTheOthers(t *testing.T) {
 	}
 }
 
+// Thousands of endpoints that take a connection and say nothing more keep as many helpers busy as there
+// are. Whoever needs none is probed as ever, and so is, after a while, who needs one and answers.
+func TestHungEndpointsOfTLSDelayNobodyElse(t *testing.T) {
+	const plain, well, hung = 2000, 200, 16_000
+	s := newSimulation(20_000, 8192)
+	targets := many(plain+well+hung, func(t *Target) {
+		if t.Start = Up; t.Key >= plain {
+			t.Probe.Type = []Type{TypeHTTPS, TypeGRPC}[t.Key%2]
+		}
+	})
+	hangs := map[netip.Addr]bool{}
+	for _, target := range targets[plain+well:] {
+		hangs[target.Addr.Addr()] = true
+	}
+	most := 0 // helpers at a time
+	s.result = func(c *check, _ time.Duration) (outcome, time.Duration) {
+		most = max(most, s.board.lanes[helpedLane].flying+s.board.lanes[ailingLane].flying)
+		if hangs[c.addr.Addr()] {
+			return failed("no answer in 1s"), time.Second
+		}
+		return pass, time.Millisecond
+	}
+	s.board.want(targets, 0)
+	seen := func(d time.Duration) (of map[Type][]int, hung []int) {
+		s.by = map[*check][]time.Duration{}
+		s.run(d)
+		of = map[Type][]int{}
+		for _, c := range s.board.checks {
+			if n := len(s.by[c]); hangs[c.addr.Addr()] {
+				hung = append(hung, n)
+			} else {
+				of[c.probe.Type] = append(of[c.probe.Type], n)
+			}
+		}
+		return of, hung
+	}
+	if of, _ := seen(20 * time.Second); slices.Min(of[TypeTCP]) < 9 {
+		t.Errorf("while the helpers meet the hung ones, one that needs none was probed %d times in 20 s, want 10", slices.Min(of[TypeTCP]))
+	}
+	of, stuck := seen(40 * time.Second)
+	for kind, n := range of {
+		if slices.Min(n) < 19 {
+			t.Errorf("%v: one that answers was probed %d times in 40 s, want 20", kind, slices.Min(n))
+		}
+	}
+	if slices.Min(stuck) < 2 {
+		t.Errorf("one that hangs was probed %d times in 40 s, want 2", slices.Min(stuck))
+	}
+	if most > 2048 {
+		t.Errorf("%d helpers at a time, want at most a quarter of 8192", most)
+	}
+}
+
+// Who was ill and answers again waits no longer among those that are.
+func TestEndpointOfTLSThatAnswersAgainIsProbedInTime(t *testing.T) {
+	s := newSimulation(20_000, 80) // 10 that ail at a time
+	cured := netip.AddrFrom4([4]byte{10, 0, 0, 1})
+	healed := false
+	s.result = func(c *check, _ time.Duration) (outcome, time.Duration) {
+		if healed && c.addr.Addr() == cured {
+			return pass, 0
+		}
+		return failed("no answer in 1s"), time.Second
+	}
+	s.board.want(many(100, func(t *Target) { t.Probe.Type = TypeHTTPS }), 0)
+	s.run(time.Minute)
+	healed = true
+	s.run(15 * time.Second)
+	s.by = map[*check][]time.Duration{}
+	s.run(20 * time.Second)
+	for c, at := range s.by {
+		if c.addr.Addr() == cured && len(at) < 9 {
+			t.Errorf("probed %d times in 20 s, want 10", len(at))
+		}
+	}
+}
+
 func TestSharedEndpointIsProbedOnce(t *testing.T) {
 	s := newSimulation(20_000, 8192)
 	targets := make([]Target, 50)
@@ -217,8 +303,8 @@ func TestWantKeepsWhatStays(t *testing.T) {
 	}
 	s.board.want(nil, s.now)
 	s.run(5 * time.Second)
-	if len(s.board.checks)+len(s.board.queue)+s.board.flying != 0 {
-		t.Errorf("after all were taken away: %d checks, %d waiting, %d under way", len(s.board.checks), len(s.board.queue), s.board.flying)
+	if len(s.board.checks)+s.board.waiting()+s.board.flying() != 0 {
+		t.Errorf("after all were taken away: %d checks, %d waiting, %d under way", len(s.board.checks), s.board.waiting(), s.board.flying())
 	}
 }
 

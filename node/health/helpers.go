@@ -7,16 +7,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// helpers do the probes that need TLS or HTTP/2, each on a goroutine of its own. All but take's and
-// hand's inner parts belongs to the loop.
+// helpers do the probes that need TLS or HTTP/2, each on a goroutine of its own. How many there are at a
+// time is for the board to say.
 type helpers struct {
-	ctx     context.Context
-	group   *errgroup.Group
-	wake    func()
-	stamp   func(*op) // says that it begins now
-	room    int       // goroutines at most
-	running int
-	waiting []job
+	ctx   context.Context
+	group *errgroup.Group
+	wake  func()
 
 	mu   sync.Mutex
 	done []ended
@@ -34,19 +30,13 @@ type ended struct {
 	outcome outcome
 }
 
-func newHelpers(ctx context.Context, g *errgroup.Group, room int, wake func(), stamp func(*op)) *helpers {
-	return &helpers{ctx: ctx, group: g, room: max(room, 1), wake: wake, stamp: stamp}
+func newHelpers(ctx context.Context, g *errgroup.Group, wake func()) *helpers {
+	return &helpers{ctx: ctx, group: g, wake: wake}
 }
 
-// hand lets a helper do it, now or when one is free.
+// hand lets a helper do it. The op ends by what the helper says, and by no deadline of the loop's.
 func (h *helpers) hand(j job) {
-	j.op.next = never
-	if h.running >= h.room {
-		h.waiting = append(h.waiting, j)
-		return
-	}
-	h.running++
-	h.stamp(j.op) // what it has waited for is not the endpoint's time
+	j.op.due = never
 	h.group.Go(func() error {
 		ctx, cancel := context.WithTimeout(h.ctx, j.op.check.probe.Timeout) // never changes
 		defer cancel()
@@ -59,18 +49,11 @@ func (h *helpers) hand(j job) {
 	})
 }
 
-// take returns what has ended, and lets as many begin that wait.
+// take returns what has ended.
 func (h *helpers) take() []ended {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	done := h.done
 	h.done = nil
-	h.mu.Unlock()
-	h.running -= len(done)
-	for h.running < h.room && len(h.waiting) > 0 {
-		j := h.waiting[0]
-		h.waiting[0] = job{}
-		h.waiting = h.waiting[1:]
-		h.hand(j)
-	}
 	return done
 }

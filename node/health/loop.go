@@ -1,7 +1,6 @@
 package health
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -39,8 +38,7 @@ type op struct {
 	lost   time.Duration // likewise
 
 	end   time.Duration // of the probe, by the loop's clock
-	next  time.Duration // when late is asked, end or before
-	place int           // among the deadlines
+	entry               // when late is asked, at end or before
 
 	stage stage
 	rest  []byte // http: still to be written
@@ -60,33 +58,6 @@ const (
 	stageResolving       // the neighbour's MAC address is not known yet
 )
 
-// deadlines holds the ops that have one, the nearest at the front.
-type deadlines []*op
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].next < d[j].next }
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].place, d[j].place = i, j
-}
-
-// Push is heap.Interface's.
-func (d *deadlines) Push(x any) {
-	o := x.(*op)
-	o.place = len(*d)
-	*d = append(*d, o)
-}
-
-// Pop is heap.Interface's.
-func (d *deadlines) Pop() any {
-	old := *d
-	o := old[len(old)-1]
-	old[len(old)-1] = nil
-	*d = old[:len(old)-1]
-	o.place = nowhere
-	return o
-}
-
 // loop drives the board with sockets and a clock. All of it but wake and what hand starts belongs to
 // the goroutine of run.
 type loop struct {
@@ -97,7 +68,7 @@ type loop struct {
 	clock clock
 
 	handlers  []handler // by descriptor
-	deadlines deadlines
+	deadlines agenda[*op]
 	sockets   sockets
 	helpers   *helpers
 	events    [256]unix.EpollEvent
@@ -136,7 +107,7 @@ func (l *loop) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	l.helpers = newHelpers(ctx, g, l.p.opts.Concurrent/8, l.wake, l.stamp)
+	l.helpers = newHelpers(ctx, g, l.wake)
 	g.Go(func() error {
 		<-ctx.Done()
 		l.wake()
@@ -180,7 +151,7 @@ func (l *loop) start() (planned time.Duration) {
 		c, wait := l.due()
 		if c == nil {
 			if len(l.deadlines) > 0 {
-				wait = min(wait, l.deadlines[0].next-l.clock.lived)
+				wait = min(wait, l.deadlines.first().due-l.clock.lived)
 			}
 			return min(max(wait, pause), 2*grace)
 		}
@@ -207,8 +178,8 @@ func (l *loop) due() (*check, time.Duration) {
 }
 
 func (l *loop) begin(c *check) {
-	o := &op{check: c, fd: -1, place: nowhere, end: l.clock.lived + c.probe.Timeout}
-	o.next = o.end
+	o := &op{check: c, fd: -1, end: l.clock.lived + c.probe.Timeout}
+	o.due = o.end
 	l.stamp(o)
 	o.kind = l.kindOf(c)
 	out, over := o.kind.begin(l, o)
@@ -216,7 +187,7 @@ func (l *loop) begin(c *check) {
 		l.finish(o, out)
 		return
 	}
-	heap.Push(&l.deadlines, o)
+	l.deadlines.add(o)
 }
 
 // stamp notes when an op begins.
@@ -334,22 +305,18 @@ func (o *op) ready(l *loop, events uint32) {
 
 // expire ends what has had its time.
 func (l *loop) expire() {
-	for len(l.deadlines) > 0 && l.deadlines[0].next <= l.clock.lived {
-		o := l.deadlines[0]
+	for len(l.deadlines) > 0 && l.deadlines.first().due <= l.clock.lived {
+		o := l.deadlines.first()
 		out, over := o.kind.late(l, o)
-		if over || o.next <= l.clock.lived {
+		if over || o.due <= l.clock.lived {
 			l.finish(o, out)
-			continue
 		}
-		heap.Fix(&l.deadlines, 0)
 	}
 }
 
 // release gives back what an op holds.
 func (l *loop) release(o *op) {
-	if o.place != nowhere {
-		heap.Remove(&l.deadlines, o.place)
-	}
+	l.deadlines.remove(o)
 	if o.fd >= 0 {
 		if o.fd < len(l.handlers) {
 			l.handlers[o.fd] = nil
@@ -405,7 +372,7 @@ func (l *loop) abandon() {
 	defer l.p.mu.Unlock()
 	l.p.lived = l.clock.lived
 	for len(l.deadlines) > 0 {
-		o := l.deadlines[0]
+		o := l.deadlines.first()
 		l.release(o)
 		l.p.board.abandon(o.check, l.clock.lived)
 	}

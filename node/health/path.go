@@ -189,7 +189,8 @@ func (o *op) depart(l *loop) (outcome, bool) {
 		l.nextDeadline(o, resolvePause)
 		return outcome{}, false
 	}
-	o.stage, o.next = stageBegun, o.end
+	o.stage = stageBegun
+	l.deadlines.move(o, o.end)
 	if err := o.sendFrame(s, mac, o.first(s)); err != nil {
 		return o.judge(err), true
 	}

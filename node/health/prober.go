@@ -21,8 +21,10 @@ type Options struct {
 	// Rate is how many probes this node sends a second at most. Default 20000.
 	Rate int
 	// Concurrent is how many probes are under way at most; half of the files that the process may have
-	// open if that is less. Those of https and grpc, which cost a goroutine each, have an eighth of it
-	// for themselves, and wait for each other. Default 8192.
+	// open if that is less. Three quarters of it are for those that the prober's own loop does. Those of
+	// https and grpc, which cost a goroutine each, have a quarter: an eighth where the last probe passed
+	// or there was none, and an eighth where it failed. None of the three waits for another, and each
+	// has one at least. Default 8192.
 	Concurrent int
 	// Notify is called when the verdict of at least one target has changed: ask Changed for it. It must
 	// not block, and is called by the goroutine of Run with no lock held. Default none.
@@ -249,7 +251,7 @@ func (p *Prober) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s := p.board.stats
-	s.Checks, s.Flying = len(p.board.checks), p.board.flying
+	s.Checks, s.Flying = len(p.board.checks), p.board.flying()
 	for _, w := range p.board.wishes {
 		if w.check == nil {
 			s.Refused++

@@ -451,6 +451,30 @@ func TestAnotherRunGoesOnWhereTheLastOneEnded(t *testing.T) {
 	}
 }
 
+func TestHelpersThatAllWaitLeaveTheLoopItsProbes(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer silent.Close()
+	hung := fast(TypeHTTPS)
+	hung.Interval, hung.Timeout = time.Minute, 10*time.Minute
+	targets := []Target{{Key: 1000, Addr: addrPort(t, listening(t, "127.0.0.1:0").Addr()), Probe: fast(TypeTCP)}}
+	for key := range uint32(100) {
+		hung.Path = fmt.Sprint("/", key)
+		targets = append(targets, Target{Key: key, Addr: addrPort(t, silent.Addr()), Probe: hung})
+	}
+	p := start(t, Options{Concurrent: 32}, targets...)
+	const helpers = 32 / 8
+	roottest.Eventually(t, "every helper waits", func() bool { return p.Stats().Flying >= helpers })
+	before := becomes(t, p, 1000, Up, "")
+	roottest.Eventually(t, "the endpoint that needs none is probed again and again", func() bool {
+		r, _ := p.Result(1000)
+		return r.Probes >= before.Probes+5
+	})
+	if s := p.Stats(); s.Flying > helpers+1 {
+		t.Errorf("more helpers than there may be: %+v", s)
+	}
+}
+
 func TestRunEndsAtOnceWhileAHelperWaitsForAnAnswer(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)

@@ -327,9 +327,9 @@ func TestErrorsAboutProbesFindThem(t *testing.T) {
 		l, err := newLoop(p)
 		must(t, err)
 		c := *inner.check
-		c.gen, c.place, c.flying = p.board.gen, nowhere, true
-		p.board.flying = 1
-		o := &op{check: &c, fd: -1, place: nowhere, path: inner.path}
+		c.gen, c.flying = p.board.gen, true
+		p.board.lane(&c).flying++
+		o := &op{check: &c, fd: -1, path: inner.path}
 		s := &pathSocket{slots: newSlots(61001, 1)}
 		if !s.slots.give(o, ports{}) || s.slots.give(&op{}, ports{}) {
 			t.Fatal("one slot is not one slot")
@@ -371,9 +371,9 @@ func TestEchoesOfOthersProveNothing(t *testing.T) {
 		{"a short one", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 8, 9)[:icmpHead] }, 0},
 		{"its own", "10.0.0.9", func(n uint16) []byte { return echo(false, 7, n, 8, 9) }, 1},
 	} {
-		c := &check{subject: subject{addr: netip.AddrPortFrom(addr, 0)}, place: nowhere, flying: true, factor: 1}
-		p.board.flying++
-		o := &op{check: c, fd: -1, place: nowhere, token: 9}
+		c := &check{subject: subject{addr: netip.AddrPortFrom(addr, 0)}, flying: true, factor: 1}
+		p.board.lane(c).flying++
+		o := &op{check: c, fd: -1, token: 9}
 		s.slots.give(o, ports{})
 		s.answer(l, tc.reply(o.slot), netip.MustParseAddr(tc.from))
 		if c.probes != tc.want {

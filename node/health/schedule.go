@@ -1,56 +1,61 @@
 package health
 
-import (
-	"container/heap"
-	"time"
-)
+import "time"
 
 // Times in this file, and wherever a moment is a time.Duration, are by the clock of the prober's loop:
 // it starts at zero, only grows, and stands still while the loop does not run (see clock).
 
-// queue holds the checks that wait, the one that is due first at the front.
-type queue []*check
-
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return q[i].due < q[j].due }
-func (q queue) Swap(i, j int) {
-	q[i], q[j] = q[j], q[i]
-	q[i].place, q[j].place = i, j
+// lane is checks that share a number of probes under way. One that is full holds up nobody but its own.
+type lane struct {
+	queue  agenda[*check] // those that wait
+	flying int
+	room   int // probes under way at most
 }
 
-// Push is heap.Interface's.
-func (q *queue) Push(x any) {
-	c := x.(*check)
-	c.place = len(*q)
-	*q = append(*q, c)
+// The lanes of a board. Probes by a helper cost a goroutine and memory for TLS, so there are to be fewer
+// of them; and those that hang take so long that they would leave nothing for the others.
+const (
+	plainLane  = iota // by the loop itself
+	helpedLane        // by a helper
+	ailingLane        // by a helper, and the last probe failed
+	lanes
+)
+
+// newLanes gives the helpers a quarter of the probes under way, half of it to those that ail. Each lane
+// has room for one.
+func newLanes(concurrent int) (l [lanes]lane) {
+	helped := max(concurrent/8, 1)
+	l[plainLane].room = max(concurrent-2*helped, 1)
+	l[helpedLane].room, l[ailingLane].room = helped, helped
+	return l
 }
 
-// Pop is heap.Interface's.
-func (q *queue) Pop() any {
-	old := *q
-	c := old[len(old)-1]
-	old[len(old)-1] = nil
-	*q = old[:len(old)-1]
-	c.place = nowhere
-	return c
-}
+// lane is where the check waits, and what its probe under way is counted by.
+func (b *board) lane(c *check) *lane { return &b.lanes[c.lane] }
 
-const nowhere = -1 // a check that is not in the queue
-
-func (q *queue) add(c *check) { heap.Push(q, c) }
-
-func (q *queue) remove(c *check) {
-	if c.place != nowhere {
-		heap.Remove(q, c.place)
+// laneOf says where a check belongs from its next probe on.
+func laneOf(c *check) int {
+	switch {
+	case c.probe.Type != TypeHTTPS && c.probe.Type != TypeGRPC:
+		return plainLane
+	case c.probes > 0 && !c.passed:
+		return ailingLane
 	}
+	return helpedLane
 }
 
-// move sets when a waiting check is due.
-func (q *queue) move(c *check, due time.Duration) {
-	c.due = due
-	if c.place != nowhere {
-		heap.Fix(q, c.place)
+// foremost is the lane with the check that is due first, of those that have room; nil: there is none.
+func (b *board) foremost() (foremost *lane) {
+	for i := range b.lanes {
+		l := &b.lanes[i]
+		if len(l.queue) == 0 || l.flying >= l.room {
+			continue
+		}
+		if foremost == nil || l.queue.first().due < foremost.queue.first().due {
+			foremost = l
+		}
 	}
+	return foremost
 }
 
 // bucket holds the permits to send a probe.

@@ -416,6 +416,6 @@ func (l *loop) nextDeadline(o *op, d time.Duration) bool {
 	if l.clock.lived >= o.end {
 		return false
 	}
-	o.next = min(l.clock.lived+d, o.end)
+	l.deadlines.move(o, min(l.clock.lived+d, o.end))
 	return true
 }
