@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"net/netip"
+	"slices"
 )
 
 // assign finds the VIP of a service that asks for one: the one it has, that of
@@ -93,21 +94,42 @@ func (d *draft) sharedVIP(pool, share string) *VIP {
 
 // lowestFree is the address that a service gets: one that is reserved for it if
 // there is any, else the lowest that nobody has and that is reserved for nobody;
-// the zero Addr if there is none. The table of VIPs is walked beside the
-// addresses, so the cost is that of the addresses in use, however big the pool is.
+// the zero Addr if there is none. The sorted lists of what is taken are walked
+// beside the addresses, and gathered once, so the cost is that of the addresses in
+// use, however big the pool is.
 func (d *draft) lowestFree(p *Pool, svc Service) netip.Addr {
-	free := func(a netip.Addr) bool { return !hasEndpointAt(svc.Endpoints, a) && d.occupant(a) == "" }
+	ranges := p.handsOut()
+	others := d.others(ranges)
+	for _, e := range svc.Endpoints { // its own are not in the state yet
+		if a := e.Address.Addr(); inRanges(ranges, a) {
+			others = append(others, a)
+		}
+	}
+	slices.SortFunc(others, netip.Addr.Compare)
 	for _, r := range p.Reservations {
-		if svc.Name != "" && r.Service == svc.Name && !d.vips.has(r.Address) && free(r.Address) {
+		if svc.Name == "" || r.Service != svc.Name || d.vips.has(r.Address) {
+			continue
+		}
+		if _, taken := slices.BinarySearchFunc(others, r.Address, netip.Addr.Compare); !taken {
 			return r.Address
 		}
 	}
-	for _, r := range p.handsOut() {
-		i, _ := d.vips.find(r.First)
+	for _, r := range ranges {
+		v, _ := d.vips.find(r.First)
+		o, _ := slices.BinarySearchFunc(others, r.First, netip.Addr.Compare)
+		k, _ := p.findReservation(r.First)
 		for a := r.First; ; a = a.Next() {
-			if i < d.vips.len() && d.vips.rows[i].key == a {
-				i++
-			} else if _, kept := p.reservation(a); !kept && free(a) {
+			taken := v < d.vips.len() && d.vips.rows[v].key == a
+			if taken {
+				v++
+			}
+			for ; o < len(others) && others[o] == a; o++ {
+				taken = true
+			}
+			if k < len(p.Reservations) && p.Reservations[k].Address == a {
+				k, taken = k+1, true
+			}
+			if !taken {
 				return a
 			}
 			if a == r.Last {

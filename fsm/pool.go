@@ -111,11 +111,16 @@ func (p Pool) Covers(prefix netip.Prefix) bool {
 
 // reservation finds what an address is kept back for.
 func (p Pool) reservation(a netip.Addr) (Reservation, bool) {
-	i, ok := slices.BinarySearchFunc(p.Reservations, a, func(r Reservation, a netip.Addr) int { return r.Address.Compare(a) })
+	i, ok := p.findReservation(a)
 	if !ok {
 		return Reservation{}, false
 	}
 	return p.Reservations[i], true
+}
+
+// findReservation is where the reservation of an address is, or would be.
+func (p Pool) findReservation(a netip.Addr) (int, bool) {
+	return slices.BinarySearchFunc(p.Reservations, a, func(r Reservation, a netip.Addr) int { return r.Address.Compare(a) })
 }
 
 // PoolUse is what has become of a pool's addresses. Size is Used, Reserved and
@@ -171,14 +176,24 @@ func (s *State) PoolUse(name string) PoolUse {
 // occupied are the addresses within sorted ranges that are somebody's, sorted,
 // each once.
 func (s *State) occupied(ranges []AddressRange) []netip.Addr {
+	out := s.others(ranges)
+	for _, r := range s.vips.rows {
+		if inRanges(ranges, r.key) {
+			out = append(out, r.key)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return slices.Compact(out)
+}
+
+// others are the addresses within sorted ranges that are somebody's and no VIPs:
+// of nodes, BGP sessions and endpoints, in no order and some of them twice.
+func (s *State) others(ranges []AddressRange) []netip.Addr {
 	var out []netip.Addr
 	note := func(a netip.Addr) {
 		if inRanges(ranges, a) {
 			out = append(out, a)
 		}
-	}
-	for _, r := range s.vips.rows {
-		note(r.key)
 	}
 	for _, r := range s.nodes.rows {
 		if own, ok := sockets(*r.val); ok {
@@ -194,8 +209,7 @@ func (s *State) occupied(ranges []AddressRange) []netip.Addr {
 			note(e.Address.Addr())
 		}
 	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out)
+	return out
 }
 
 // occupant says in words whose address it is, VIPs apart; "" if nobody has it.
