@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 )
@@ -17,12 +18,15 @@ func (d *draft) assign(chk *checker, want AutoVIP, svc, old Service) VIP {
 	if want.Share != "" {
 		chk.name("share", want.Share)
 	}
-	if v := d.keptVIP(want, old); v != nil {
-		return *v
+	if v, ok := d.keptVIP(chk, want, old); ok {
+		return v
 	}
 	p := d.poolFor(chk, want)
 	if p == nil {
 		return VIP{}
+	}
+	if v, ok := d.adoptedVIP(chk, *p, want, old); ok {
+		return v
 	}
 	if v := d.sharedVIP(p.Name, want.Share); v != nil {
 		return *v
@@ -42,12 +46,42 @@ func (d *draft) assign(chk *checker, want AutoVIP, svc, old Service) VIP {
 	})
 }
 
-// keptVIP is the VIP a service is on already, if that is such a one as it asks for.
-func (d *draft) keptVIP(want AutoVIP, old Service) *VIP {
+// keptVIP is the VIP a service is on already, if that is of the pool it asks for: an
+// address is its service's for its life. One that has no share yet gets the one that
+// is asked for. False: it is on no such VIP, or leaves a share for another.
+func (d *draft) keptVIP(chk *checker, want AutoVIP, old Service) (VIP, bool) {
 	v := d.vips.get(old.VIP)
-	if v == nil || v.Pool == "" || want.Pool != "" && v.Pool != want.Pool || want.Share != "" && v.Share != want.Share {
-		return nil
+	if v == nil || v.Pool == "" || want.Pool != "" && v.Pool != want.Pool || want.Share != "" && v.Share != "" && v.Share != want.Share {
+		return VIP{}, false
 	}
+	return d.sharedAs(chk, *v, want.Share), true
+}
+
+// adoptedVIP is the VIP a service is on already, if somebody made it by hand and it
+// lies in the pool that the service asks: it is the pool's from now on.
+func (d *draft) adoptedVIP(chk *checker, p Pool, want AutoVIP, old Service) (VIP, bool) {
+	v := d.vips.get(old.VIP)
+	if v == nil || v.Pool != "" || !inRanges(p.handsOut(), v.Address) {
+		return VIP{}, false
+	}
+	adopted := *v
+	adopted.Pool = p.Name
+	return d.sharedAs(chk, adopted, want.Share), true
+}
+
+// sharedAs is a VIP of a pool under the share that is asked for. It is refused where
+// another address has that share: which of the two addresses was meant to go is not
+// for us to say.
+func (d *draft) sharedAs(chk *checker, v VIP, share string) VIP {
+	if share == "" || v.Share == share {
+		return v
+	}
+	if other := d.sharedVIP(v.Pool, share); other != nil {
+		chk.clash(ErrInUse, "share", share, "is address %s of pool %s, with the services %s, and this service has %s: leave the share out, or move the service with \"--vip %s\"",
+			other.Address, v.Pool, cmp.Or(few(d.servicesOn(other.Address)), "none"), v.Address, other.Address)
+		return v
+	}
+	v.Share = share
 	return v
 }
 

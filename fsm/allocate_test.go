@@ -42,7 +42,7 @@ func TestLowestFreeIsTheSameByLookingAtEachAddress(t *testing.T) {
 		for _, c := range log {
 			s, _ = s.Apply(s.Index()+1, c) // many are refused
 		}
-		svc := genService(t)
+		svc := normalService(genService(t)) // as Apply has it: sorted
 		d := &draft{State: *s}
 		for _, p := range s.Pools() {
 			got, want := d.lowestFree(&p, svc), lowestByLooking(s, p, svc)

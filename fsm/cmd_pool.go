@@ -8,9 +8,10 @@ import (
 
 // PutPool creates or replaces a pool; with KeepReservations it keeps the
 // reservations it has, and those of Pool are not looked at. VIPs that were handed
-// out stay as they are. Refused with ErrInvalid, and with ErrInUse if an address
-// that is new to the pool belongs to another pool, a VIP, a node, an endpoint or a
-// BGP peer, or if an address would leave it that is handed out or reserved.
+// out stay as they are, and so do those that somebody made by hand in its range: they
+// are in use, and the pool steps over them. Refused with ErrInvalid, and with ErrInUse
+// if an address that is new to the pool belongs to another pool, a node, an endpoint or
+// a BGP peer, or if an address would leave it that is handed out or reserved.
 type PutPool struct {
 	Pool             Pool `json:"pool"`
 	KeepReservations bool `json:"keep_reservations,omitempty"`
@@ -204,7 +205,9 @@ func checkApart(chk *checker, parts []AddressRange) {
 }
 
 // checkOverlaps refuses addresses that are somebody else's. Those that were in the
-// pool already are left in peace: what came to lie in it since is stepped over.
+// pool already are left in peace: what came to lie in it since is stepped over. So are
+// VIPs, which are of the kind that pools hand out: most pools are made where services
+// are already.
 func (d *draft) checkOverlaps(chk *checker, p, old Pool) {
 	parts, had := p.parts(), old.parts()
 	for _, r := range d.pools.rows {
@@ -223,16 +226,14 @@ func (d *draft) checkOverlaps(chk *checker, p, old Pool) {
 	slices.SortFunc(had, compareRanges)
 	const most = 8 // said of each, the rest is counted
 	said := 0
-	for _, a := range d.occupied(parts) {
+	others := d.others(parts)
+	slices.SortFunc(others, netip.Addr.Compare)
+	for _, a := range slices.Compact(others) {
 		if inRanges(had, a) {
 			continue
 		}
-		what := d.occupant(a)
-		if what == "" {
-			what = "a VIP already"
-		}
 		if said++; said <= most {
-			chk.clash(ErrInUse, "cidrs", a, "is %s: leave it out, with ranges around it", what)
+			chk.clash(ErrInUse, "cidrs", a, "is %s: leave it out, with ranges around it", d.occupant(a))
 		}
 	}
 	if said > most {

@@ -103,7 +103,7 @@ func (c PutService) apply(d *draft) error {
 	}
 	d.giveEndpointIDs(&svc, old)
 	d.keepVerdicts(old, svc)
-	if c.Auto != nil && !d.vips.has(vip.Address) {
+	if was := d.vips.get(vip.Address); c.Auto != nil && (was == nil || *was != vip) {
 		d.vips.put(vip.Address, vip)
 	}
 	d.putService(svc)

@@ -109,6 +109,15 @@ func (p Pool) Covers(prefix netip.Prefix) bool {
 	return slices.ContainsFunc(p.parts(), func(part AddressRange) bool { return part.Contains(r.First) && part.Contains(r.Last) })
 }
 
+// Grows says whether a pool may have addresses that another has not. It takes parts
+// of the other that join for apart.
+func (p Pool) Grows(old Pool) bool {
+	had := old.parts()
+	return slices.ContainsFunc(p.parts(), func(r AddressRange) bool {
+		return !slices.ContainsFunc(had, func(o AddressRange) bool { return o.Contains(r.First) && o.Contains(r.Last) })
+	})
+}
+
 // reservation finds what an address is kept back for.
 func (p Pool) reservation(a netip.Addr) (Reservation, bool) {
 	i, ok := p.findReservation(a)
@@ -123,23 +132,6 @@ func (p Pool) findReservation(a netip.Addr) (int, bool) {
 	return slices.BinarySearchFunc(p.Reservations, a, func(r Reservation, a netip.Addr) int { return r.Address.Compare(a) })
 }
 
-// PoolUse is what has become of a pool's addresses. Size is Used, Reserved and
-// Free together.
-type PoolUse struct {
-	Size        uint64       `json:"size"`     // addresses it may hand out, at most 2^53-1
-	Used        uint64       `json:"used"`     // VIPs, also those it did not hand out, and addresses of nodes, endpoints and BGP peers
-	Reserved    uint64       `json:"reserved"` // kept back, and not used
-	Free        uint64       `json:"free"`
-	Allocations []Allocation `json:"allocations"` // the VIPs it handed out, sorted by address
-}
-
-// Allocation is one address that a pool handed out.
-type Allocation struct {
-	Address  netip.Addr `json:"address"`
-	Share    string     `json:"share,omitempty"` // see AutoVIP
-	Services []string   `json:"services"`        // who is on it, sorted
-}
-
 // Pools returns the pools, sorted by name. Their lists are shared with the
 // state: read only.
 func (s *State) Pools() []Pool { return s.pools.values() }
@@ -148,85 +140,21 @@ func (s *State) Pools() []Pool { return s.pools.values() }
 // only.
 func (s *State) Pool(name string) (Pool, bool) { return valueOf(s.pools.get(name)) }
 
-// PoolUse tells what has become of the addresses of a pool; nothing is used of
-// one that does not exist.
-func (s *State) PoolUse(name string) PoolUse {
-	use := PoolUse{Allocations: []Allocation{}}
-	p := s.pools.get(name)
-	if p == nil {
-		return use
-	}
-	ranges := p.handsOut()
-	used := s.occupied(ranges)
-	use.Size, use.Used = p.size(), uint64(len(used))
-	for _, r := range p.Reservations {
-		if _, is := slices.BinarySearchFunc(used, r.Address, netip.Addr.Compare); !is {
-			use.Reserved++
-		}
-	}
-	use.Free = use.Size - use.Used - use.Reserved
-	for _, a := range s.handedOut(name) {
-		use.Allocations = append(use.Allocations, Allocation{
-			Address: a, Share: s.vips.get(a).Share, Services: append([]string{}, s.servicesOn(a)...),
-		})
-	}
-	return use
-}
-
-// occupied are the addresses within sorted ranges that are somebody's, sorted,
-// each once.
-func (s *State) occupied(ranges []AddressRange) []netip.Addr {
-	out := s.others(ranges)
-	for _, r := range s.vips.rows {
-		if inRanges(ranges, r.key) {
-			out = append(out, r.key)
-		}
-	}
-	slices.SortFunc(out, netip.Addr.Compare)
-	return slices.Compact(out)
-}
-
-// others are the addresses within sorted ranges that are somebody's and no VIPs:
-// of nodes, BGP sessions and endpoints, in no order and some of them twice.
-func (s *State) others(ranges []AddressRange) []netip.Addr {
-	var out []netip.Addr
-	note := func(a netip.Addr) {
-		if inRanges(ranges, a) {
-			out = append(out, a)
-		}
-	}
-	for _, r := range s.nodes.rows {
-		if own, ok := sockets(*r.val); ok {
-			note(own[0].Addr())
-		}
-	}
-	for _, r := range s.bgpPeers.rows {
-		note(r.key.addr)
-		note(r.val.Source)
-	}
-	for _, r := range s.services.rows {
-		for _, e := range r.val.Endpoints {
-			note(e.Address.Addr())
-		}
-	}
-	return out
-}
-
 // occupant says in words whose address it is, VIPs apart; "" if nobody has it.
 func (s *State) occupant(a netip.Addr) string {
 	for _, r := range s.nodes.rows {
 		if own, ok := sockets(*r.val); ok && own[0].Addr() == a {
-			return "the address of node " + string(r.key)
+			return ofNode + string(r.key)
 		}
 	}
 	for _, p := range s.bgpPeers.rows {
 		if p.key.addr == a || p.val.Source == a {
-			return "an end of the session with BGP peer " + p.key.addr.String()
+			return ofPeer + p.key.addr.String()
 		}
 	}
 	for _, r := range s.services.rows {
 		if hasEndpointAt(r.val.Endpoints, a) {
-			return "an endpoint of service " + r.key
+			return ofEndpoint + r.key
 		}
 	}
 	return ""

@@ -58,6 +58,9 @@ func checkPools(t *rapid.T, s *State) {
 			}
 		}
 		use := s.PoolUse(p.Name)
+		if int(use.Used) != len(use.Allocations)+len(use.Others) {
+			t.Fatalf("pool %+v is used like %+v", p, use)
+		}
 		if use.Used+use.Reserved+use.Free != use.Size || use.Free > use.Size {
 			t.Fatalf("pool %+v is used like %+v", p, use)
 		}
@@ -70,10 +73,15 @@ func checkPools(t *rapid.T, s *State) {
 	if defaults > 1 {
 		t.Fatalf("%d pools are the default", defaults)
 	}
+	shares := map[[2]string]netip.Addr{}
 	for _, v := range s.VIPs() {
 		if v.Pool == "" {
 			continue
 		}
+		if at, twice := shares[[2]string{v.Pool, v.Share}]; twice && v.Share != "" {
+			t.Fatalf("share %s of pool %s is %s and %s", v.Share, v.Pool, at, v.Address)
+		}
+		shares[[2]string{v.Pool, v.Share}] = v.Address
 		p, ok := s.Pool(v.Pool)
 		inst, _ := s.Instance(v.Instance)
 		if !ok || !inRanges(p.handsOut(), v.Address) {
@@ -90,7 +98,7 @@ func checkPools(t *rapid.T, s *State) {
 func checkHandedOut(t *rapid.T, before, after *State, c PutService) bool {
 	svc, ok := after.Service(c.Service.Name)
 	v, onVIP := after.VIP(svc.VIP)
-	if !ok || !onVIP || v.Pool == "" || c.Auto.Pool != "" && v.Pool != c.Auto.Pool {
+	if !ok || !onVIP || v.Pool == "" || c.Auto.Pool != "" && v.Pool != c.Auto.Pool || c.Auto.Share != "" && v.Share != c.Auto.Share {
 		t.Fatalf("%+v was taken, and the service is on %+v", c, v)
 	}
 	others := slices.DeleteFunc(after.servicesOn(v.Address), func(n string) bool { return n == svc.Name })

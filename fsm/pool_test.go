@@ -152,6 +152,113 @@ func TestAnAddressIsSharedOnlyWhenAsked(t *testing.T) {
 	}
 }
 
+// An address is its service's for its life, also when others are to come onto it later.
+func TestAServiceKeepsItsAddressWhenItBeginsToShareIt(t *testing.T) {
+	update := func(c *PutService) { c.Create = false }
+	s := do(t, pooled(t), auto("a", "web"), auto("b", "web"))
+	s = do(t, s, auto("a", "web", sharing("shop", 80), update))
+	if v, _ := s.VIP(addr("10.0.1.2")); vipOf(t, s, "a") != "10.0.1.2" || v.Share != "shop" {
+		t.Errorf("a on %s, %+v", vipOf(t, s, "a"), v)
+	}
+	s = do(t, s, auto("c", "web", sharing("shop", 443)))
+	if at := vipOf(t, s, "c"); at != "10.0.1.2" {
+		t.Errorf("c on %s, want that of the share", at)
+	}
+	// The name is another address's: nobody is moved by the way.
+	refused(t, s, auto("b", "web", sharing("shop", 81), update), ErrInUse,
+		"service b: share shop is address 10.0.1.2 of pool web, with the services a, c, and this service has 10.0.1.3", `--vip 10.0.1.2`)
+	s = do(t, s, PutService{Service: Service{Name: "b", VIP: addr("10.0.1.2"), Port: 81}})
+	if n := len(s.PoolUse("web").Allocations); n != 1 {
+		t.Errorf("%d addresses handed out, want the one all are on", n)
+	}
+	// Without a share it stays in the one it is in; with another it leaves for that one.
+	s = do(t, s, auto("b", "", func(c *PutService) { c.Create, c.Service.Port = false, 82 }))
+	if at := vipOf(t, s, "b"); at != "10.0.1.2" {
+		t.Errorf("b on %s", at)
+	}
+	s = do(t, s, auto("b", "web", sharing("mail", 82), update))
+	if v, _ := s.VIP(addr("10.0.1.3")); vipOf(t, s, "b") != "10.0.1.3" || v.Share != "mail" {
+		t.Errorf("b on %s, %+v", vipOf(t, s, "b"), v)
+	}
+}
+
+// Most pools are made where services are already: those keep what they have, and nobody else gets it.
+func TestAPoolIsMadeAroundServicesThatAreThere(t *testing.T) {
+	at := func(name, vip string) PutService {
+		return PutService{Service: Service{Name: name, VIP: addr(vip), Port: 80}}
+	}
+	s := do(t, threeNodes(t), PutVIP{VIP: VIP{Address: addr("10.0.7.1"), OnQuorumLoss: QuorumHold}}, PutVIP{VIP: VIP{Address: addr("10.0.7.3"), Kind: VIPGateway}},
+		at("old", "10.0.7.1"), PutPool{Pool: Pool{Name: "p", Ranges: []AddressRange{ranged(t, "10.0.7.1-10.0.7.4")}}}, auto("new", "p"))
+	if got := vipOf(t, s, "new"); got != "10.0.7.2" {
+		t.Errorf("new on %s", got)
+	}
+	use := s.PoolUse("p")
+	want := []Occupied{{addr("10.0.7.1"), "a virtual address made by hand", []string{"old"}}, {addr("10.0.7.3"), "a virtual address made by hand", []string{}}}
+	if diff := cmp.Diff(want, use.Others, sameValues()); diff != "" || use.Used != 3 || use.Free != 1 || len(use.Allocations) != 1 {
+		t.Errorf("%s %+v", diff, use)
+	}
+	// The pool owns nothing it did not hand out: it can be made smaller, and goes without it.
+	gone := do(t, s, DeleteService{Name: "new"}, PutPool{Pool: Pool{Name: "p", Ranges: []AddressRange{ranged(t, "10.0.7.2-10.0.7.4")}}}, DeletePool{Name: "p"})
+	if vipOf(t, gone, "old") != "10.0.7.1" {
+		t.Error("a service lost its address with the pool")
+	}
+	// It is not given back with its service, which somebody made it for by hand, but when it is deleted.
+	free := do(t, s, DeleteService{Name: "old"})
+	if use := free.PoolUse("p"); use.Used != 3 {
+		t.Errorf("%+v", use)
+	}
+	free = do(t, free, DeleteVIP{Address: addr("10.0.7.1")}, auto("next", "p"))
+	if got := vipOf(t, free, "next"); got != "10.0.7.1" {
+		t.Errorf("next on %s", got)
+	}
+	// A service hands its address over to the pool when it asks that for one.
+	s = do(t, s, auto("old", "p", func(c *PutService) { c.Create = false }))
+	v, _ := s.VIP(addr("10.0.7.1"))
+	if vipOf(t, s, "old") != "10.0.7.1" || v.Pool != "p" || v.OnQuorumLoss != QuorumHold || len(s.PoolUse("p").Allocations) != 2 {
+		t.Errorf("old on %s, %+v", vipOf(t, s, "old"), v)
+	}
+	s = do(t, s, DeleteService{Name: "old"})
+	if _, still := s.VIP(addr("10.0.7.1")); still {
+		t.Error("an address that was handed over was not given back")
+	}
+}
+
+func TestPoolsAreCountedTogetherAsOneByOne(t *testing.T) {
+	s := do(t, pooled(t), PutPool{Pool: Pool{Name: "a", CIDRs: []netip.Prefix{prefix("10.0.2.0/30"), prefix("10.0.3.0/30")}, Reservations: []Reservation{{Address: addr("10.0.3.2")}}}},
+		PutPool{Pool: Pool{Name: "six", CIDRs: []netip.Prefix{prefix("2001:db8::/64")}}}, auto("x", "a"), auto("y", "web"),
+		PutVIP{VIP: VIP{Address: addr("10.0.1.1").Next().Next().Next()}})
+	all := s.PoolCounts()
+	for i, p := range s.Pools() {
+		if use := s.PoolUse(p.Name).PoolCounts; use != all[i] || use.Used != uint64(len(s.PoolUse(p.Name).Allocations)+len(s.PoolUse(p.Name).Others)) {
+			t.Errorf("pool %s: %+v, counted with the others %+v", p.Name, use, all[i])
+		}
+	}
+	if all[0] != (PoolCounts{4, 1, 1, 2}) || all[2] != (PoolCounts{4, 2, 1, 1}) {
+		t.Errorf("%+v", all)
+	}
+}
+
+func TestAPoolGrowsByWhatItHadNot(t *testing.T) {
+	p := func(parts ...string) (p Pool) {
+		for _, s := range parts {
+			p.Ranges = append(p.Ranges, ranged(t, s))
+		}
+		return p
+	}
+	old := p("10.0.0.1-10.0.0.9", "10.0.0.20-10.0.0.29")
+	for name, r := range map[string]struct {
+		p    Pool
+		want bool
+	}{
+		"same": {old, false}, "smaller": {p("10.0.0.2-10.0.0.3"), false}, "longer": {p("10.0.0.1-10.0.0.10"), true},
+		"one more": {p("10.0.0.1-10.0.0.9", "10.0.0.11"), true}, "across": {p("10.0.0.5-10.0.0.25"), true}, "nothing": {Pool{}, false},
+	} {
+		if r.p.Grows(old) != r.want {
+			t.Errorf("%s: %v", name, !r.want)
+		}
+	}
+}
+
 func TestReservations(t *testing.T) {
 	s := do(t, pooled(t), ReserveAddress{Address: addr("10.0.1.3"), Service: "late"}, auto("a", "web"), auto("b", "web"))
 	if a, b := vipOf(t, s, "a"), vipOf(t, s, "b"); a != "10.0.1.2" || b != "10.0.1.4" {
@@ -238,7 +345,6 @@ func TestPoolRefusals(t *testing.T) {
 		"itself":       {func(p *Pool) { p.Ranges = []AddressRange{{addr("10.3.0.5"), addr("10.3.0.5")}} }, ErrInvalid, "overlaps 10.3.0.0-10.3.0.255 in the same pool"},
 		"parts":        {func(p *Pool) { p.CIDRs = make([]netip.Prefix, MaxPoolParts+1) }, ErrInvalid, "at most 64"},
 		"pool":         {func(p *Pool) { p.CIDRs[0] = prefix("10.0.1.0/24") }, ErrInUse, "of pool web"},
-		"vip":          {func(p *Pool) { p.CIDRs[0] = prefix("10.0.0.0/24") }, ErrInUse, "10.0.0.100 is a VIP already"},
 		"node":         {func(p *Pool) { p.CIDRs[0] = prefix("192.0.2.0/25") }, ErrInUse, "192.0.2.1 is the address of node lb1"},
 		"peer":         {func(p *Pool) { p.CIDRs[0] = prefix("192.0.2.128/25") }, ErrInUse, "192.0.2.254 is an end of the session with BGP peer"},
 		"endpoint":     {func(p *Pool) { p.CIDRs[0] = prefix("10.1.0.0/24") }, ErrInUse, "10.1.0.1 is an endpoint of service web"},

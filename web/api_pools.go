@@ -46,8 +46,8 @@ func (s *server) poolRoutes() {
 		method: http.MethodPut, path: "/v1/pools/{name}", id: "put-pool", tag: "pools",
 		summary: "Create or replace an address pool", body: reflect.TypeFor[fsm.Pool](),
 		text: "Services with \"vip\": \"auto\" get their address from it. Without the key reservations a pool keeps those it has. VIPs it has " +
-			"handed out stay as they are; it cannot lose their addresses. Addresses that are new to it must be nobody's: those of nodes, endpoints, BGP " +
-			"peers, VIPs and other pools are refused (409, in_use), and so are addresses of the links of the node that is asked, and where its routes lead.",
+			"handed out stay as they are; it cannot lose their addresses. VIPs that were made by hand count as used. Other addresses that are new to it must be nobody's: those of nodes, endpoints, BGP " +
+			"peers and other pools are refused (409, in_use), and so are addresses of the links of the node that is asked, and where its routes lead.",
 	}, func(ctx context.Context, in *struct {
 		Name string `path:"name" doc:"Name of the pool."`
 		Body json.RawMessage
@@ -105,7 +105,7 @@ func PoolStatuses(state *fsm.State) []PoolStatus {
 
 // poolRuntime are the keys that GET adds to a pool, so that its answer can be sent
 // back.
-var poolRuntime = []string{"size", "used", "reserved", "free", "allocations"}
+var poolRuntime = []string{"size", "used", "reserved", "free", "allocations", "others"}
 
 func putPool(name string, body json.RawMessage) (fsm.PutPool, error) {
 	keys, err := decode[map[string]json.RawMessage](body)

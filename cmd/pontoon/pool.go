@@ -75,10 +75,10 @@ replaced; it keeps its reservations, and cannot lose an address that is handed o
 Virtual addresses that are there already stay as they are.
 
 All its addresses are of one IP family, and must be nobody's: those of nodes,
-endpoints, BGP peers, virtual addresses and other pools are refused, and what the
+endpoints, BGP peers and other pools are refused, and what the
 node that is asked has on a link or reaches over a router. Leave such addresses out
-with --range. What is created in a pool's range later, by hand, is
-stepped over.
+with --range. Virtual addresses that were made by hand, before or later, are stepped
+over: they are in use, and stay when the pool is deleted.
 
 "--vip auto" means the only pool, or the one created with --default.`,
 		Example: `  pontoon pool create web --range 192.168.80.200-192.168.80.219
@@ -154,13 +154,19 @@ func drawPool(t *table, p web.PoolStatus) {
 	for _, at := range p.Allocations {
 		t.row(at.Address, at.Share, join(at.Services))
 	}
-	if len(p.Reservations) == 0 {
-		return
+	if len(p.Others) > 0 {
+		t.line("")
+		t.head("NOT HANDED OUT", "IT IS", "SERVICES")
+		for _, at := range p.Others {
+			t.row(at.Address, at.What, join(at.Services))
+		}
 	}
-	t.line("")
-	t.head("RESERVED", "FOR")
-	for _, r := range p.Reservations {
-		t.row(r.Address, r.Service)
+	if len(p.Reservations) > 0 {
+		t.line("")
+		t.head("RESERVED", "FOR")
+		for _, r := range p.Reservations {
+			t.row(r.Address, r.Service)
+		}
 	}
 }
 
