@@ -128,7 +128,9 @@ func maglev(seed uint32, endpoints []Endpoint) []int {
 			}
 			c.credit -= heaviest
 			for table[c.at] >= 0 {
-				c.at = (c.at + c.skip) % size
+				if c.at += c.skip; c.at >= size { // a remainder would cost most of all of this
+					c.at -= size
+				}
 			}
 			table[c.at] = i
 			if filled++; filled == size {

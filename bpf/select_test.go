@@ -230,6 +230,60 @@ func TestBlocksNeverOverlapAndRest(t *testing.T) {
 	})
 }
 
+// What is asked for together lies side by side where that fits, else each by itself; nothing is given out twice.
+func TestBlocksOfOneSyncNeverOverlap(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		b := blocks{size: 64}
+		now := time.Unix(0, 0)
+		var held []span
+		for range rapid.IntRange(1, 20).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
+			for len(held) > 0 && rapid.Bool().Draw(t, "release") {
+				at := rapid.IntRange(0, len(held)-1).Draw(t, "which")
+				b.release(held[at], now)
+				held = slices.Delete(held, at, at+1)
+			}
+			lengths := rapid.SliceOfN(rapid.Uint32Range(0, 20), 0, 6).Draw(t, "lengths")
+			for i, s := range b.allocateAll(lengths, now) {
+				if s.length == 0 {
+					continue
+				}
+				if s.length != lengths[i] || s.end() > 64 {
+					t.Fatalf("%+v for %d entries", s, lengths[i])
+				}
+				held = append(held, s)
+			}
+			all := slices.Clone(held)
+			for _, r := range b.resting {
+				all = append(all, r.span)
+			}
+			slices.SortFunc(all, byBase)
+			if !slices.Equal(all, b.used) {
+				t.Fatalf("used %+v, want what is held or rests: %+v", b.used, all)
+			}
+			for i := 1; i < len(all); i++ {
+				if all[i].base < all[i-1].end() {
+					t.Fatalf("%+v overlaps %+v", all[i], all[i-1])
+				}
+			}
+		}
+	})
+}
+
+// Small gaps serve what would not fit in one place, and what does not fit at all keeps nothing else out.
+func TestBlocksOfOneSyncUseWhatRoomThereIs(t *testing.T) {
+	b := blocks{size: 20}
+	for _, s := range []span{{4, 1}, {10, 1}, {16, 4}} {
+		if !b.claim(s) {
+			t.Fatal(s)
+		}
+	}
+	got := b.allocateAll([]uint32{5, 0, 6, 4}, time.Unix(0, 0))
+	if want := []span{{5, 5}, {}, {}, {0, 4}}; !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func TestBlocksAreAllUsableAgain(t *testing.T) {
 	b := blocks{size: 10}
 	now := time.Unix(0, 0)

@@ -22,34 +22,29 @@ func (d *Dataplane) Sync(ctx context.Context, want Desired) error {
 	defer d.syncMu.Unlock()
 	now := time.Now()
 	var errs []error
-	changed := 0
-	wanted := make(map[pontoonServiceKey]bool, len(want.Services))
-	endpoints := map[uint16]bool{}
-	errs = append(errs, d.setVIPs(want))
+	keys := make(map[pontoonServiceKey]bool, len(want.Services))
+	var endpoints idSet
 	for i := range want.Services {
-		if err := ctx.Err(); err != nil {
-			return errors.Join(append(errs, fmt.Errorf("sync data plane: %w", err))...)
-		}
 		s := &want.Services[i]
-		key := serviceKey(*s)
-		wanted[key] = true
+		keys[serviceKey(*s)] = true
 		for _, e := range s.Endpoints {
-			endpoints[uint16(e.ID)] = true
+			endpoints.add(e.ID)
 		}
-		did, err := d.syncService(key, s, now)
-		if did {
-			changed++
-		}
-		errs = append(errs, err)
+	}
+	errs = append(errs, d.setVIPs(want))
+	changed, err := d.install(want.Services, ctx.Err, now)
+	errs = append(errs, err)
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("sync data plane to generation %d: %w", want.Gen, errors.Join(errs...))
 	}
 	for key := range d.tables.services {
-		if !wanted[key] {
+		if !keys[key] {
 			changed++
 			d.choices.forget(key)
 			errs = append(errs, d.tables.remove(key, now))
 		}
 	}
-	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.syncOrigins(want.Services), d.tables.removeEndpoints(endpoints, now), d.removeVIPs(want))
+	errs = append(errs, d.tables.syncRanges(want.Services), d.tables.syncOrigins(want.Services), d.tables.removeEndpoints(&endpoints, now), d.removeVIPs(want))
 	d.idle.replace(want.Services)
 	d.epochs.set(want.Services)
 	d.shares.Store(slices.ContainsFunc(want.Services, func(s Service) bool { return s.Shared }))
@@ -79,20 +74,6 @@ func serviceKey(s Service) pontoonServiceKey {
 	return pontoonServiceKey{Vip: vipKey(s.VIP.Addr()), Port: swap16(s.VIP.Port()), Proto: s.Protocol}
 }
 
-// syncService reports whether it had to change anything.
-func (d *Dataplane) syncService(key pontoonServiceKey, s *Service, now time.Time) (bool, error) {
-	for i := range s.Endpoints {
-		if err := d.tables.endpoint(s, &s.Endpoints[i], now); err != nil {
-			return false, fmt.Errorf("service %d: endpoint %s: %w", s.ID, s.Endpoints[i].Addr, err)
-		}
-	}
-	did, err := d.tables.install(key, d.serviceValue(s), d.choices.table(key, s), now)
-	if err != nil {
-		return false, fmt.Errorf("service %d: %w", s.ID, err)
-	}
-	return did, nil
-}
-
 // serviceValue is the entry of s, but for the place of its table.
 func (d *Dataplane) serviceValue(s *Service) pontoonService {
 	value := pontoonService{
@@ -112,12 +93,15 @@ func (d *Dataplane) serviceValue(s *Service) pontoonService {
 // everybody's, and to which what belongs to another node may come.
 func (d *Dataplane) setVIPs(want Desired) error {
 	flags := vipFlags(want.Services)
-	var errs []error
-	for _, vip := range want.VIPs {
-		if err := d.maps.Vips.Put(vipKey(vip), flags[vip.Unmap()]); err != nil {
-			errs = append(errs, fmt.Errorf("add vip %s: %w", vip, roomFor("vip", d.maps.Vips, err)))
-		}
+	keys, values := make([]pontoonAddr, len(want.VIPs)), make([]uint32, len(want.VIPs))
+	for i, vip := range want.VIPs {
+		keys[i], values[i] = vipKey(vip), flags[vip.Unmap()]
+		d.tables.vips[keys[i]] = values[i]
 	}
+	var errs []error
+	putAll(d.maps.Vips, keys, values, func(at int, err error) {
+		errs = append(errs, fmt.Errorf("add vip %s: %w", want.VIPs[at], roomFor("vip", d.maps.Vips, err)))
+	})
 	return errors.Join(errs...)
 }
 
@@ -126,25 +110,16 @@ func (d *Dataplane) removeVIPs(want Desired) error {
 	for _, vip := range want.VIPs {
 		keep[vipKey(vip)] = true
 	}
-	return removeKeys(d.maps.Vips, keep)
-}
-
-// removeKeys deletes what is not in keep from a map with values of four bytes.
-func removeKeys[K comparable](m *ebpf.Map, keep map[K]bool) error {
-	var key K
-	var value uint32
-	var stale []K
-	entries := m.Iterate()
-	for entries.Next(&key, &value) {
-		if !keep[key] {
-			stale = append(stale, key)
+	var errs []error
+	for key := range d.tables.vips {
+		if keep[key] {
+			continue
 		}
-	}
-	errs := []error{entries.Err()}
-	for _, key := range stale {
-		if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, fmt.Errorf("remove stale entry: %w", err))
+		if err := d.maps.Vips.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, fmt.Errorf("remove vip: %w", err))
+			continue
 		}
+		delete(d.tables.vips, key)
 	}
 	return errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package bpf
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -135,10 +136,11 @@ func TestEndpointsOfAnOldTableStayUntilTheNewOneIsThere(t *testing.T) {
 	if err := b.Sync(context.Background(), want); err == nil {
 		t.Fatal("a table was installed for which there is no room")
 	}
-	wanted := map[uint16]bool{uint16(want.Services[0].Endpoints[0].ID): true}
+	var wanted idSet
+	wanted.add(want.Services[0].Endpoints[0].ID)
 	now := time.Now()
 	empty := func(after time.Duration) bool {
-		if err := b.tables.removeEndpoints(wanted, now.Add(after)); err != nil {
+		if err := b.tables.removeEndpoints(&wanted, now.Add(after)); err != nil {
 			t.Fatal(err)
 		}
 		var value pontoonEndpoint
@@ -159,5 +161,48 @@ func TestEndpointsOfAnOldTableStayUntilTheNewOneIsThere(t *testing.T) {
 	}
 	if !empty(6 * blockGrace) {
 		t.Error("stays for ever")
+	}
+}
+
+// One batch of changes has services of every kind; what there is no room for keeps its old table, and none of the others out.
+func TestAServiceThatDoesNotFitKeepsNoOtherOut(t *testing.T) {
+	b := newBench(t, nil)
+	var services []Service
+	for i := range 3 {
+		s := service(ModeFullNAT, endpoint1, endpoint2)
+		s.ID, s.VIP = uint32(7+i), netip.AddrPortFrom(vip, uint16(80+i))
+		services = append(services, s)
+	}
+	services[0].Algorithm, services[2].Algorithm = AlgorithmMaglev, AlgorithmLC
+	b.sync(services...)
+	size := b.tables.blocks.size
+	b.tables.blocks.size = b.tables.blocks.used[len(b.tables.blocks.used)-1].end() + 4
+	for i := range services {
+		services[i].Endpoints = service(ModeFullNAT, endpoint2).Endpoints
+	}
+	want := Desired{VIPs: []netip.Addr{vip}, Services: numbered(services...)}
+	err := b.Sync(context.Background(), want)
+	if err == nil || strings.Count(err.Error(), "no room") != 1 || !strings.Contains(err.Error(), "service 7:") {
+		t.Errorf("error %v, want that of service 7 alone", err)
+	}
+	seen := func(s Service) map[netip.AddrPort]bool {
+		to := map[netip.AddrPort]bool{}
+		for i := range 40 {
+			_, endpoint := b.choose(netip.AddrPortFrom(client, uint16(3000+100*int(s.ID)+i)), s.VIP)
+			to[endpoint] = true
+		}
+		return to
+	}
+	for i, n := range []int{2, 1, 1} {
+		if to := seen(services[i]); len(to) != n || !to[endpoint2] {
+			t.Errorf("service %d leads to %v, want %d endpoints", services[i].ID, to, n)
+		}
+	}
+	b.tables.blocks.size = size
+	if err := b.Sync(context.Background(), want); err != nil {
+		t.Fatal(err)
+	}
+	if to := seen(services[0]); len(to) != 1 || !to[endpoint2] {
+		t.Errorf("with room again it leads to %v", to)
 	}
 }

@@ -28,6 +28,7 @@ type tables struct {
 	leaving   map[uint16]time.Time // entries that no table names any more, and since when
 	ranges    map[pontoonRangeKey]pontoonRange
 	origins   map[pontoonRangeKey]uint32
+	vips      map[pontoonAddr]uint32
 	blocks    blocks // of the selection map, in entries
 	sources   sourceLists
 	traffic   *trafficBook
@@ -64,6 +65,9 @@ func (t *tables) load(m *pontoonMaps) error {
 	t.ranges = ranges
 	if t.origins, err = readMap[pontoonRangeKey, uint32](m.Origins); err != nil {
 		return fmt.Errorf("read origins: %w", err)
+	}
+	if t.vips, err = readMap[pontoonAddr, uint32](m.Vips); err != nil {
+		return fmt.Errorf("read vips: %w", err)
 	}
 	return nil
 }
@@ -118,67 +122,12 @@ func entriesFor(references uint32) uint32 {
 	return (references + uint32(refsPerEntry) - 1) / uint32(refsPerEntry)
 }
 
-// install makes key lead to the wanted value and table. The table goes into a block that no
-// packet looks at, then one update of the service entry switches over.
-func (t *tables) install(key pontoonServiceKey, value pontoonService, table []uint16, now time.Time) (bool, error) {
-	old, exists := t.services[key]
-	value.TableBase, value.TableLen = old.value.TableBase, uint32(len(table))
-	same := exists && slices.Equal(old.table, table)
-	if same && old.value == value {
-		return false, nil
-	}
-	if !same && len(table) > 0 {
-		block, ok := t.blocks.allocate(entriesFor(value.TableLen), now)
-		if !ok {
-			return false, fmt.Errorf("the selection table is full: no room for %d of %d entries", len(table), t.blocks.size*uint32(refsPerEntry))
-		}
-		value.TableBase = block.base * uint32(refsPerEntry)
-		if err := t.writeBlock(block.base, table); err != nil {
-			t.blocks.release(block, now)
-			return false, err
-		}
-	}
-	if len(table) == 0 {
-		value.TableBase = 0
-	}
-	if err := t.maps.Services.Put(key, value); err != nil {
-		if !same && len(table) > 0 {
-			t.blocks.release(blockOf(value), now)
-		}
-		return false, fmt.Errorf("write service %d: %w", value.Id, roomFor("service", t.maps.Services, err))
-	}
-	if !same && old.value.TableLen > 0 {
-		t.blocks.release(blockOf(old.value), now)
-	}
-	t.services[key] = installed{value: value, table: table}
-	return true, nil
-}
-
 // roomFor says in words that a map takes no more of something.
 func roomFor(what string, m *ebpf.Map, err error) error {
 	if errors.Is(err, errTableFull) || errors.Is(err, errNoSpace) {
 		return fmt.Errorf("the %s table is full, it takes %d", what, m.MaxEntries())
 	}
 	return err
-}
-
-func (t *tables) writeBlock(base uint32, table []uint16) error {
-	const chunk = 4096
-	entries := make([]pontoonReferences, entriesFor(uint32(len(table))))
-	for i, id := range table {
-		entries[i/refsPerEntry].Ref[i%refsPerEntry] = id
-	}
-	for at := 0; at < len(entries); at += chunk {
-		part := entries[at:min(at+chunk, len(entries))]
-		keys := make([]uint32, len(part))
-		for i := range keys {
-			keys[i] = base + uint32(at+i)
-		}
-		if _, err := t.maps.Selection.BatchUpdate(keys, part, nil); err != nil {
-			return fmt.Errorf("write selection table: %w", err)
-		}
-	}
-	return nil
 }
 
 // remove takes a service out.
@@ -194,12 +143,11 @@ func (t *tables) remove(key pontoonServiceKey, now time.Time) error {
 	return nil
 }
 
-// endpoint makes the entry under the id say what e says.
-func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
-	id := uint16(e.ID)
+// endpointValue is the entry of e, and a run of sources for it.
+func (t *tables) endpointValue(s *Service, e *Endpoint, now time.Time) (pontoonEndpoint, error) {
 	run, err := t.sources.find(e.Sources, now)
 	if err != nil {
-		return err
+		return pontoonEndpoint{}, err
 	}
 	value := pontoonEndpoint{
 		Addr: vipKey(e.Addr.Addr()), Port: swap16(e.Addr.Port()), Service: uint16(s.ID),
@@ -216,31 +164,17 @@ func (t *tables) endpoint(s *Service, e *Endpoint, now time.Time) error {
 	if s.Shared {
 		value.Flags |= uint8(pontoonEndpointFlagENDPOINT_F_SHARED)
 	}
-	old, ok := t.endpoints[id]
-	if ok && old == value {
-		return nil
-	}
-	if !ok || placeOf(&old) != placeOf(&value) {
-		if err := t.traffic.came(id, &value); err != nil {
-			return err
-		}
-	}
-	if err := t.maps.Endpoints.Put(uint32(id), value); err != nil {
-		return fmt.Errorf("write endpoint: %w", err)
-	}
-	t.endpoints[id] = value
-	delete(t.leaving, id)
-	return nil
+	return value, nil
 }
 
 // removeEndpoints takes out the entries whose id is not wanted, after no table names them. A packet that
 // has read the old table may still look for them: like its block they stay for a while, but for the
 // clients that were with them, and are emptied by a later call. One that a table still names, because what
 // was to take its place could not be installed, stays until that has been done.
-func (t *tables) removeEndpoints(wanted map[uint16]bool, now time.Time) error {
+func (t *tables) removeEndpoints(wanted *idSet, now time.Time) error {
 	var errs []error
 	for id, value := range t.endpoints {
-		if wanted[id] {
+		if wanted.has(uint32(id)) {
 			continue
 		}
 		value.Flags &^= uint8(pontoonEndpointFlagENDPOINT_F_NEW)
