@@ -178,17 +178,19 @@ func TestAServiceThatDoesNotFitKeepsNoOtherOut(t *testing.T) {
 	size := b.tables.blocks.size
 	b.tables.blocks.size = b.tables.blocks.used[len(b.tables.blocks.used)-1].end() + 4
 	for i := range services {
-		services[i].Endpoints = service(ModeFullNAT, endpoint2).Endpoints
+		services[i].Endpoints[0].State = EndpointDead
 	}
 	want := Desired{VIPs: []netip.Addr{vip}, Services: numbered(services...)}
 	err := b.Sync(context.Background(), want)
 	if err == nil || strings.Count(err.Error(), "no room") != 1 || !strings.Contains(err.Error(), "service 7:") {
 		t.Errorf("error %v, want that of service 7 alone", err)
 	}
+	port := uint16(3000)
 	seen := func(s Service) map[netip.AddrPort]bool {
 		to := map[netip.AddrPort]bool{}
-		for i := range 40 {
-			_, endpoint := b.choose(netip.AddrPortFrom(client, uint16(3000+100*int(s.ID)+i)), s.VIP)
+		for range 40 {
+			port++
+			_, endpoint := b.choose(netip.AddrPortFrom(client, port), s.VIP)
 			to[endpoint] = true
 		}
 		return to

@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// gatherVerdicts is how long a verdict waits for others, to be committed with them.
+	// gatherVerdicts is the least time between two looks at what there is to say. A verdict that comes up in between
+	// waits, and is committed with others; one that comes alone does not.
 	gatherVerdicts = 10 * time.Millisecond
 	// roundShare bounds what judging costs: the pause after a round is so many times as long as it was.
 	roundShare = 4
@@ -67,7 +68,8 @@ func (p *probing) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// judge looks at what the probes say whenever that, or the state, changes.
+// judge looks at what the probes say whenever that, or the state, changes: at once, but for a pause after each
+// round, in which what comes up gathers.
 func (p *probing) judge(ctx context.Context) error {
 	defer func() { _ = p.asks.Wait() }() // they end with ctx and return nothing
 	timer := time.NewTimer(0)
@@ -75,15 +77,16 @@ func (p *probing) judge(ctx context.Context) error {
 	for {
 		changed := p.m.store.Changed()
 		next, busy := p.round(ctx)
-		timer.Reset(next)
-		if !p.await(ctx, changed, timer.C) {
-			return nil
-		}
-		timer.Reset(max(gatherVerdicts, roundShare*busy))
+		rest := max(gatherVerdicts, roundShare*busy)
+		timer.Reset(rest)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-timer.C:
+		}
+		timer.Reset(max(0, next-rest))
+		if !p.await(ctx, changed, timer.C) {
+			return nil
 		}
 	}
 }

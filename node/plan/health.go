@@ -12,7 +12,7 @@ const shareScale = 10
 // health is what verdicts make of the endpoints of one service.
 type health struct {
 	open  bool // all that could take new flows are down, and are used all the same
-	ramps bool // one of them gets a part of its weight only
+	ramps bool // one of those that take new flows gets a part of its weight only
 }
 
 func (c *compiler) healthOf(s fsm.Service) health {
@@ -21,7 +21,8 @@ func (c *compiler) healthOf(s fsm.Service) health {
 	}
 	h := health{open: s.AllDown != fsm.AllDownClosed && c.state.AllEndpointsDown(s)}
 	for _, e := range s.Endpoints {
-		h.ramps = h.ramps || c.state.Health(e.ID).Percent() < 100
+		// One that was taken down amid its slow start is probed no more, so it would stay so for ever.
+		h.ramps = h.ramps || state(e.Admin) == bpf.EndpointUp && e.Weight > 0 && c.state.Health(e.ID).Percent() < 100
 	}
 	return h
 }

@@ -118,6 +118,29 @@ func TestAShareScalesTheWeight(t *testing.T) {
 	}
 }
 
+// Whoever takes no new flows has no part of them to get: the weights of the others are not scaled for it, for as long as it stays so.
+func TestWhoTakesNoNewFlowsScalesNoWeights(t *testing.T) {
+	for name, change := range map[string]func(*fsm.Endpoint){
+		"taken down":        func(e *fsm.Endpoint) { e.Admin = fsm.AdminDown },
+		"drained":           func(e *fsm.Endpoint) { e.Admin = fsm.AdminDrain },
+		"without a weight":  func(e *fsm.Endpoint) { e.Weight = 0 },
+		"at a weight again": func(*fsm.Endpoint) {},
+	} {
+		var got []uint16
+		own := func(s *fsm.Service) { change(&s.Endpoints[0]) }
+		for _, e := range probed(t, own, fsm.Verdict{Health: fsm.HealthUp, Share: 30}, is(fsm.HealthUp), is(fsm.HealthUp)) {
+			got = append(got, e.Weight)
+		}
+		want := []uint16{1, 4}
+		if name == "at a weight again" {
+			want = []uint16{10, 40}
+		}
+		if d := cmp.Diff(want, got[1:]); d != "" {
+			t.Errorf("%s: %s", name, d)
+		}
+	}
+}
+
 func TestHealthPoliciesReachTheDataPlane(t *testing.T) {
 	for policy, want := range map[fsm.DownPolicy]bpf.Policy{
 		"": bpf.PolicyKeep, fsm.DownKeep: bpf.PolicyKeep, fsm.DownReset: bpf.PolicyReset, fsm.DownMove: bpf.PolicyMove,
