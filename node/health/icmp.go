@@ -181,12 +181,13 @@ func (icmpKind) late(_ *loop, o *op) (outcome, bool)      { return o.noAnswer(),
 // ready is handler's.
 func (s *icmpSocket) ready(l *loop, _ uint32) {
 	l.drain(s.fd, func(packet []byte, from netip.Addr) {
-		b := packet
+		b, to := packet, netip.Addr{} // of IPv6 there is no header
 		if !s.v6 {
-			var ok bool
-			if _, b, ok = split4(packet); !ok {
+			head, rest, ok := split4(packet)
+			if !ok {
 				return
 			}
+			b, to = rest, netip.AddrFrom4([4]byte(head[16:20]))
 		}
 		if len(b) < icmpHead {
 			return
@@ -196,7 +197,7 @@ func (s *icmpSocket) ready(l *loop, _ uint32) {
 			return
 		}
 		if q, ok := quoted(s.v6, b); ok {
-			l.refused(q, from)
+			l.refused(q, from, to)
 		}
 	})
 }
@@ -229,94 +230,4 @@ func split4(b []byte) (head, rest []byte, ok bool) {
 		return nil, nil, false
 	}
 	return b[:n], b[n:], true
-}
-
-// quote is what an ICMP error says.
-type quote struct {
-	why      string
-	protocol byte
-	to       netip.Addr // of the packet that it is about
-	rest     []byte     // behind that packet's IP header: at least 8 bytes
-}
-
-// unreachable4 and unreachable6 are the words for the codes of "destination unreachable".
-var (
-	unreachable4 = map[byte]string{
-		0: "network is unreachable", 1: "host is unreachable", 2: "protocol is not spoken there", 3: "port unreachable",
-		9: "forbidden by a firewall", 10: "forbidden by a firewall", 13: "forbidden by a firewall",
-	}
-	unreachable6 = map[byte]string{
-		0: "no route to host", 1: "forbidden by a firewall", 3: "host is unreachable", 4: "port unreachable",
-		5: "forbidden by a firewall", 6: "no route to host",
-	}
-)
-
-// quoted reads an ICMP error that ends a probe; ok is false when it is none.
-func quoted(v6 bool, b []byte) (q quote, ok bool) {
-	kind, code, inner := b[0], b[1], b[icmpHead:]
-	words := unreachable4
-	unreachable, exceeded := byte(icmpUnreachable), byte(icmpExceeded)
-	if v6 {
-		words, unreachable, exceeded = unreachable6, icmp6Unreachable, icmp6Exceeded
-	}
-	switch {
-	case kind == exceeded:
-		q.why = "the hop limit was exceeded on the way"
-	case v6 && kind == icmp6Problem && code == 1: // next header not known
-		q.why = unreachable4[2]
-	case kind == unreachable && words[code] != "":
-		q.why = words[code]
-	case kind == unreachable && (v6 || code != 4): // 4: too big, and no probe is
-		q.why = fmt.Sprintf("unreachable (ICMP code %d)", code)
-	default:
-		return quote{}, false
-	}
-	if v6 {
-		if len(inner) < ipv6Head+8 || inner[0]>>4 != 6 {
-			return quote{}, false
-		}
-		q.protocol, q.to, q.rest = inner[6], netip.AddrFrom16([16]byte(inner[24:40])), inner[ipv6Head:]
-		return q, true
-	}
-	head, rest, ok := split4(inner)
-	if !ok || len(rest) < 8 {
-		return quote{}, false
-	}
-	q.protocol, q.to, q.rest = head[9], netip.AddrFrom4([4]byte(head[16:20])), rest
-	return q, true
-}
-
-// refused ends the probe that an ICMP error is about.
-func (l *loop) refused(q quote, from netip.Addr) {
-	v := version(q.to)
-	var o *op
-	switch q.protocol {
-	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
-		if s := l.sockets.icmp[v]; s != nil && binary.BigEndian.Uint16(q.rest[4:]) == s.id {
-			o = s.slots.ops[binary.BigEndian.Uint16(q.rest[6:])]
-		}
-	case unix.IPPROTO_SCTP:
-		if s := l.sockets.sctp[v]; s != nil {
-			o = s.slots.ops[binary.BigEndian.Uint16(q.rest)]
-		}
-	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
-		if s := l.sockets.paths[v]; s != nil {
-			o = s.slots.ops[binary.BigEndian.Uint16(q.rest)]
-		}
-	}
-	if o == nil || o.asked() != q.to {
-		return
-	}
-	if from != o.check.addr.Addr().WithZone("") && from.IsValid() {
-		q.why = fmt.Sprintf("%s, says %v", q.why, from)
-	}
-	l.finish(o, failed("%s", q.why))
-}
-
-// asked is the address that the op's packets bear.
-func (o *op) asked() netip.Addr {
-	if o.check.vip.IsValid() {
-		return o.check.vip.Addr()
-	}
-	return o.check.addr.Addr().WithZone("")
 }

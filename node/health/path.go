@@ -244,7 +244,7 @@ func (s *pathSocket) ready(l *loop, _ uint32) {
 			return
 		}
 		if a.quote.why != "" {
-			l.refused(a.quote, a.from)
+			l.refused(a.quote, a.from, a.to)
 			return
 		}
 		o := s.slots.ops[a.slot]

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -562,6 +563,70 @@ func TestPortThatIsInUseIsNoVerdictAndIsTriedAgainSoon(t *testing.T) {
 			t.Errorf("%s: port %d is somebody else's and was used", name, taken.Port())
 		} else if out := c.judge(err); !out.void || !out.again {
 			t.Errorf("%s: %v is taken for %+v", name, err, out)
+		}
+	}
+}
+
+// onlyPort leaves probes one port of those that they may use, which nobody has, and which the kernel gives
+// to nobody by itself.
+func onlyPort(t *testing.T) ports {
+	t.Helper()
+	for range 100 {
+		port := 20_000 + uint16(rand.IntN(8000))
+		at := fmt.Sprint("127.0.0.1:", port)
+		datagrams, err := net.ListenPacket("udp", at)
+		if err != nil {
+			continue
+		}
+		must(t, datagrams.Close())
+		connections, err := net.Listen("tcp", at)
+		if err != nil {
+			continue
+		}
+		must(t, connections.Close())
+		return ports{low: port, high: port + 1, first: port + 1, last: port + 1}
+	}
+	t.Fatal("no port is free")
+	return ports{}
+}
+
+// Two probes of one endpoint that ask different things would have the same addresses and ports.
+func TestDatagramOfOneProbeIsNotReadByAnother(t *testing.T) {
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	must(t, err)
+	defer server.Close()
+	l, err := newLoop(New(Options{}))
+	must(t, err)
+	defer l.close()
+	l.ports = onlyPort(t)
+	var ops [2]*op
+	for i, text := range []string{"one", "two"} {
+		probe := fast(TypeUDP)
+		probe.Send, probe.Source = text, netip.MustParseAddr("127.0.0.1")
+		ops[i] = &op{fd: -1, check: &check{subject: subject{addr: addrPort(t, server.LocalAddr()), probe: probe}}}
+		defer l.release(ops[i])
+	}
+	if out, over := (udpKind{}).begin(l, ops[0]); over {
+		t.Fatalf("the first probe: %+v", out)
+	}
+	if out, over := (udpKind{}).begin(l, ops[1]); !over || !out.void || !out.again {
+		t.Errorf("the second probe has the port of the first: over is %t, %+v", over, out)
+	}
+}
+
+// Connections to different endpoints may share what ports there are.
+func TestConnectionsToTwoEndpointsMayShareAPort(t *testing.T) {
+	l, err := newLoop(New(Options{}))
+	must(t, err)
+	defer l.close()
+	l.ports = onlyPort(t)
+	for range 2 {
+		probe := fast(TypeTCP)
+		probe.Source = netip.MustParseAddr("127.0.0.1")
+		o := &op{fd: -1, check: &check{subject: subject{addr: addrPort(t, listening(t, "127.0.0.1:0").Addr()), probe: probe}}}
+		defer l.release(o)
+		if out, over := (tcpKind{}).begin(l, o); over {
+			t.Errorf("%+v", out)
 		}
 	}
 }

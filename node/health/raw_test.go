@@ -315,41 +315,6 @@ func TestAnswersFromTheVIPAreRecognized(t *testing.T) {
 	}
 }
 
-func TestErrorsAboutProbesFindThem(t *testing.T) {
-	inner := pathOp(TypeUDP, "192.0.2.100", "10.0.0.1", "10.0.0.9")
-	quotedPacket := inner.first(&pathSocket{})
-	for code, want := range map[uint8]string{3: "port unreachable, says 10.0.0.254", 13: "forbidden by a firewall, says 10.0.0.254", 4: ""} {
-		packet := build(t, "10.0.0.254", "10.0.0.1", &layers.ICMPv4{TypeCode: layers.CreateICMPv4TypeCode(3, code)}, gopacket.Payload(quotedPacket[:28]))
-		if !passes(t, false, packet) {
-			t.Fatal("the filter drops it")
-		}
-		p := New(Options{})
-		l, err := newLoop(p)
-		must(t, err)
-		c := *inner.check
-		c.gen, c.flying = p.board.gen, true
-		p.board.lane(&c).flying++
-		o := &op{check: &c, fd: -1, path: inner.path}
-		s := &pathSocket{slots: newSlots(61001, 1)}
-		if !s.slots.give(o, ports{}) || s.slots.give(&op{}, ports{}) {
-			t.Fatal("one slot is not one slot")
-		}
-		l.sockets.paths[0] = s
-		a, ok := parseAnswer(false, packet)
-		if ok != (want != "") {
-			t.Fatalf("code %d: read is %t", code, ok)
-		}
-		if ok {
-			l.refused(a.quote, a.from)
-		}
-		if c.why != want {
-			t.Errorf("code %d: says %q, want %q", code, c.why, want)
-		}
-		l.sockets.paths[0] = nil
-		l.close()
-	}
-}
-
 func TestEchoesOfOthersProveNothing(t *testing.T) {
 	p := New(Options{})
 	l, err := newLoop(p)

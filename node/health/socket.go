@@ -78,6 +78,10 @@ func (l *loop) dial(o *op, sotype int, events uint32) error {
 	if sotype == unix.SOCK_STREAM {
 		// Closing resets: no connection of a probe is left in TIME_WAIT, at either end.
 		_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+		// A port that bind gives serves many peers. Not so for datagrams: the kernel would connect two
+		// such sockets to the same peer, and hand the answer for one to the other; and until it is
+		// connected a socket would take datagrams from whoever else has the port.
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
 	}
 	if err := o.bind(l.ports); err != nil {
 		return err
@@ -109,7 +113,6 @@ func (o *op) bind(may ports) error {
 		}
 		return nil
 	}
-	_ = unix.SetsockoptInt(o.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) // for other peers than this one
 	var err error
 	for range bindTries {
 		err = unix.Bind(o.fd, sockaddr(netip.AddrPortFrom(o.check.source(), port)))
