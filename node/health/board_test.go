@@ -28,77 +28,6 @@ func many(n int, change func(*Target)) []Target {
 	return all
 }
 
-// simulation runs a board without sockets: events in order, at once.
-type simulation struct {
-	board  board
-	now    time.Duration
-	result func(c *check, at time.Duration) (outcome, time.Duration) // and how long it takes
-	open   []flight
-	starts []time.Duration
-	by     map[*check][]time.Duration
-	most   int
-}
-
-type flight struct {
-	c   *check
-	out outcome
-	at  time.Duration
-}
-
-func newSimulation(rate, concurrent int) *simulation {
-	r := rand.New(rand.NewPCG(1, 2))
-	return &simulation{
-		board: newBoard(rate, concurrent, r.Float64), by: map[*check][]time.Duration{},
-		result: func(*check, time.Duration) (outcome, time.Duration) { return pass, time.Millisecond },
-	}
-}
-
-// run goes on for d, in steps of a millisecond.
-func (s *simulation) run(d time.Duration) {
-	for end := s.now + d; s.now < end; s.now += time.Millisecond {
-		rest := s.open[:0]
-		for _, f := range s.open {
-			if f.at <= s.now {
-				s.board.finish(f.c, f.out, s.now, time.Unix(0, 0).Add(s.now))
-			} else {
-				rest = append(rest, f)
-			}
-		}
-		s.open = rest
-		for {
-			c, _ := s.board.next(s.now)
-			if c == nil {
-				break
-			}
-			s.starts = append(s.starts, s.now)
-			s.by[c] = append(s.by[c], s.now)
-			out, took := s.result(c, s.now)
-			s.open = append(s.open, flight{c, out, s.now + took})
-		}
-		s.most = max(s.most, s.board.flying())
-	}
-}
-
-// waiting is how many checks wait for their next probe.
-func (b *board) waiting() (n int) {
-	for i := range b.lanes {
-		n += len(b.lanes[i].queue)
-	}
-	return n
-}
-
-// busiest is the most probes that began within d.
-func busiest(starts []time.Duration, d time.Duration) int {
-	most, from := 0, 0
-	for i, at := range starts {
-		for starts[from] <= at-d {
-			from++
-		}
-		most = max(most, i-from+1)
-	}
-	return most
-}
-
 func TestManyNewTargetsMakeNoStorm(t *testing.T) {
 	for _, start := range []Health{Unknown, Up} {
 		s := newSimulation(20_000, 8192)
@@ -409,6 +338,62 @@ func TestDeathIsFoundInTheTimePromised(t *testing.T) {
 		}
 		if took := s.now - death; took > 3*2*time.Second+time.Second+50*time.Millisecond {
 			t.Errorf("seed %d: found after %v, want within three intervals, the timeout and 50 ms", seed, took)
+		}
+	}
+}
+
+// What was due while the node stood still is not made up for at once, nor held against the endpoints.
+func TestNodeThatStoodStillMakesNoStorm(t *testing.T) {
+	for name, tc := range map[string]struct{ stall, run time.Duration }{
+		"for a second":             {time.Second, 5 * time.Second},
+		"for an hour":              {time.Hour, 5 * time.Second},
+		"for most of the time":     {time.Second, 100 * time.Millisecond},
+		"whenever it begins to go": {time.Second, 5 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSimulation(20_000, 8192)
+			s.result = func(*check, time.Duration) (outcome, time.Duration) { return pass, 300 * time.Millisecond }
+			s.board.want(many(10_000, func(t *Target) { t.Start = Up }), 0)
+			s.run(4 * time.Second)
+			usual := busiest(s.starts, 100*time.Millisecond)
+			for range 10 {
+				s.stall(tc.stall)
+				s.starts = nil
+				s.run(tc.run)
+				// The stall itself counts as 50 ms, whose probes go out as the rate allows.
+				if most := busiest(s.starts, 100*time.Millisecond); most > 2*usual {
+					t.Fatalf("%d probes began within 100 ms, and %d before", most, usual)
+				}
+				if most, limit := busiest(s.starts, 10*time.Millisecond), 20_000/50+20_000/100+1; most > limit {
+					t.Fatalf("%d probes began within 10 ms, and the rate allows %d", most, limit)
+				}
+			}
+			if n := s.board.stats.Failures + s.board.stats.Changes; n > 0 {
+				t.Errorf("taken for the endpoints' fault: %+v", s.board.stats)
+			}
+		})
+	}
+}
+
+// A stall is noticed by its being longer than the rest that was planned, so none is long.
+func TestNoRestIsSoLongThatAStallHidesInIt(t *testing.T) {
+	l, err := newLoop(New(Options{}))
+	must(t, err)
+	defer l.close()
+	if planned := l.start(); planned != 2*grace {
+		t.Errorf("with nothing to do it rests for %v, want %v", planned, 2*grace)
+	}
+	far := target(1, "127.0.0.1:80")
+	far.Probe.Interval, far.Start = time.Hour, Up
+	l.p.Want([]Target{far})
+	l.due()
+	c := l.p.board.wishes[1].check
+	for _, tc := range []struct{ due, want time.Duration }{
+		{time.Hour, 2 * grace}, {7 * time.Millisecond, 7 * time.Millisecond}, {time.Microsecond, pause},
+	} {
+		l.p.board.lane(c).queue.move(c, l.clock.lived+tc.due)
+		if planned := l.start(); planned != tc.want {
+			t.Errorf("with a probe due in %v it rests for %v, want %v", tc.due, planned, tc.want)
 		}
 	}
 }
