@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -76,8 +75,7 @@ func (l *local) unchanged(now time.Time) time.Duration {
 // again: whatever undid its work is mended at the next pass.
 type driver struct {
 	m          *member
-	synced     bpf.Desired
-	syncedAt   time.Time
+	syncedAt   time.Time // when the data plane was last given its services; zero: it did not take them
 	announced  []plan.Advert
 	sharing    map[int]peersOn       // what the data plane knows of the others, by link
 	masters    map[string]fsm.NodeID // when somebody was last taken up from
@@ -179,81 +177,6 @@ func (d *driver) pass(ctx context.Context) error {
 	return errors.Join(rerr, d.carryOut(ctx, s, fresh))
 }
 
-// carryOut makes this machine what the state says. fresh says that it may take something up.
-func (d *driver) carryOut(ctx context.Context, s *fsm.State, fresh bool) error {
-	m, was := d.m, d.m.local.get()
-	links, lerr := m.links()
-	if lerr != nil && !errors.Is(lerr, host.ErrNoLink) {
-		m.setLocal(localView{addrs: was.addrs, plan: was.plan, problems: []string{brief(lerr)}, holding: was.holding})
-		return lerr
-	}
-	if d.carrierChanged(links) {
-		// Whoever was without a link, however briefly, may have been replaced
-		// meanwhile, and must not claim a VIP before it has asked.
-		m.contact.unsettle(time.Now())
-		if err := m.renewLease(); err != nil { // that is, it ends
-			m.logger.Warn("lease not ended", "err", err)
-		}
-		m.wakeReport()
-		fresh = false
-	}
-	p, same := d.compile(s, links)
-	if !same {
-		d.wantsIPv6 = usesIPv6(p)
-	}
-	if fresh && takesUp(p, was.holding) {
-		m.dp.Reattach()
-	}
-	perr := d.prepareIPv6()
-	var derr error
-	if !same {
-		derr = d.syncDataplane(ctx, p.Dataplane, same)
-	}
-	v := localView{addrs: probeAddrs(links), problems: p.Problems, linksUp: lerr == nil && allUp(links), interfaces: m.dp.Interfaces(), plan: was.plan}
-	if !fresh {
-		keepHeld(&p, append(heldOf(p.Addresses), was.holding...))
-	}
-	left := m.leaseLeft()
-	view := outlook{
-		attached: attached(v.interfaces, m.cfg.DataPlane.Interfaces), linksUp: v.linksUp,
-		quorum: -left < leaseGrace(m.cfg.Failover.Lease), fresh: fresh,
-	}
-	view.ready = derr == nil && view.attached
-	m.tellLease(left, boundAddresses(p))
-	if -left > m.cfg.Failover.Lease {
-		dropBound(&p)
-	}
-	if fresh {
-		if err := d.askPredecessors(s, links); err != nil {
-			m.logger.Warn("new connections may be late: the node that was master before is not asked", "err", err)
-		}
-	}
-	d.route(s, p, view) // from here on routers may turn to this node
-	// What is lost is given up here before it is on the host.
-	serr := m.dp.SyncLeases(leasesOf(p))
-	herr := d.holdAddresses(ctx, s, p, links)
-	v.holding = heldOf(p.Addresses)
-	if herr == nil {
-		v.holding = addrsOf(p.Addresses)
-	}
-	if same {
-		derr = d.syncDataplane(ctx, p.Dataplane, d.sameParts(s)) // what nobody waits for comes last
-	}
-	oerr := d.shareConnections(s, links)
-	v.ready = derr == nil && attached(v.interfaces, m.cfg.DataPlane.Interfaces)
-	if view.ready = v.ready; !view.ready {
-		d.route(s, p, view)
-	}
-	err := errors.Join(lerr, perr, derr, serr, herr, oerr, d.noticeDeath(s))
-	if err == nil {
-		v.plan = p.Gen
-	} else {
-		v.problems = append(v.problems, brief(err))
-	}
-	m.setLocal(v)
-	return err
-}
-
 // links describes the data plane's interfaces that are there. One that is gone
 // must not keep this node from giving up its VIPs on the others.
 func (m *member) links() ([]host.Link, error) {
@@ -275,19 +198,30 @@ func (m *member) links() ([]host.Link, error) {
 // the last time. After a verdict it is, and looking at every service would only
 // cost the time the clients wait.
 func (d *driver) compile(s *fsm.State, links []host.Link) (p plan.Plan, same bool) {
-	self := plan.Self{Node: fsm.NodeID(d.m.cfg.Name), Links: planLinks(links)}
-	_, member := s.Node(self.Node)
-	if d.m.removed() {
-		self.Node, member = "", false // the state may not say it
-	}
+	self, member := d.selfAt(s, links)
 	now := time.Now()
 	self.Parting, self.Rank = d.partings.step(s, self.Node, now), d.climbs.step(s, self.Node, now)
-	same = d.from != nil && fsm.SharesConfig(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
+	same = d.sharesServices(s, self, member) && fsm.SharesConfig(s, d.from)
 	if !same {
 		d.services = plan.CompileServices(s, self)
 	}
 	d.from, d.self, d.member = s, self, member
 	return d.services.Plan(s, self), same
+}
+
+// selfAt is this machine as plans see it, and whether it is a member at s.
+func (d *driver) selfAt(s *fsm.State, links []host.Link) (self plan.Self, member bool) {
+	self = plan.Self{Node: fsm.NodeID(d.m.cfg.Name), Links: planLinks(links)}
+	_, member = s.Node(self.Node)
+	if d.m.removed() {
+		self.Node, member = "", false // the state may not say it
+	}
+	return self, member
+}
+
+// sharesServices says whether what was compiled last differs from what is to be compiled at most by verdicts on endpoints.
+func (d *driver) sharesServices(s *fsm.State, self plan.Self, member bool) bool {
+	return d.from != nil && fsm.SharesServices(s, d.from) && member == d.member && sameLinks(self.Links, d.self.Links)
 }
 
 // sameParts says whether the data plane knows what this node is in the instances at s.
@@ -391,20 +325,17 @@ func attached(how map[string]bpf.Attachment, want []string) bool {
 	return true
 }
 
-// syncDataplane writes want into the maps unless that was done lately. same
-// says that want is what it was the last time.
-func (d *driver) syncDataplane(ctx context.Context, want bpf.Desired, same bool) error {
+// syncDataplane writes the plan into the maps if there is news in it, or they have not been compared for long.
+func (d *driver) syncDataplane(ctx context.Context, t *turn) error {
 	now := time.Now()
-	compare := want
-	compare.Gen = d.synced.Gen
-	if !d.syncedAt.IsZero() && now.Sub(d.syncedAt) < resyncEvery && (same || reflect.DeepEqual(compare, d.synced)) {
+	if !t.due.news && !d.syncedAt.IsZero() && now.Sub(d.syncedAt) < resyncEvery {
 		return nil
 	}
-	if err := d.m.dp.Sync(ctx, want); err != nil {
+	if err := d.m.dp.Sync(ctx, t.plan.Dataplane); err != nil {
 		d.syncedAt = time.Time{}
 		return err
 	}
-	d.synced, d.syncedAt = want, now
+	d.syncedAt = now
 	return nil
 }
 

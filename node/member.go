@@ -234,6 +234,21 @@ func (m *member) run(stop context.Context) error {
 			return nil
 		})
 	}
+	m.runMember(loop)
+	if m.dp != nil {
+		m.runDataplane(loop)
+	} else {
+		loop("witness", m.watchState)
+	}
+	err := g.Wait()
+	if err == nil && stop.Err() != nil { // in order, and to come back
+		err = m.leaveLease()
+	}
+	return errors.Join(err, m.close(), m.verifies.Wait())
+}
+
+// runMember starts what every member does.
+func (m *member) runMember(loop func(name string, f func(context.Context) error)) {
 	api, join := m.mux.Listen(transport.ALPNAPI), m.mux.Listen(transport.ALPNJoin)
 	m.mux.Handle(transport.ALPNCA, m.serveCAKey)
 	if m.repl != nil {
@@ -254,30 +269,25 @@ func (m *member) run(stop context.Context) error {
 	loop("rebuilt", m.watchSuperseded)
 	loop("paths", m.watchPaths)
 	loop("succession", m.succeedLoop)
-	if m.dp != nil {
-		loop("data plane", m.dp.Run)
-		loop("announcements", m.l2.Run)
-		loop("routes", m.routing.run)
-		loop("replication", m.repl.Run)
-		loop("flow events", m.pumpFlows)
-		loop("replication watch", m.watchReplication)
-		loop("takeover watch", m.watchTakeovers)
-		loop("timelines", m.timelineLoop)
-		loop("flow table watch", m.watchFlowTable)
-		loop("endpoint probes", m.probing.run)
-		loop("drains", m.watchDrains)
-		loop("lease", m.leaseLoop)
-		loop("host watch", m.watchHost)
-		loop("drivers", m.driveLoop)
-	} else {
-		loop("witness", m.watchState)
-	}
 	loop("log format", m.store.watchFatal)
-	err := g.Wait()
-	if err == nil && stop.Err() != nil { // in order, and to come back
-		err = m.leaveLease()
-	}
-	return errors.Join(err, m.close(), m.verifies.Wait())
+}
+
+// runDataplane starts what only those do that forward.
+func (m *member) runDataplane(loop func(name string, f func(context.Context) error)) {
+	loop("data plane", m.dp.Run)
+	loop("announcements", m.l2.Run)
+	loop("routes", m.routing.run)
+	loop("replication", m.repl.Run)
+	loop("flow events", m.pumpFlows)
+	loop("replication watch", m.watchReplication)
+	loop("takeover watch", m.watchTakeovers)
+	loop("timelines", m.timelineLoop)
+	loop("flow table watch", m.watchFlowTable)
+	loop("endpoint probes", m.probing.run)
+	loop("drains", m.watchDrains)
+	loop("lease", m.leaseLoop)
+	loop("host watch", m.watchHost)
+	loop("drivers", m.driveLoop)
 }
 
 // watchPaths watches the ways to others until ctx ends, and a little longer: a router
