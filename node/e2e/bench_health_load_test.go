@@ -52,7 +52,7 @@ func BenchmarkHealthLoad(b *testing.B) {
 	l := newCluster(b, lab.Config{Topology: lab.OneLeg, Nodes: 1, Endpoints: 1})
 	n, ep := l.Nodes()[0], l.Endpoints()[0]
 	cli(b, n, "vip", "create", lab.ServiceVIP().String())
-	b.Logf("addresses: %v", routeLoad(b, n.Host, ep))
+	routeLoad(b, ep, n)
 	var count atomic.Int64
 	for i := range loadServices {
 		answerProbes(b, ep, loadPort+uint16(i), &count)
@@ -90,9 +90,9 @@ func BenchmarkHealthLoad(b *testing.B) {
 	}
 }
 
-// routeLoad makes the endpoint host take what goes to all addresses of the load, and the node send it there.
-func routeLoad(b *testing.B, n, ep *lab.Host) netip.Prefix {
-	b.Helper()
+// routeLoad makes the endpoint host take what goes to all addresses of the load, and the nodes send it there.
+func routeLoad(t testing.TB, ep *lab.Host, nodes ...*lab.Node) {
+	t.Helper()
 	to := &net.IPNet{IP: loadNet.Addr().AsSlice(), Mask: net.CIDRMask(loadNet.Bits(), 32)}
 	add := func(h *lab.Host, r func(*netlink.Handle) (*netlink.Route, error)) error {
 		return h.Do(func() error {
@@ -108,32 +108,31 @@ func routeLoad(b *testing.B, n, ep *lab.Host) netip.Prefix {
 			return nl.RouteAdd(route)
 		})
 	}
-	err := errors.Join(
-		add(ep, func(nl *netlink.Handle) (*netlink.Route, error) {
-			lo, err := nl.LinkByName("lo")
-			if err != nil {
-				return nil, err
-			}
-			return &netlink.Route{Dst: to, LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST}, nil
-		}),
-		add(n, func(*netlink.Handle) (*netlink.Route, error) {
+	err := add(ep, func(nl *netlink.Handle) (*netlink.Route, error) {
+		lo, err := nl.LinkByName("lo")
+		if err != nil {
+			return nil, err
+		}
+		return &netlink.Route{Dst: to, LinkIndex: lo.Attrs().Index, Type: unix.RTN_LOCAL, Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST}, nil
+	})
+	for _, n := range nodes {
+		err = errors.Join(err, add(n.Host, func(*netlink.Handle) (*netlink.Route, error) {
 			return &netlink.Route{Dst: to, Gw: ep.Addr().AsSlice()}, nil
-		}),
-	)
-	if err != nil {
-		b.Fatal(err)
+		}))
 	}
-	return loadNet
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // answerProbes accepts at a port of all addresses, counts, and answers who asks something as an HTTP server would.
-func answerProbes(b *testing.B, ep *lab.Host, port uint16, count *atomic.Int64) {
-	b.Helper()
+func answerProbes(t testing.TB, ep *lab.Host, port uint16, count *atomic.Int64) {
+	t.Helper()
 	ln, err := ep.Listen(netip.AddrPortFrom(netip.IPv4Unspecified(), port))
 	if err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
-	background(b, fmt.Sprintf("endpoints at %d", port), func(ctx context.Context) error {
+	background(t, fmt.Sprintf("endpoints at %d", port), func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() { ln.Close() })()
 		var conns errgroup.Group
 		for {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
 	serve(t, l)
 	declare(t, l, "fullnat", true)
 	clients := connect(t, l, 100)
+	probeOften(t, l)
 	for _, tc := range []struct {
 		name string
 		gap  time.Duration
@@ -81,6 +83,30 @@ func TestAMasterThatLosesItsLinksIsReplacedAndReturns(t *testing.T) {
 			}
 			returned(t, l, w, next, late)
 		})
+	}
+	expectNoDeaths(t, l)
+}
+
+// probeOften has the endpoints of the service web called dead in 0.2 s if they refuse, and in little more than one if they are silent.
+func probeOften(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	cli(t, l.Nodes()[0], "service", "update", "web", "--probe-interval", "100ms", "--probe-timeout", "1s", "--probe-fall", "2")
+	awaitHealth(t, l, 10*time.Second, "up", "up")
+}
+
+// expectNoDeaths holds that no endpoint was called dead: it was the nodes that could not reach them.
+func expectNoDeaths(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	for _, n := range l.Nodes() {
+		list, err := events(within(t, 5*time.Second), n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range list {
+			if e.Kind == "health" && strings.Contains(e.Text, "is down") {
+				t.Errorf("%s tells: %s", n.Name(), e.Text)
+			}
+		}
 	}
 }
 

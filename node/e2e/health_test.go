@@ -30,34 +30,37 @@ type door struct {
 	at    netip.AddrPort
 	taken atomic.Int64 // connections
 
+	ctx context.Context // of its connections
+	g   errgroup.Group
+
 	mu sync.Mutex
 	ln net.Listener
-	g  *errgroup.Group
 }
 
 // doors are one on each endpoint, open.
-func doors(t testing.TB, l *lab.Lab) []*door {
+func doors(t testing.TB, l *lab.Lab) (out []*door) {
 	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	g, _ := errgroup.WithContext(ctx)
-	var out []*door
 	for _, ep := range l.Endpoints() {
-		out = append(out, &door{host: ep, at: netip.AddrPortFrom(ep.Addr(), webPort), g: g})
-	}
-	t.Cleanup(func() {
-		for _, d := range out {
-			d.shut()
-		}
-		cancel()
-		_ = g.Wait() // connections end as the test wants it
-	})
-	for _, d := range out {
-		d.open(t, ctx)
+		out = append(out, doorAt(t, ep, netip.AddrPortFrom(ep.Addr(), webPort)))
 	}
 	return out
 }
 
-func (d *door) open(t testing.TB, ctx context.Context) {
+// doorAt is an open one.
+func doorAt(t testing.TB, h *lab.Host, at netip.AddrPort) *door {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &door{host: h, at: at, ctx: ctx}
+	t.Cleanup(func() {
+		d.shut()
+		cancel()
+		_ = d.g.Wait() // connections end as the test wants it
+	})
+	d.open(t)
+	return d
+}
+
+func (d *door) open(t testing.TB) {
 	t.Helper()
 	ln, err := d.host.Listen(d.at)
 	if err != nil {
@@ -74,8 +77,7 @@ func (d *door) open(t testing.TB, ctx context.Context) {
 			}
 			d.taken.Add(1)
 			d.g.Go(func() error {
-				stop := context.AfterFunc(ctx, func() { c.Close() })
-				defer stop()
+				defer context.AfterFunc(d.ctx, func() { c.Close() })()
 				defer c.Close()
 				_, _ = io.Copy(c, c)
 				return nil
@@ -116,17 +118,23 @@ func endpointsOf(ctx context.Context, n *lab.Node, service string) ([]endpointVi
 // lab's; "" is any.
 func awaitHealth(t testing.TB, l *lab.Lab, d time.Duration, want ...string) {
 	t.Helper()
+	awaitServiceHealth(t, l, d, "web", want...)
+}
+
+// awaitServiceHealth is awaitHealth for a service of the lab's first endpoints.
+func awaitServiceHealth(t testing.TB, l *lab.Lab, d time.Duration, service string, want ...string) {
+	t.Helper()
 	for _, n := range l.Nodes() {
 		if !n.Powered() {
 			continue
 		}
-		eventually(t, d, fmt.Sprintf("%s to say %v", n.Name(), want), func(ctx context.Context) error {
-			all, err := endpointsOf(ctx, n, "web")
+		eventually(t, d, fmt.Sprintf("%s to say %v of %s", n.Name(), want, service), func(ctx context.Context) error {
+			all, err := endpointsOf(ctx, n, service)
 			if err != nil {
 				return err
 			}
-			for i, ep := range l.Endpoints() {
-				at := slices.IndexFunc(all, func(e endpointView) bool { return e.Address.Addr() == ep.Addr() })
+			for i, ep := range l.Endpoints()[:len(want)] {
+				at := slices.IndexFunc(all, func(e endpointView) bool { return e.Address.Addr() == ep.Addr() || e.Address.Addr() == ep.Addr6() })
 				if at < 0 || want[i] != "" && all[at].Health != want[i] {
 					return fmt.Errorf("it says %+v", all)
 				}
@@ -191,14 +199,13 @@ func TestHealthOfEndpointsDecidesWhoIsUsed(t *testing.T) {
 	}
 	cli(t, l.Nodes()[0], append([]string{"service", "update", "web"}, probedFast()...)...)
 	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
-	ctx, cancel := context.WithCancel(context.Background())
-	t.Cleanup(cancel)
 	for _, part := range []struct {
 		name string
-		f    func(context.Context, *testing.T, *lab.Lab, []*door)
+		f    func(*testing.T, *lab.Lab, []*door)
 	}{
 		{"a server that is gone gets no new connections until it is back", checkDeath},
 		{"its connections are kept, or reset, by the policy", checkOnDown},
+		{"flows of every kind are kept, reset or moved, and refused, by the policies", checkEffects},
 		{"a drain is told of when its last flow has ended", checkDrainEnds},
 		{"a new master knows at once who is down", checkTakeOver},
 		{"a prober that alone reaches nobody is not believed", checkSuspicion},
@@ -206,13 +213,13 @@ func TestHealthOfEndpointsDecidesWhoIsUsed(t *testing.T) {
 		{"weight comes back in steps", checkSlowStart},
 		{"a server that flaps is damped", checkFlapping},
 	} {
-		if !t.Run(part.name, func(t *testing.T) { part.f(ctx, t, l, servers) }) {
+		if !t.Run(part.name, func(t *testing.T) { part.f(t, l, servers) }) {
 			return
 		}
 	}
 }
 
-func checkDeath(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkDeath(t *testing.T, l *lab.Lab, servers []*door) {
 	servers[1].shut()
 	awaitHealth(t, l, 5*time.Second, "up", "down", "up")
 	expectWell(t, l, 30)
@@ -226,7 +233,7 @@ func checkDeath(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) 
 		}
 	}
 	expectHealthEvent(t, l, "endpoint "+servers[1].at.String()+" of service web is down: connection refused")
-	servers[1].open(t, ctx)
+	servers[1].open(t)
 	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
 	expectHealthEvent(t, l, "endpoint "+servers[1].at.String()+" of service web is up")
 	eventually(t, 10*time.Second, "the server that is back to get connections", func(context.Context) error {
@@ -257,7 +264,7 @@ func expectHealthEvent(t testing.TB, l *lab.Lab, text string) {
 	}
 }
 
-func checkOnDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkOnDown(t *testing.T, l *lab.Lab, servers []*door) {
 	conns := connectPinned(t, l, 6)
 	of := func(d *door) (out []pinned) {
 		for _, c := range conns {
@@ -285,12 +292,12 @@ func checkOnDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door)
 			expectTalking(t, c)
 		}
 	}
-	servers[0].open(t, ctx)
+	servers[0].open(t)
 	cli(t, l.Nodes()[1], "service", "update", "web", "--on-down", "keep")
 	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
 }
 
-func checkDrainEnds(_ context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkDrainEnds(t *testing.T, l *lab.Lab, servers []*door) {
 	conns := connectPinned(t, l, 3)
 	drained := servers[1]
 	left := func(ctx context.Context) (int, error) {
@@ -324,7 +331,7 @@ func checkDrainEnds(_ context.Context, t *testing.T, l *lab.Lab, servers []*door
 	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
 }
 
-func checkTakeOver(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkTakeOver(t *testing.T, l *lab.Lab, servers []*door) {
 	servers[2].shut()
 	awaitHealth(t, l, 5*time.Second, "up", "up", "down")
 	old := master(t, l, "")
@@ -343,7 +350,7 @@ func checkTakeOver(ctx context.Context, t *testing.T, l *lab.Lab, servers []*doo
 		}
 		expectWell(t, l, 1)
 	}
-	servers[2].open(t, ctx)
+	servers[2].open(t)
 	awaitHealth(t, l, 5*time.Second, "up", "up", "up")
 	cli(t, now, "node", "resume", old.Name())
 	waitHealthy(t, l)
@@ -351,7 +358,7 @@ func checkTakeOver(ctx context.Context, t *testing.T, l *lab.Lab, servers []*doo
 
 // checkSuspicion keeps the endpoints' answers to the master's own address away. The connections it forwards
 // have the VIP as their source and go on.
-func checkSuspicion(_ context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkSuspicion(t *testing.T, l *lab.Lab, servers []*door) {
 	m := master(t, l, "")
 	var own netip.Addr
 	for _, p := range m.Addrs() {
@@ -409,7 +416,7 @@ func warnings(ctx context.Context, t testing.TB, n *lab.Node) string {
 	return strings.Join(s.Warnings, "; ")
 }
 
-func checkAllDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkAllDown(t *testing.T, l *lab.Lab, servers []*door) {
 	n := l.Nodes()[0]
 	for _, d := range servers {
 		d.shut()
@@ -418,7 +425,7 @@ func checkAllDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door
 	// They take long to be up again, so for now the policy alone decides.
 	cli(t, n, "service", "update", "web", "--probe-rise", "100")
 	for _, d := range servers {
-		d.open(t, ctx)
+		d.open(t)
 	}
 	waitApplied(t, l)
 	awaitHealth(t, l, 5*time.Second, "down", "down", "down")
@@ -434,12 +441,12 @@ func checkAllDown(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door
 	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
 }
 
-func checkSlowStart(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkSlowStart(t *testing.T, l *lab.Lab, servers []*door) {
 	n := l.Nodes()[0]
 	cli(t, n, "service", "update", "web", "--slow-start", "5s")
 	servers[1].shut()
 	awaitHealth(t, l, 5*time.Second, "up", "down", "up")
-	servers[1].open(t, ctx)
+	servers[1].open(t)
 	var seen []int
 	eventually(t, 20*time.Second, "the whole weight", func(ctx context.Context) error {
 		all, err := endpointsOf(ctx, n, "web")
@@ -465,7 +472,7 @@ func checkSlowStart(ctx context.Context, t *testing.T, l *lab.Lab, servers []*do
 	cli(t, n, "service", "update", "web", "--slow-start", "0s")
 }
 
-func checkFlapping(ctx context.Context, t *testing.T, l *lab.Lab, servers []*door) {
+func checkFlapping(t *testing.T, l *lab.Lab, servers []*door) {
 	n := l.Nodes()[0]
 	cli(t, n, "service", "update", "web", "--probe-interval", "100ms", "--probe-timeout", "90ms", "--probe-rise", "1", "--probe-fall", "1")
 	awaitHealth(t, l, 10*time.Second, "up", "up", "up")
@@ -480,7 +487,7 @@ func checkFlapping(ctx context.Context, t *testing.T, l *lab.Lab, servers []*doo
 		if <-tick.C; i%2 == 0 {
 			servers[2].shut()
 		} else {
-			servers[2].open(t, ctx)
+			servers[2].open(t)
 			found = flapping()
 		}
 	}
@@ -489,7 +496,7 @@ func checkFlapping(ctx context.Context, t *testing.T, l *lab.Lab, servers []*doo
 		t.Fatal("15 s at 5 Hz are not called flapping")
 	}
 	awaitHealth(t, l, 5*time.Second, "", "", "down")
-	servers[2].open(t, ctx)
+	servers[2].open(t)
 	var listed []map[string]any
 	if err := json.Unmarshal([]byte(cli(t, n, "endpoint", "list", "-o", "json")), &listed); err != nil || len(listed) != len(servers) {
 		t.Errorf("endpoint list: %v, %v", listed, err)

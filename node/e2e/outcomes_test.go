@@ -62,6 +62,7 @@ func TestAMasterWhoseWireFailsSilentlyIsReplaced(t *testing.T) {
 	serve(t, l)
 	declare(t, l, "fullnat", true)
 	clients := connect(t, l, 100)
+	probeOften(t, l)
 	wires := map[*lab.Node]cables{}
 	for _, n := range l.Nodes() {
 		wires[n] = cablesOf(t, n.Host)
@@ -104,6 +105,7 @@ func TestAMasterWhoseWireFailsSilentlyIsReplaced(t *testing.T) {
 			returned(t, l, w, next, late)
 		})
 	}
+	expectNoDeaths(t, l)
 }
 
 // masterBy is master, asked of these nodes only.
