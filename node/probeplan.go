@@ -102,7 +102,7 @@ func healthProbe(p fsm.Probe) (health.Probe, error) {
 }
 
 // findings are the endpoints of the instances that self is the prober of, by service and address. base is
-// how many probes there had been of each when it became that.
+// how many probes of each had been begun when it became that, of those of which that is not long ago.
 func findings(s *fsm.State, factors map[string]uint8, results map[uint32]health.Result, base map[uint32]uint64) []finding {
 	var out []finding
 	for _, svc := range s.Services() {
@@ -115,10 +115,14 @@ func findings(s *fsm.State, factors map[string]uint8, results map[uint32]health.
 			if !ok {
 				continue
 			}
+			own := r.Probes
+			if began, recent := base[e.ID]; recent {
+				own = min(r.Row, r.Probes-min(began, r.Probes))
+			}
 			committed := s.Health(e.ID)
 			out = append(out, finding{
 				service: svc.Name, instance: instance, slowStart: time.Duration(svc.SlowStart), committed: committed,
-				known: ownResult(r, svc.Probe, committed, r.Probes-min(base[e.ID], r.Probes)), up: r.Up, flapping: r.Flapping,
+				known: ownResult(r, svc.Probe, committed, own), up: r.Up, flapping: r.Flapping,
 				failing: !r.At.IsZero() && !r.Passed, since: r.Since, why: r.Why,
 				probed: r.At, span: time.Duration(svc.Probe.Interval) * time.Duration(svc.Probe.Fall),
 			})
@@ -127,19 +131,20 @@ func findings(s *fsm.State, factors map[string]uint8, results map[uint32]health.
 	return out
 }
 
-// ownResult says whether a result is this node's to tell after so many probes as prober. One that agrees
-// with what is committed is; one that does not may be old, from the time when this node probed
-// seldom, or what kept it from becoming prober earlier: it has to be found again.
-func ownResult(r health.Result, p fsm.Probe, committed fsm.Verdict, probes uint64) bool {
+// ownResult says whether a result is this node's to tell. own is how many probes in a row, up to the last, it has begun as
+// prober and seen end alike; of one that is prober for long, all it has seen. A result that agrees with what is committed may be told. One
+// that does not may be old, from the time when this node probed seldom, or what kept it from becoming prober earlier: it
+// has to be found again, by as many probes as it takes to rise or fall. It is not, if the last ones say the opposite.
+func ownResult(r health.Result, p fsm.Probe, committed fsm.Verdict, own uint64) bool {
 	switch {
 	case r.Health == health.Unknown:
 		return false
 	case committed.Health == fsm.HealthUnknown, r.Up == (committed.Health == fsm.HealthUp):
 		return true
 	case r.Up:
-		return probes >= uint64(p.Rise)
+		return own >= uint64(p.Rise) && r.Passed
 	}
-	return probes >= uint64(p.Fall)
+	return own >= uint64(p.Fall) && !r.Passed
 }
 
 // slotPorts are the ports that the data plane of a slot gives to connections whose source is an address of

@@ -136,10 +136,12 @@ func TestANewProberFindsOutByItself(t *testing.T) {
 		"agrees at once":               {health.Result{Health: health.Up, Up: true}, up, 0, true},
 		"agrees on a death":            {health.Result{Health: health.Down}, down, 0, true},
 		"the first to know":            {health.Result{Health: health.Down}, unknown, 0, true},
-		"alive, after one probe":       {health.Result{Health: health.Up, Up: true}, down, 1, false},
-		"alive, after two":             {health.Result{Health: health.Up, Up: true}, down, 2, true},
+		"alive, after one probe":       {health.Result{Health: health.Up, Up: true, Passed: true}, down, 1, false},
+		"alive, after two":             {health.Result{Health: health.Up, Up: true, Passed: true}, down, 2, true},
+		"alive, but it fails now":      {health.Result{Health: health.Up, Up: true}, down, 2, false},
 		"dead, after two probes":       {health.Result{Health: health.Down}, up, 2, false},
 		"dead, after three":            {health.Result{Health: health.Down}, up, 3, true},
+		"dead, but it answers now":     {health.Result{Health: health.Down, Passed: true}, up, 3, false},
 		"was dead before it was asked": {health.Result{Health: health.Down}, up, 0, false},
 	} {
 		if got := ownResult(tc.r, p, tc.committed, tc.probes); got != tc.want {
@@ -155,7 +157,7 @@ func TestFindingsAreThoseOfTheProber(t *testing.T) {
 	a, b := svc.Endpoints[0].ID, svc.Endpoints[1].ID
 	results := map[uint32]health.Result{
 		a: {Key: a, Health: health.Up, Up: true, At: noon, Passed: true, Probes: 100},
-		b: {Key: b, Health: health.Down, At: noon, Since: noon, Why: "no answer in 1s", Probes: 102},
+		b: {Key: b, Health: health.Down, At: noon, Since: noon, Why: "no answer in 1s", Probes: 102, Row: 50},
 	}
 	all := findings(s, map[string]uint8{"default": 1}, results, map[uint32]uint64{a: 98, b: 100})
 	if len(all) != 2 || !all[0].known || !all[0].up || all[0].failing || all[1].known || !all[1].failing {
@@ -163,6 +165,15 @@ func TestFindingsAreThoseOfTheProber(t *testing.T) {
 	}
 	if all = findings(s, map[string]uint8{"default": 1}, results, map[uint32]uint64{b: 99}); !all[1].known || all[1].why != "no answer in 1s" || all[1].span != 6*time.Second {
 		t.Errorf("%+v", all)
+	}
+	r := results[b]
+	r.Row = 2 // the third from the end passed
+	results[b] = r
+	if all = findings(s, map[string]uint8{"default": 1}, results, map[uint32]uint64{b: 99}); all[1].known {
+		t.Errorf("two failures in a row as prober: %+v", all[1])
+	}
+	if all = findings(s, map[string]uint8{"default": 1}, results, nil); !all[1].known {
+		t.Errorf("prober for long: %+v", all[1])
 	}
 	if all = findings(s, map[string]uint8{"default": restingFactor}, results, nil); len(all) != 0 {
 		t.Errorf("of a node that is not the prober: %+v", all)
@@ -197,6 +208,39 @@ func TestProbesCountFromTheTakeOver(t *testing.T) {
 	}
 	if p.takeUp(s, seen(3, 21+fsm.MaxProbeCount)); len(p.base) != 0 {
 		t.Errorf("long ago: %v", p.base)
+	}
+}
+
+// A node was cut off, found everything dead, and becomes prober as the cut has just ended: what was sent into the cut fails yet,
+// and is no death that it has found as prober, even if one failure is enough.
+func TestAProbeFromBeforeTheTakeOverIsNoneOfTheProbers(t *testing.T) {
+	p := &probing{base: map[uint32]uint64{}, factors: map[string]uint8{"default": 1}}
+	put := webOn("web", "192.0.2.100", "198.51.100.1:80")
+	put.Service.Probe.Fall = 1
+	s := stateWith(t, balancers(t, 2), fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}}, put)
+	s = tell(t, s, "web", fsm.Verdict{Health: fsm.HealthUp})
+	svc, _ := s.Service("web")
+	id := svc.Endpoints[0].ID
+	r := health.Result{Key: id, Health: health.Down, At: noon, Probes: 7, Row: 7, Flying: true}
+	known := func() bool {
+		results := map[uint32]health.Result{id: r}
+		p.takeUp(s, results)
+		return findings(s, p.factors, results, p.base)[0].known
+	}
+	if known() {
+		t.Error("what it found before counts")
+	}
+	r.Probes, r.Row, r.Flying = 8, 8, false
+	if known() {
+		t.Error("the probe that was under way counts")
+	}
+	r.Probes, r.Row, r.Passed = 9, 1, true
+	if known() {
+		t.Error("it is called dead by a probe that passed")
+	}
+	r.Probes, r.Row, r.Passed = 10, 1, false
+	if !known() {
+		t.Error("its own failure does not count")
 	}
 }
 

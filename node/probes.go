@@ -181,7 +181,8 @@ func (p *probing) retarget(s *fsm.State) {
 	p.problems = words
 }
 
-// takeUp notes how often each endpoint had been probed when this node became its prober.
+// takeUp notes how many probes of each endpoint had been begun when this node became its prober: one that is under way then was
+// sent before, and may have been lost to what is over now.
 func (p *probing) takeUp(s *fsm.State, results map[uint32]health.Result) {
 	p.settle(results)
 	epochs := map[string]uint64{}
@@ -199,7 +200,10 @@ func (p *probing) takeUp(s *fsm.State, results map[uint32]health.Result) {
 			continue
 		}
 		for _, e := range svc.Endpoints {
-			p.base[e.ID] = results[e.ID].Probes
+			r := results[e.ID]
+			if p.base[e.ID] = r.Probes; r.Flying {
+				p.base[e.ID]++
+			}
 		}
 	}
 	p.epochs = epochs
@@ -210,7 +214,7 @@ func (p *probing) takeUp(s *fsm.State, results map[uint32]health.Result) {
 func (p *probing) settle(results map[uint32]health.Result) {
 	maps.DeleteFunc(p.base, func(id uint32, base uint64) bool {
 		n := results[id].Probes
-		return n < base || n >= base+fsm.MaxProbeCount
+		return n+1 < base || n >= base+fsm.MaxProbeCount
 	})
 }
 

@@ -69,6 +69,7 @@ type check struct {
 
 	at        time.Time
 	passed    bool
+	row       uint64 // probes, up to the last, that ended like it
 	why       string // of the newest failure
 	probes    uint64
 	failures  uint64
@@ -313,6 +314,9 @@ func (b *board) finish(c *check, o outcome, now time.Duration, at time.Time) (ch
 	}
 	b.stats.Probes++
 	c.probes++
+	if c.row++; c.passed != o.passed {
+		c.row = 1
+	}
 	c.at, c.passed = at, o.passed
 	if o.passed {
 		if o.took > 0 {
@@ -353,6 +357,7 @@ func (b *board) result(key uint32, w wish) Result {
 	r := Result{
 		Key: key, Health: c.machine.health, Up: c.machine.health == Up, Since: c.since, Flapping: c.machine.flapping,
 		At: c.at, Passed: c.passed, LastError: c.why, Probes: c.probes, Failures: c.failures,
+		Row: c.row, Flying: c.flying,
 	}
 	if r.Health == Down {
 		r.Why = c.why

@@ -215,4 +215,6 @@ type Result struct {
 	P50, P99, Last time.Duration // how long the last 64 probes that passed took, and the last one; 0: none did
 	Probes         uint64        // that ended
 	Failures       uint64        // of these
+	Row            uint64        // how many of them, up to the last, ended like that
+	Flying         bool          // one is under way
 }
