@@ -27,6 +27,9 @@ func (s *State) Fingerprint(c Command) (string, bool) {
 		v, ok := s.Instance(c.Name)
 		v.Assignment = Assignment{}
 		return fingerprint("instance", v, ok), true
+	case PutPool:
+		v, ok := s.Pool(c.Pool.Name)
+		return fingerprint("pool", v, ok), true
 	case PutBGP:
 		return fingerprint("bgp", s.BGP(), true), true
 	case PutBGPPeer:

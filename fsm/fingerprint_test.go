@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -9,7 +10,8 @@ import (
 
 func TestFingerprintTellsWhatOperatorsHaveChanged(t *testing.T) {
 	peer := BGPPeer{Address: addr("192.0.2.254"), AS: 65001, Password: "one"}
-	s := do(t, threeNodes(t), PutVIP{VIP: VIP{Address: addr("10.0.0.9")}}, PutBGPPeer{Peer: peer}, PutService{Service: webService()})
+	pool := Pool{Name: "p", CIDRs: []netip.Prefix{prefix("10.3.0.0/24")}}
+	s := do(t, threeNodes(t), PutVIP{VIP: VIP{Address: addr("10.0.0.9")}}, PutBGPPeer{Peer: peer}, PutService{Service: webService()}, PutPool{Pool: pool})
 	svc := webService()
 	of := func(s *State, c Command) string {
 		t.Helper()
@@ -39,6 +41,9 @@ func TestFingerprintTellsWhatOperatorsHaveChanged(t *testing.T) {
 		"instance that moves":  {PutInstance{Name: DefaultInstance}, MoveInstance{Name: DefaultInstance, To: "lb2"}, true},
 		"peer":                 {PutBGPPeer{Peer: peer}, PutBGPPeer{Peer: changed}, false},
 		"password":             {PutBGPPeer{Peer: peer}, PutBGPPeer{Peer: other}, true},
+		"pool":                 {PutPool{Pool: pool}, PutPool{Pool: Pool{Name: "p", CIDRs: pool.CIDRs, Default: true}}, false},
+		"reservation":          {PutPool{Pool: pool}, ReserveAddress{Address: addr("10.3.0.7")}, false},
+		"address handed out":   {PutPool{Pool: pool}, auto("s", "p"), true},
 		"settings":             {PutBGP{}, PutBGP{BGP: BGP{AS: 5, Port: 179}}, false},
 		"peer and settings":    {PutBGP{}, PutBGPPeer{Peer: changed}, true},
 	} {

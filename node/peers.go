@@ -124,6 +124,7 @@ func (m *member) peerHandler() http.Handler {
 	mux.HandleFunc("POST /internal/lost", m.forMembers(m.serveLost))
 	mux.HandleFunc("POST /internal/decision", m.forMembers(m.serveDecision))
 	mux.HandleFunc("POST /internal/reach", m.forMembers(m.serveReach))
+	mux.HandleFunc("POST /internal/uses", m.forMembers(m.serveUses))
 	return mux
 }
 

@@ -46,25 +46,41 @@ func (d *driver) shareConnections(s *fsm.State, links []host.Link) error {
 		others = forwarders(s, fsm.NodeID(d.m.cfg.Name))
 	}
 	var errs []error
-	told := map[int]peersOn{}
+	now := make(map[int]peersOn, len(links))
 	for _, l := range links {
 		p, err := d.peersOn(l, others)
 		errs = append(errs, err)
-		if was, known := d.sharing[l.Index]; !known || was != p {
-			if err := d.m.dp.SetPeers(l.Index, p.peers()); err != nil {
+		now[l.Index] = p
+	}
+	told, err := tellPeers(d.sharing, now, d.m.dp.SetPeers)
+	d.sharing = told
+	return errors.Join(append(errs, err)...)
+}
+
+// tellPeers has set told what is so on each link now where that differs from what was told, and returns what has been
+// told. Where that failed it is due again.
+func tellPeers(was, now map[int]peersOn, set func(int, bpf.Peers) error) (map[int]peersOn, error) {
+	var errs []error
+	told := make(map[int]peersOn, len(now))
+	for _, index := range slices.Sorted(maps.Keys(now)) {
+		p := now[index]
+		if old, known := was[index]; !known || old != p {
+			if err := set(index, p.peers()); err != nil {
 				errs = append(errs, err)
 				continue
 			}
 		}
-		told[l.Index] = p
+		told[index] = p
 	}
-	for index := range d.sharing { // an interface that is gone leaves its place to the next
-		if _, there := told[index]; !there && !slices.ContainsFunc(links, func(l host.Link) bool { return l.Index == index }) {
-			errs = append(errs, d.m.dp.SetPeers(index, bpf.Peers{}))
+	for _, index := range slices.Sorted(maps.Keys(was)) { // an interface that is gone leaves its place to the next
+		if _, there := now[index]; there {
+			continue
+		}
+		if err := set(index, bpf.Peers{}); err != nil {
+			errs, told[index] = append(errs, err), was[index]
 		}
 	}
-	d.sharing = told
-	return errors.Join(errs...)
+	return told, errors.Join(errs...)
 }
 
 // peersOn are the hardware addresses of nodes on one link, by slot, and this node's own. It can be compared.

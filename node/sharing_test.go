@@ -1,7 +1,9 @@
 package node
 
 import (
+	"errors"
 	"net"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -56,5 +58,41 @@ func TestPeersOnALinkAreToldBySlot(t *testing.T) {
 	want := bpf.Peers{Own: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MACs: map[uint8]net.HardwareAddr{3: {2, 0, 0, 0, 0, 3}}}
 	if diff := cmp.Diff(want, p.peers()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// What the data plane could not be told is told at the next pass, of links that are gone, too.
+func TestPeersAreToldAgainWhereItFailed(t *testing.T) {
+	of := func(mac byte) peersOn { return peersOn{own: [6]byte{2, 0, 0, 0, 0, mac}} }
+	var asked []int
+	broken := map[int]bool{}
+	set := func(index int, _ bpf.Peers) error {
+		asked = append(asked, index)
+		if broken[index] {
+			return errors.New("broken")
+		}
+		return nil
+	}
+	var told map[int]peersOn
+	for i, pass := range []struct {
+		now    map[int]peersOn
+		broken int
+		want   []int
+	}{
+		{map[int]peersOn{1: of(1), 2: of(2)}, 0, []int{1, 2}},
+		{map[int]peersOn{1: of(1), 2: of(2)}, 0, nil},
+		{map[int]peersOn{1: of(3), 2: of(2)}, 1, []int{1}},
+		{map[int]peersOn{1: of(3), 2: of(2)}, 0, []int{1}},
+		{map[int]peersOn{1: of(3)}, 2, []int{2}},
+		{map[int]peersOn{1: of(3)}, 2, []int{2}},
+		{map[int]peersOn{1: of(3)}, 0, []int{2}},
+		{map[int]peersOn{1: of(3)}, 0, nil},
+	} {
+		asked, broken = nil, map[int]bool{pass.broken: true}
+		var err error
+		told, err = tellPeers(told, pass.now, set)
+		if !slices.Equal(asked, pass.want) || (err != nil) != (pass.broken != 0) {
+			t.Errorf("pass %d: told of %v (%v), want %v", i, asked, err, pass.want)
+		}
 	}
 }

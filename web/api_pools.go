@@ -31,7 +31,7 @@ func (s *server) poolRoutes() {
 	})
 	handle(s, op{
 		method: http.MethodGet, path: "/v1/pools/{name}", id: "get-pool", tag: "pools", summary: "Show one address pool",
-	}, func(_ context.Context, in *poolPath) (*answer[PoolStatus], error) {
+	}, func(_ context.Context, in *poolPath) (*tagged[PoolStatus], error) {
 		if err := s.inCluster(); err != nil {
 			return nil, err
 		}
@@ -40,28 +40,18 @@ func (s *server) poolRoutes() {
 		if !ok {
 			return nil, missing("pool", in.Name)
 		}
-		return &answer[PoolStatus]{Body: PoolStatus{Pool: p, PoolUse: state.PoolUse(p.Name)}}, nil
+		return &tagged[PoolStatus]{
+			ETag: etag(state, fsm.PutPool{Pool: fsm.Pool{Name: p.Name}}), Body: PoolStatus{Pool: p, PoolUse: state.PoolUse(p.Name)},
+		}, nil
 	})
 	handle(s, op{
 		method: http.MethodPut, path: "/v1/pools/{name}", id: "put-pool", tag: "pools",
 		summary: "Create or replace an address pool", body: reflect.TypeFor[fsm.Pool](),
 		text: "Services with \"vip\": \"auto\" get their address from it. Without the key reservations a pool keeps those it has. VIPs it has " +
 			"handed out stay as they are; it cannot lose their addresses. VIPs that were made by hand count as used. Other addresses that are new to it must be nobody's: those of nodes, endpoints, BGP " +
-			"peers and other pools are refused (409, in_use), and so are addresses of the links of the node that is asked, and where its routes lead.",
-	}, func(ctx context.Context, in *struct {
-		Name string `path:"name" doc:"Name of the pool."`
-		Body json.RawMessage
-	},
-	) (*written, error) {
-		cmd, err := putPool(in.Name, in.Body)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.checkUses(ctx, cmd.Pool); err != nil {
-			return nil, err
-		}
-		return s.propose(ctx, cmd)
-	})
+			"peers and other pools are refused (409, in_use), and so are addresses of the nodes' links, and where their routes lead; " +
+			"notes in the answer name the nodes that could not be asked.",
+	}, s.putPool)
 	handle(s, op{
 		method: http.MethodDelete, path: "/v1/pools/{name}", id: "delete-pool", tag: "pools",
 		summary: "Delete an address pool of which nothing is handed out",
@@ -107,7 +97,7 @@ func PoolStatuses(state *fsm.State) []PoolStatus {
 // back.
 var poolRuntime = []string{"size", "used", "reserved", "free", "allocations", "others"}
 
-func putPool(name string, body json.RawMessage) (fsm.PutPool, error) {
+func readPool(name string, body json.RawMessage) (fsm.PutPool, error) {
 	keys, err := decode[map[string]json.RawMessage](body)
 	if err != nil {
 		return fsm.PutPool{}, err
@@ -122,34 +112,6 @@ func putPool(name string, body json.RawMessage) (fsm.PutPool, error) {
 	}
 	p.Name = name
 	return fsm.PutPool{Pool: p, KeepReservations: !reservations}, nil
-}
-
-// checkUses refuses addresses that are new to a pool and that this node has on a link,
-// or reaches over a router. What contains the pool is no matter: a pool is often cut
-// out of a network that is routed as a whole.
-func (s *server) checkUses(ctx context.Context, p fsm.Pool) error {
-	if err := s.inCluster(); err != nil {
-		return err
-	}
-	uses, err := s.Backend.Uses(ctx)
-	if err != nil {
-		return err
-	}
-	old, _ := s.Backend.State().Pool(p.Name)
-	var words []string
-	for _, u := range uses {
-		if p.Covers(u.Prefix) && !old.Covers(u.Prefix) {
-			what := u.Prefix.String()
-			if u.Prefix.IsSingleIP() {
-				what = u.Prefix.Addr().String()
-			}
-			words = append(words, what+" is "+u.What)
-		}
-	}
-	if len(words) == 0 {
-		return nil
-	}
-	return refusef(fsm.ErrInUse, "pool %s: %s, on the node that was asked: leave it out, with ranges around it", p.Name, strings.Join(words, "; "))
 }
 
 // withoutAuto takes the wish for an address of a pool out of the body of a service:

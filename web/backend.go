@@ -38,9 +38,10 @@ type Backend interface {
 	// written while one of them does not.
 	Reads(ctx context.Context, version int) bool
 
-	// Uses lists the addresses of this node and where its routes lead, but for what
-	// Pontoon has set: see AddressUse.
-	Uses(ctx context.Context) ([]AddressUse, error)
+	// Uses lists, for each node with a data plane, its addresses and where its routes
+	// lead, but for what Pontoon has set: see AddressUse. A node that cannot be asked
+	// is an entry with an error; that of this node is the error.
+	Uses(ctx context.Context) ([]NodeUses, error)
 
 	// ProposeIf is Propose for a command that replaces something, if that has the
 	// fingerprint want just before (fsm.State.Fingerprint); else it returns

@@ -375,11 +375,18 @@ func do(h http.Handler, method, path, body string, header ...string) *httptest.R
 	return w
 }
 
-func (b *fakeBackend) Uses(context.Context) ([]AddressUse, error) {
-	return []AddressUse{
-		{netip.MustParsePrefix("172.16.9.1/32"), "an address of eth9"},
-		{netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
-		{netip.MustParsePrefix("172.0.0.0/8"), "routed to 172.16.9.9"},
+func (b *fakeBackend) Uses(context.Context) ([]NodeUses, error) {
+	return []NodeUses{
+		{Node: "lb1", Uses: []AddressUse{
+			{netip.MustParsePrefix("172.16.9.1/32"), "an address of eth9"},
+			{netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
+			{netip.MustParsePrefix("172.0.0.0/8"), "routed to 172.16.9.9"},
+		}},
+		{Node: "lb2", Uses: []AddressUse{
+			{netip.MustParsePrefix("172.16.9.2/32"), "an address of eth9"},
+			{netip.MustParsePrefix("172.16.8.0/28"), "routed to 172.16.9.9"},
+		}},
+		{Node: "lb3", Error: "it is down"},
 	}, nil
 }
 

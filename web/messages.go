@@ -124,16 +124,29 @@ type ServiceWritten struct {
 	Notes []string `json:"notes,omitempty" doc:"What the operator may want to do otherwise, in words."`
 }
 
+// PoolWritten answers a write of an address pool.
+type PoolWritten struct {
+	WriteResult
+	Notes []string `json:"notes,omitempty" doc:"Nodes that could not be asked for their addresses, and addresses that are in use already, in words."`
+}
+
 // PoolStatus is one address pool and what has become of its addresses.
 type PoolStatus struct {
 	fsm.Pool
 	fsm.PoolUse
 }
 
+// NodeUses is what one node uses addresses for, or why it could not be asked.
+type NodeUses struct {
+	Node  fsm.NodeID
+	Uses  []AddressUse
+	Error string // "" if it was asked
+}
+
 // AddressUse is something that a node uses addresses for, and not Pontoon.
 type AddressUse struct {
-	Prefix netip.Prefix // one address, or where a route leads
-	What   string       // in words, like "an address of eth1"
+	Prefix netip.Prefix `json:"prefix"` // one address, or where a route leads
+	What   string       `json:"what"`   // in words, like "an address of eth1"
 }
 
 // ReservationRequest says for whom an address is kept back.

@@ -70,8 +70,8 @@ func TestPoolRefusalsSayWhatToDo(t *testing.T) {
 		words              string
 	}{
 		{"PUT", "/v1/pools/web", `{"cidrs":["192.168.80.0/24"]}`, 409, "192.168.80.11 is the address of node lb1"},
-		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.9.0/24"]}`, 409, "172.16.9.1 is an address of eth9"},
-		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.8.0/24"]}`, 409, "172.16.8.0/28 is routed to 172.16.9.9"},
+		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.9.0/24"]}`, 409, "172.16.9.1 is an address of eth9 on lb1; 172.16.9.2 is an address of eth9 on lb2"},
+		{"PUT", "/v1/pools/web", `{"cidrs":["172.16.8.0/24"]}`, 409, "172.16.8.0/28 is routed to 172.16.9.9 on lb1, lb2"},
 		{"PUT", "/v1/pools/web", `{"cidrs":["10.9.0.0"]}`, 422, "10.9.0.0"},
 		{"PUT", "/v1/pools/web", `{"cidrs":[""]}`, 422, "no prefix"},
 		{"PUT", "/v1/pools/web", `{"ranges":["10.9.0.9-10.9.0.1"]}`, 422, "ends before it begins"},
@@ -93,6 +93,27 @@ func TestPoolRefusalsSayWhatToDo(t *testing.T) {
 	ask("PUT", "/v1/services/a?create=true", `{"vip":"auto:one","port":1}`, 200)
 	if got := ask("PUT", "/v1/services/b?create=true", `{"vip":"auto","port":1}`, 409); !strings.Contains(got, "pool one hands out 1") {
 		t.Error(got)
+	}
+}
+
+// What cannot be known is said, and what is in use already, too.
+func TestAPoolIsWrittenWithNotes(t *testing.T) {
+	_, ask := poolWorld(t)
+	ask("PUT", "/v1/services/here?create=true", `{"vip":"10.9.0.2","port":1}`, 200)
+	notes := func(body string) []string {
+		return decoded[PoolWritten](t, []byte(ask("PUT", "/v1/pools/web", body, 200))).Notes
+	}
+	got := notes(`{"cidrs":["10.9.0.0/29"]}`)
+	if len(got) != 2 || !strings.Contains(got[0], "lb3 could not be asked for its addresses and routes (it is down)") ||
+		!strings.Contains(got[1], "10.9.0.2 is a virtual address made by hand (here)") {
+		t.Errorf("%q", got)
+	}
+	if got := notes(`{"cidrs":["10.9.0.0/30"]}`); len(got) != 0 {
+		t.Errorf("of a pool that gets smaller: %q", got)
+	}
+	p := decoded[PoolStatus](t, []byte(ask("GET", "/v1/pools/web", "", 200)))
+	if len(p.Others) != 1 || !slices.Equal(p.Others[0].Services, []string{"here"}) || p.Used != 1 || p.Free != 1 {
+		t.Errorf("%+v", p)
 	}
 }
 

@@ -24,7 +24,11 @@ func TestAWriteUnderAnETagIsRefusedOnceItIsOld(t *testing.T) {
 	if w := do(h, "PUT", "/v1/bgp/peers/192.168.80.1", `{"as":65101}`); w.Code != 200 {
 		t.Fatalf("got %d %s", w.Code, w.Body)
 	}
+	if w := do(h, "PUT", "/v1/pools/web", `{"cidrs":["10.9.0.0/24"]}`); w.Code != 200 {
+		t.Fatalf("got %d %s", w.Code, w.Body)
+	}
 	for path, bodies := range map[string][2]string{
+		"/v1/pools/web":              {`{"cidrs":["10.9.0.0/24","10.9.1.0/24"]}`, `{"cidrs":["10.9.0.0/24"],"default":true}`},
 		"/v1/bgp":                    {`{"as":65010,"port":179}`, `{"as":65011,"port":179}`},
 		"/v1/bgp/peers/192.168.80.1": {`{"as":65102}`, `{"as":65103}`},
 		"/v1/instances/default":      {`{"as_prepend":true}`, `{"announce_policy":"master-only"}`},

@@ -41,6 +41,7 @@ var contractCommands = map[string][]string{
 	"pool list":          {"output"},
 	"pool show":          {"output"},
 	"pool create":        {"all-addresses", "announce", "cidr", "default", "instance", "interface", "range"},
+	"pool update":        {"add-cidr", "add-range", "all-addresses", "announce", "cidr", "default", "instance", "interface", "range", "remove-cidr", "remove-range"},
 	"pool reserve":       {"service"},
 	"pool unreserve":     {},
 	"pool delete":        {},

@@ -26,7 +26,10 @@ func rivals(t *testing.T, d *fakeDaemon, changes ...fsm.Command) {
 func TestTwoChangesAtOnceAreBothKept(t *testing.T) {
 	peer := fsm.BGPPeer{Address: netip.MustParseAddr("192.168.80.1"), AS: 65101}
 	svc := fsm.Service{Name: "web", VIP: netip.MustParseAddr("192.168.80.200"), Port: 80, Endpoints: []fsm.Endpoint{{Address: netip.MustParseAddrPort("10.2.0.2:80"), Weight: 1}}}
-	set := []fsm.Command{fsm.PutVIP{VIP: fsm.VIP{Address: svc.VIP}}, fsm.PutService{Service: svc}, fsm.PutBGPPeer{Peer: peer}}
+	pool := fsm.Pool{Name: "spare", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.9.0.0/24")}}
+	marked := pool
+	marked.Default = true
+	set := []fsm.Command{fsm.PutPool{Pool: pool}, fsm.PutVIP{VIP: fsm.VIP{Address: svc.VIP}}, fsm.PutService{Service: svc}, fsm.PutBGPPeer{Peer: peer}}
 	rival, slow := peer, svc
 	rival.MaxPrefixes = 7
 	slow.IdleTimeout = fsm.Duration(time.Minute)
@@ -49,6 +52,14 @@ func TestTwoChangesAtOnceAreBothKept(t *testing.T) {
 		"instance update": {[]string{"instance", "update", "default", "--as-prepend"}, fsm.PutInstance{Name: "default", Communities: []fsm.Community{"65000:100"}}, func(s *fsm.State) bool {
 			in, _ := s.Instance("default")
 			return in.ASPrepend && len(in.Communities) == 1
+		}},
+		"pool update": {[]string{"pool", "update", "spare", "--add-range", "10.9.1.1-10.9.1.9"}, fsm.PutPool{Pool: marked}, func(s *fsm.State) bool {
+			p, _ := s.Pool("spare")
+			return p.Default && len(p.CIDRs) == 1 && len(p.Ranges) == 1
+		}},
+		"pool update, beside a reservation": {[]string{"pool", "update", "spare", "--default"}, fsm.ReserveAddress{Address: netip.MustParseAddr("10.9.0.7")}, func(s *fsm.State) bool {
+			p, _ := s.Pool("spare")
+			return p.Default && len(p.Reservations) == 1
 		}},
 		"service update": {[]string{"service", "update", "web", "--algorithm", "maglev"}, fsm.PutService{Service: slow}, func(s *fsm.State) bool {
 			v, _ := s.Service("web")

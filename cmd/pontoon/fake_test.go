@@ -238,7 +238,9 @@ func (d *fakeDaemon) CompareFlows(context.Context) ([]web.FlowComparison, error)
 	return []web.FlowComparison{{Peer: "lb2", Equal: true, Buckets: 4096}, {Peer: "lb3", Error: "it is not connected"}}, nil
 }
 
-func (d *fakeDaemon) Uses(context.Context) ([]web.AddressUse, error) { return nil, nil }
+func (d *fakeDaemon) Uses(context.Context) ([]web.NodeUses, error) {
+	return []web.NodeUses{{Node: "lb1"}, {Node: "lb2", Error: "it is down"}}, nil
+}
 
 func (d *fakeDaemon) FlushFlows(context.Context, string) (int, error) { return 3, nil }
 

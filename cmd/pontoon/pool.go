@@ -13,7 +13,7 @@ import (
 )
 
 func newPoolCmd(a *app) *cobra.Command {
-	cmd := group("pool", "List, create and delete address pools, and reserve addresses",
+	cmd := group("pool", "List, create, update and delete address pools, and reserve addresses",
 		`A pool is a set of addresses for services. "pontoon service create --vip auto" takes
 the lowest that is free, makes it a virtual address and gives it back when the last
 service on it is deleted. No address is handed out twice, whichever nodes are asked
@@ -33,7 +33,7 @@ at the same moment.`)
 			Example: "  pontoon pool show web",
 			Args:    wantArgs("NAME"),
 		}, func(args []string) string { return poolPath(args[0]) }, drawPool), poolNames()),
-		newPoolCreateCmd(a), newPoolReserveCmd(a),
+		newPoolCreateCmd(a), newPoolUpdateCmd(a), newPoolReserveCmd(a),
 		a.changes(&cobra.Command{
 			Use:     "unreserve ADDRESS",
 			Short:   "Let an address be handed out again",
@@ -58,55 +58,6 @@ refused: delete their services first.`,
 func poolPath(name string) string { return "/v1/pools/" + url.PathEscape(name) }
 
 func reservationPath(address string) string { return "/v1/reservations/" + url.PathEscape(address) }
-
-func newPoolCreateCmd(a *app) *cobra.Command {
-	var (
-		cidrs         prefixesFlag
-		ranges        rangesFlag
-		instance      string
-		iface         string
-		all, fallback bool
-	)
-	cmd := &cobra.Command{
-		Use:   "create NAME --cidr PREFIX | --range FIRST-LAST ...",
-		Short: "Create an address pool",
-		Long: `Create an address pool. For one that exists, its addresses and settings are
-replaced; it keeps its reservations, and cannot lose an address that is handed out.
-Virtual addresses that are there already stay as they are.
-
-All its addresses are of one IP family, and must be nobody's: those of nodes,
-endpoints, BGP peers and other pools are refused, and what the
-node that is asked has on a link or reaches over a router. Leave such addresses out
-with --range. Virtual addresses that were made by hand, before or later, are stepped
-over: they are in use, and stay when the pool is deleted.
-
-"--vip auto" means the only pool, or the one created with --default.`,
-		Example: `  pontoon pool create web --range 192.168.80.200-192.168.80.219
-  pontoon pool create edge --cidr 203.0.113.0/28 --all-addresses --announce bgp --instance blue`,
-		Args: wantArgs("NAME"),
-	}
-	fs := cmd.Flags()
-	fs.Var(&cidrs, "cidr", "addresses of a prefix, without its network and broadcast address (repeat)")
-	fs.Var(&ranges, "range", "addresses from one to another, both included, or one alone (repeat)")
-	fs.BoolVar(&all, "all-addresses", false, "hand out the first and the last address of each --cidr too (default false)")
-	fs.StringVar(&instance, "instance", fsm.DefaultInstance, "the instance its virtual addresses belong to")
-	a.completingFlag(cmd, "instance", instanceNames())
-	fs.StringVar(&iface, "interface", "", "the interface that holds them (default: the one whose subnet contains them)")
-	fs.BoolVar(&fallback, "default", false, "let \"--vip auto\" mean this pool, and no other (default false)")
-	mode := newChoice("", string(fsm.AnnounceL2), string(fsm.AnnounceBGP), string(fsm.AnnounceNone)).
-		addTo(cmd, "announce", "", "how they are announced (default l2; bgp in an instance of kind ecmp)")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if len(cidrs.list)+len(ranges.list) == 0 {
-			return usagef("no addresses: give --cidr or --range")
-		}
-		body := fsm.Pool{
-			Name: args[0], CIDRs: cidrs.list, Ranges: ranges.list, AllAddresses: all,
-			Instance: instance, Announce: fsm.AnnounceMode(mode.value), Interface: iface, Default: fallback,
-		}
-		return a.write(cmd, http.MethodPut, poolPath(args[0]), body, "pool "+args[0]+" is in place")
-	}
-	return cmd
-}
 
 func newPoolReserveCmd(a *app) *cobra.Command {
 	var service string
@@ -193,38 +144,6 @@ func freeOf(p web.PoolStatus) cell {
 
 func poolNames() names {
 	return namesAt("/v1/pools", func(p web.PoolStatus) any { return p.Name })
-}
-
-// prefixesFlag collects prefixes.
-type prefixesFlag struct{ list []netip.Prefix }
-
-func (f *prefixesFlag) String() string { return "" }
-
-func (f *prefixesFlag) Type() string { return "prefix" }
-
-func (f *prefixesFlag) Set(s string) error {
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		return fmt.Errorf("want a prefix, like 192.168.80.0/24 or 2001:db8::/64")
-	}
-	f.list = append(f.list, p)
-	return nil
-}
-
-// rangesFlag collects ranges of addresses.
-type rangesFlag struct{ list []fsm.AddressRange }
-
-func (f *rangesFlag) String() string { return "" }
-
-func (f *rangesFlag) Type() string { return "first-last" }
-
-func (f *rangesFlag) Set(s string) error {
-	r, err := fsm.ParseAddressRange(s)
-	if err != nil {
-		return err
-	}
-	f.list = append(f.list, r)
-	return nil
 }
 
 // vipFlag is an address, or the wish for one of a pool.

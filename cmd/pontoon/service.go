@@ -199,24 +199,30 @@ func drawService(t *table, s web.ServiceStatus) {
 	drawTraffic(t, s)
 }
 
-// drawOut tells why endpoints take no new flows, and why some do that should not.
+// drawOut tells why endpoints take no new flows, and why some do that are down.
 func drawOut(t *table, s web.ServiceStatus) {
-	told := false
-	for _, e := range s.Endpoints {
-		why := e.WhyOut
-		if why == "" && e.Health == web.EndpointDown {
-			why = "it does all the same: all are down, and all_down is open"
+	rows := func(head string, why func(web.EndpointStatus) string) {
+		told := false
+		for _, e := range s.Endpoints {
+			text := why(e)
+			if text == "" {
+				continue
+			}
+			if !told {
+				t.line("")
+				t.head(head, "BECAUSE")
+				told = true
+			}
+			t.row(e.Address, text)
 		}
-		if why == "" {
-			continue
-		}
-		if !told {
-			t.line("")
-			t.head("TAKES NO NEW FLOWS", "BECAUSE")
-			told = true
-		}
-		t.row(e.Address, why)
 	}
+	rows("TAKES NO NEW FLOWS", func(e web.EndpointStatus) string { return e.WhyOut })
+	rows("TAKES NEW FLOWS THOUGH DOWN", func(e web.EndpointStatus) string {
+		if e.WhyOut == "" && e.Health == web.EndpointDown {
+			return "all are down, and all_down is open"
+		}
+		return ""
+	})
 }
 
 // drawTraffic tells what the node that answers has done, since its data plane was set up.
