@@ -146,6 +146,9 @@ type event struct {
 	Kind string `json:"kind"`
 	Node string `json:"node"`
 	Text string `json:"text"`
+
+	Time   time.Time         `json:"time"`
+	Fields map[string]string `json:"fields"`
 }
 
 // waitEvent waits until n has recorded an event of that kind with that text.

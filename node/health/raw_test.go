@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"pontoon/internal/lab/backend"
 	"pontoon/internal/roottest"
 )
 
@@ -87,6 +88,9 @@ func TestAssociationsAreBegunAndGivenUp(t *testing.T) {
 	roottest.Need(t)
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
 	must(t, err)
+	mute, err := backend.MuteSCTP(netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), sctpServerPort))
+	must(t, err)
+	t.Cleanup(func() { _ = mute.Close() })
 	must(t, unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Usec: 50_000}))
 	mode := make(chan byte, 1) // what is answered
 	mode <- sctpInitAck

@@ -244,26 +244,11 @@ func kinds() map[string]asked {
 	}
 }
 
-// needRawSCTP skips where raw sockets are not to be had or the kernel answers, too, or fails where
-// PONTOON_REQUIRE_PRIV=1 forbids to skip.
-func needRawSCTP(t *testing.T) {
-	t.Helper()
-	roottest.Need(t)
-	if !HaveSCTP() {
-		return
-	}
-	const why = "this kernel speaks SCTP itself: unload its module sctp, or keep it from being loaded"
-	if os.Getenv("PONTOON_REQUIRE_PRIV") == "1" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
-
 func TestEachKindDiesHangsFailsAndComesBack(t *testing.T) {
 	for name, k := range kinds() {
 		t.Run(name, func(t *testing.T) {
 			if k.cfg.Kind == SCTP {
-				needRawSCTP(t)
+				roottest.Need(t)
 			}
 			s := running(t, k.cfg)
 			well := func(when string) {

@@ -3,8 +3,13 @@ package backend
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"hash/crc32"
+	"io"
 	"net"
+	"net/netip"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,15 +28,20 @@ const (
 	sctpCookieLen = 8    // of the parameter, header included
 )
 
-// openSCTP answers INITs on a raw socket. The kernel must have no SCTP of its
-// own, or it answers, too.
+// openSCTP answers INITs on a raw socket. A kernel that has SCTP of its own is
+// kept from answering, too.
 func (s *Server) openSCTP() (func(context.Context) error, error) {
 	c, err := net.ListenIP(s.family("ip")+":132", &net.IPAddr{IP: s.cfg.At.Addr().AsSlice()})
 	if err != nil {
 		return nil, err
 	}
+	mute, err := MuteSCTP(s.cfg.At)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
 	return func(ctx context.Context) error {
 		defer context.AfterFunc(ctx, func() { c.Close() })()
+		defer mute.Close()
 		buf := make([]byte, 65536)
 		for {
 			n, from, err := c.ReadFromIP(buf)
@@ -107,13 +117,31 @@ func sctpSum(p []byte) uint32 {
 	return crc32.Update(sum, table, p[sctpHeader:])
 }
 
-// HaveSCTP says whether the kernel speaks SCTP itself: then it answers for all
-// ports, and a server of this package cannot.
-func HaveSCTP() bool {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
-	if err != nil {
-		return false
+// MuteSCTP keeps the kernel's own SCTP, if it has one, from answering at an
+// address and port until what it returns is closed: a socket listens there, and
+// its filter drops every packet. Raw sockets get theirs before.
+func MuteSCTP(at netip.AddrPort) (io.Closer, error) {
+	var addr unix.Sockaddr
+	family := unix.AF_INET
+	if at.Addr().Is4() {
+		addr = &unix.SockaddrInet4{Addr: at.Addr().As4(), Port: int(at.Port())}
+	} else {
+		family, addr = unix.AF_INET6, &unix.SockaddrInet6{Addr: at.Addr().As16(), Port: int(at.Port())}
 	}
-	unix.Close(fd)
-	return true
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_SCTP)
+	if errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) {
+		return io.NopCloser(nil), nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open sctp socket: %w", err)
+	}
+	drop := unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K}
+	err = errors.Join(
+		unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: 1, Filter: &drop}),
+		unix.Bind(fd, addr),
+		unix.Listen(fd, 1))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("keep the kernel's sctp silent at %s: %w", at, err), unix.Close(fd))
+	}
+	return os.NewFile(uintptr(fd), "sctp"), nil
 }
