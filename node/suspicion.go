@@ -15,7 +15,8 @@ import (
 // values alone. It is more likely to be cut off itself; so the others are asked what they reach.
 
 const (
-	// suspectFrom is how many endpoints it takes: of one there is nothing to compare it with.
+	// suspectFrom is how many endpoints of a service it takes: one may well die alone. Only the last that works
+	// at all is everything.
 	suspectFrom = 2
 	// suspectShare is the part of what worked, in percent, that has to fail together.
 	suspectShare = 80
@@ -69,7 +70,7 @@ func doubtful(all []finding) (dying, ask []uint32) {
 			groups[f.service].count(f)
 		}
 	}
-	everything := groups[""].together()
+	everything := groups[""].together() || groups[""].last()
 	for i := range all {
 		f := &all[i]
 		if f.committed.Health != fsm.HealthUp || !f.bad() || !everything && !groups[f.service].together() {
@@ -86,11 +87,12 @@ func doubtful(all []finding) (dying, ask []uint32) {
 // failures counts among endpoints that worked those that fail now.
 type failures struct {
 	began              time.Time // when the first of those that die began to fail; zero: none dies
-	worked, bad, dying int
+	all                int       // that worked
+	worked, bad, dying int       // of those that were probed since
 }
 
 func (g *failures) begin(f *finding) {
-	if !f.dies() {
+	if g.all++; !f.dies() {
 		return
 	}
 	if t := f.since.Add(-f.span); g.began.IsZero() || t.Before(g.began) {
@@ -111,6 +113,9 @@ func (g *failures) count(f *finding) {
 		g.dying++
 	}
 }
+
+// last says whether the only one dies.
+func (g *failures) last() bool { return g.all == 1 && g.dying == 1 }
 
 func (g *failures) together() bool {
 	return g.worked >= suspectFrom && g.dying > 0 && g.bad*100 >= g.worked*suspectShare

@@ -45,15 +45,17 @@ func TestWhoseDeathIsDoubted(t *testing.T) {
 	}{
 		{"uuuu", nil, nil},
 		{"Duuu", nil, nil},
-		{"D", nil, nil}, // nothing to compare it with
+		{"D", []uint32{1}, []uint32{1}}, // all there is
 		{"DD", []uint32{1, 2}, []uint32{1, 2}},
 		{"Df", []uint32{1}, []uint32{1, 2}}, // the other one is about to
 		{"ff", nil, nil},
 		{"DDDu", nil, nil},
 		{"DDDDu", []uint32{1, 2, 3, 4}, []uint32{1, 2, 3, 4}},
 		{"Dfffu", []uint32{1}, []uint32{1, 2, 3, 4}},
-		{"Ddddd", nil, nil},                          // the others died before
-		{"Dnnnn", nil, nil},                          // or were never up
+		{"Ddddd", []uint32{1}, []uint32{1}},          // the others died before: the last
+		{"Dnnnn d", []uint32{1}, []uint32{1}},        // or were never up
+		{"Dddd u", nil, nil},                         // others work
+		{"Do", nil, nil},                             // or did when they were asked
 		{"DDoooooo", []uint32{1, 2}, []uint32{1, 2}}, // not probed since
 		{"DD uuuu", []uint32{1, 2}, []uint32{1, 2}},  // all of a service
 		{"D uuuu", nil, nil},
