@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -17,10 +18,20 @@ import (
 // calmVariable says for how long nothing may be taken for a failure; `make soak` sets ten minutes.
 const calmVariable = "PONTOON_TEST_CALM"
 
+// hogsVariable says how many processes keep the processors busy in place of one for each.
+const hogsVariable = "PONTOON_TEST_HOGS"
+
 // hog keeps every processor busy by processes of its own until the test ends.
 func hog(t testing.TB) {
 	t.Helper()
-	for range runtime.NumCPU() {
+	count := runtime.NumCPU()
+	if s := os.Getenv(hogsVariable); s != "" {
+		var err error
+		if count, err = strconv.Atoi(s); err != nil {
+			t.Fatalf("%s: %v", hogsVariable, err)
+		}
+	}
+	for range count {
 		cmd := exec.Command("sh", "-c", "while :; do :; done")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		if err := cmd.Start(); err != nil {
@@ -75,7 +86,7 @@ func TestABusyMachineFakesNoFailure(t *testing.T) {
 	for _, n := range l.Nodes() {
 		before[n] = decisions(t, n)
 	}
-	begin := epoch(t, m)
+	begin, term := epoch(t, m), status(t, lead).Cluster.Term
 
 	hog(t)
 	ctx, cancel := context.WithTimeout(t.Context(), d)
@@ -88,7 +99,7 @@ func TestABusyMachineFakesNoFailure(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d answers in %s", asked, d)
+	t.Logf("%d answers in %s, %d terms", asked, d, status(t, lead).Cluster.Term-term)
 
 	for _, n := range l.Nodes() {
 		after := decisions(t, n)
