@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -34,8 +35,8 @@ var xdpTailPrograms = map[pontoonTail]string{
 }
 
 // programs is one set: for each hook the program that is attached, and the array of those it
-// jumps to. The kernel empties such an array when nobody holds it any more, so it is pinned as
-// long as the set is in use, under a name of its own: sets replace each other in one step.
+// jumps to. The kernel empties such an array when nobody holds it any more, so a set is pinned as
+// long as it is in use, under a name of its own: sets replace each other in one step.
 type programs struct {
 	entry    *ebpf.Program // of the TC hook
 	tails    *ebpf.Map
@@ -46,10 +47,32 @@ type programs struct {
 	pin      string
 }
 
-// loadPrograms loads the programs of spec, which work on the given maps, and pins their arrays
+// loadPrograms loads the programs of spec, which work on the given maps, and pins them
 // below dir. One of the entry programs is loaded, the named one; those of the XDP hook when xdp
-// is set.
+// is set. A set that is pinned there and would be the same is opened instead, but for one that traces.
 func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, entry string, xdp bool) (programs, error) {
+	id, err := identity(spec, maps, entry, xdp)
+	if err != nil {
+		return programs{}, err
+	}
+	if entry == pontoonProgPontoonIngress { // in the ring of a tracing set stands what an earlier session was told
+		if p, found := reuse(spec, dir, id, xdp); found {
+			return p, nil
+		}
+	}
+	p, err := verifyPrograms(spec, maps, entry, xdp)
+	if err != nil {
+		return programs{}, err
+	}
+	p.pin = pinName(dir, strconv.FormatInt(time.Now().UnixNano(), 36), id)
+	if err := p.pinAll(); err != nil {
+		return programs{}, errors.Join(err, p.unpin(), p.close())
+	}
+	return p, nil
+}
+
+// verifyPrograms has the kernel look through the programs and take them.
+func verifyPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, entry string, xdp bool) (programs, error) {
 	for _, name := range []string{pontoonProgPontoonIngress, pontoonProgPontoonTraced} {
 		if name != entry {
 			delete(spec.Programs, name)
@@ -73,15 +96,10 @@ func loadPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, dir, ent
 		tails:  collection.DetachMap(pontoonMapTails),
 		traces: collection.DetachMap(pontoonMapTraces),
 		buffer: collection.DetachMap(pontoonMapTraceBuffer),
-		pin:    filepath.Join(dir, strconv.FormatInt(time.Now().UnixNano(), 36)),
 	}
 	if xdp {
 		p.xdp = collection.DetachProgram(pontoonProgPontoonXdp)
 		p.xdpTails = collection.DetachMap(pontoonMapXdpTails)
-		err = p.xdpTails.Pin(p.pin + xdpSuffix)
-	}
-	if err = errors.Join(err, p.tails.Pin(p.pin)); err != nil {
-		return programs{}, errors.Join(fmt.Errorf("pin program array: %w", err), p.close())
 	}
 	return p, nil
 }
@@ -123,27 +141,28 @@ func (p programs) close() error {
 
 // unpin lets the kernel empty the arrays once nothing runs the programs any more.
 func (p programs) unpin() error {
-	errs := []error{os.Remove(p.pin)}
-	if p.xdpTails != nil {
-		errs = append(errs, os.Remove(p.pin+xdpSuffix))
-	}
-	return errors.Join(errs...)
+	dir, name := filepath.Split(p.pin)
+	return removePins(dir, func(pin string) bool { return strings.HasPrefix(pin, name) })
 }
 
-// removeOthers unpins the arrays of earlier sets, which no interface uses any more.
+// removeOthers unpins the earlier sets, which no interface uses any more.
 func (p programs) removeOthers(dir string) error {
+	mine := filepath.Base(p.pin)
+	return removePins(dir, func(pin string) bool { return !strings.HasPrefix(pin, mine) })
+}
+
+func removePins(dir string, which func(name string) bool) error {
 	pins, err := os.ReadDir(dir)
 	if err != nil {
-		return fmt.Errorf("list pinned program arrays: %w", err)
+		return fmt.Errorf("list pinned programs: %w", err)
 	}
 	var errs []error
 	for _, pin := range pins {
-		path := filepath.Join(dir, pin.Name())
-		if path == p.pin || path == p.pin+xdpSuffix {
+		if !which(pin.Name()) {
 			continue
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("unpin program array: %w", err))
+		if err := os.Remove(filepath.Join(dir, pin.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("unpin program: %w", err))
 		}
 	}
 	return errors.Join(errs...)

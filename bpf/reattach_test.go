@@ -257,7 +257,7 @@ func TestReattachPutsBackWhatWasTakenOffBeforeItReturns(t *testing.T) {
 	l := newLab(t, false, 1)
 	d := l.open(0, nil) // nobody runs it, and so nobody else looks after it
 	pin := filepath.Join(d.opts.PinDir, linkFolder, "eth1")
-	if err := os.Remove(pin); err != nil {
+	if err := dropLink(pin); err != nil { // unpinning alone takes it off some time later
 		t.Fatal(err)
 	}
 	d.Reattach()

@@ -224,11 +224,12 @@ func (g *goods) lend(d *Dataplane) error {
 	for name, m := range d.byName {
 		errs = append(errs, m.Pin(filepath.Join(d.mapDir(), name)))
 	}
-	d.programs.pin = filepath.Join(d.programDir(), "lent")
-	errs = append(errs, d.programs.tails.Pin(d.programs.pin))
-	if d.programs.xdpTails != nil {
-		errs = append(errs, d.programs.xdpTails.Pin(d.programs.pin+xdpSuffix))
+	id, err := identity(g.spec, d.byName, pontoonProgPontoonIngress, g.kind.xdp)
+	if err != nil {
+		return err
 	}
+	d.programs.pin = pinName(d.programDir(), "lent", id)
+	errs = append(errs, d.programs.pinAll())
 	return errors.Join(errs...)
 }
 
