@@ -77,7 +77,7 @@ func DefaultConfig() Config {
 	}
 }
 
-// defaultNice is what routing daemons give themselves: before everything that serves users, behind nothing that has to be real-time.
+// defaultNice is before everything that serves users, behind nothing that has to be real-time.
 // Decision 0020.
 const defaultNice = -10
 
