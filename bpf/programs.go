@@ -80,26 +80,41 @@ func verifyPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map, entry 
 	}
 	delete(spec.Programs, pontoonProgPontoonEnter)
 	delete(spec.Maps, pontoonMapArrivals)
-	spec.Maps[pontoonMapTails].Contents = contents(spec, tailPrograms)
-	if xdp {
-		spec.Maps[pontoonMapXdpTails].Contents = contents(spec, xdpTailPrograms)
-	} else {
+	if !xdp {
 		withoutXDP(spec)
 	}
-	collection, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: maps})
+	own, err := makeOwnMaps(spec, maps)
 	if err != nil {
 		return programs{}, fmt.Errorf("load programs: %w", err)
 	}
-	defer collection.Close()
-	p := programs{
-		entry:  collection.DetachProgram(entry),
-		tails:  collection.DetachMap(pontoonMapTails),
-		traces: collection.DetachMap(pontoonMapTraces),
-		buffer: collection.DetachMap(pontoonMapTraceBuffer),
+	defer own.Close()
+	loaded, err := verifyAll(spec.Programs, func(name string) *ebpf.Map {
+		if m := maps[name]; m != nil {
+			return m
+		}
+		return own.Maps[name]
+	})
+	if err != nil {
+		return programs{}, fmt.Errorf("load programs: %w", err)
 	}
+	defer closePrograms(loaded)
+	errs := []error{fillArray(own.Maps[pontoonMapTails], contents(spec, tailPrograms), loaded)}
 	if xdp {
-		p.xdp = collection.DetachProgram(pontoonProgPontoonXdp)
-		p.xdpTails = collection.DetachMap(pontoonMapXdpTails)
+		errs = append(errs, fillArray(own.Maps[pontoonMapXdpTails], contents(spec, xdpTailPrograms), loaded))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return programs{}, fmt.Errorf("load programs: %w", err)
+	}
+	p := programs{
+		entry:  loaded[entry],
+		tails:  own.DetachMap(pontoonMapTails),
+		traces: own.DetachMap(pontoonMapTraces),
+		buffer: own.DetachMap(pontoonMapTraceBuffer),
+	}
+	delete(loaded, entry)
+	if xdp {
+		p.xdp, p.xdpTails = loaded[pontoonProgPontoonXdp], own.DetachMap(pontoonMapXdpTails)
+		delete(loaded, pontoonProgPontoonXdp)
 	}
 	return p, nil
 }
