@@ -47,7 +47,7 @@ func (c *metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge("raft_applied_index", "Raft index applied on this node.", float64(s.Cluster.Applied))
 	gauge("plan_index", "Raft index whose plan this node has carried out.", float64(m.local.get().plan))
 	clusterMetrics(s, gauge)
-	poolMetrics(web.PoolStatuses(m.store.State()), gauge)
+	poolMetrics(web.PoolBriefs(m.store.State()), gauge)
 	detectionMetrics(s.BFD, gauge)
 	flowMetrics(s, gauge, counter)
 	m.healthMetrics(m.store.State(), gauge, counter)
@@ -81,7 +81,7 @@ func clusterMetrics(s web.Status, gauge metricFunc) {
 }
 
 // poolMetrics tells what has become of the addresses of the pools.
-func poolMetrics(pools []web.PoolStatus, gauge metricFunc) {
+func poolMetrics(pools []web.PoolBrief, gauge metricFunc) {
 	for _, p := range pools {
 		gauge("pool_size", "Addresses the pool may hand out.", float64(p.Size), "pool", p.Name)
 		gauge("pool_used", "Addresses of the pool that are in use.", float64(p.Used), "pool", p.Name)

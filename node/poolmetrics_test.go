@@ -11,7 +11,7 @@ import (
 
 func TestPoolMetricsSayHowManyAddressesAreLeft(t *testing.T) {
 	var got []string
-	poolMetrics([]web.PoolStatus{{Pool: fsm.Pool{Name: "web"}, PoolUse: fsm.PoolUse{PoolCounts: fsm.PoolCounts{Size: 9, Used: 5, Reserved: 1, Free: 3}}}},
+	poolMetrics([]web.PoolBrief{{Pool: fsm.Pool{Name: "web"}, PoolCounts: fsm.PoolCounts{Size: 9, Used: 5, Reserved: 1, Free: 3}}},
 		func(name, _ string, v float64, labels ...string) { got = append(got, fmt.Sprint(name, v, labels)) })
 	of := []string{"pool", "web"}
 	want := []string{

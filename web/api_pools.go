@@ -93,6 +93,18 @@ func PoolStatuses(state *fsm.State) []PoolStatus {
 	return out
 }
 
+// PoolBriefs are the pools with how many of their addresses are left, sorted by name;
+// never nil.
+func PoolBriefs(state *fsm.State) []PoolBrief {
+	out := []PoolBrief{}
+	counts := state.PoolCounts()
+	for i, p := range state.Pools() {
+		p.Reservations = nil
+		out = append(out, PoolBrief{Pool: p, PoolCounts: counts[i]})
+	}
+	return out
+}
+
 // poolRuntime are the keys that GET adds to a pool, so that its answer can be sent
 // back.
 var poolRuntime = []string{"size", "used", "reserved", "free", "allocations", "others"}

@@ -95,6 +95,7 @@ func (s *server) readStatus(ctx context.Context) (Status, error) {
 		st.Services[i].Instance = instanceOf[st.Services[i].VIP]
 		st.Services[i].complete(state)
 	}
+	st.Pools = PoolBriefs(state)
 	st.Summary = Summarise(st)
 	st.normalise()
 	return st, nil

@@ -136,6 +136,13 @@ type PoolStatus struct {
 	fsm.PoolUse
 }
 
+// PoolBrief is one address pool and how many of its addresses are left; its
+// reservations are counted and not listed.
+type PoolBrief struct {
+	fsm.Pool
+	fsm.PoolCounts
+}
+
 // NodeUses is what one node uses addresses for, or why it could not be asked.
 type NodeUses struct {
 	Node  fsm.NodeID

@@ -226,6 +226,11 @@ func TestPageIsLiveInABrowser(t *testing.T) {
 				innerWidth > 900 && /192\.168\.200\.202:65432\s+180,000\s+[\d.,]+\/s\s+[\d.,]+K? in all\s+[\d.]+ Mbit\/s · [\d,]+ packets\/s\s+[\d.]+ MB · [\d.,]+K? packets/,
 			].filter(Boolean).every((s) => s.test(document.querySelector("#traffic").innerText))`)
 			b.until("a timeline", `/default\s+lb2 → lb1\s*its data plane was silent\s+58 ms\s+63 ms\s+–\s+75 ms\s+79 ms\s+83 ms/.test(document.querySelector("#failovers").innerText)`)
+			b.until("address pools", `[
+				/long-name-of-a-pool-for-storefronts · default\s*2001:db8:8000:4000:2000:1000:900:0-2001:db8:8000:4000:2000:1000:900:ffff\s+storefront-production-eu-west by l2\s+0 of 65,536\s+0\s+65,536/,
+				/spent\s*192\.168\.182\.4\/31\s*192\.168\.183\.1\s+default by l2\s+2 of 3\s+1\s+exhausted/,
+			].every((s) => s.test(document.querySelector("#pools").innerText))`)
+			b.until("a note on a pool", `document.querySelector("#notes").innerText.includes("Pool spent has no free address left")`)
 			b.until("BGP sessions", `[
 				/2001:db8:8000:4000:2000:1000:800:1\s*AS 4294967294 · 192\.0\.2\.254\s+established since [\d:]+\s+up\s+16,384\s+1,048,576\s*12 let in\s+3/,
 				/192\.168\.180\.1\s*AS 65101\s+connect\s*no answer from 192\.168\.180\.1:179: the password may differ, or it is out of reach\s+off\s+0\s+0/,
@@ -266,6 +271,17 @@ func busy(t *testing.T, b *fakeBackend) {
 			},
 		}},
 		fsm.PutVIP{VIP: fsm.VIP{Address: vip6, OnQuorumLoss: fsm.QuorumHold}},
+		fsm.PutPool{Pool: fsm.Pool{
+			Name: "long-name-of-a-pool-for-storefronts", Instance: "storefront-production-eu-west", Default: true,
+			Ranges: []fsm.AddressRange{{First: netip.MustParseAddr("2001:db8:8000:4000:2000:1000:900:0"), Last: netip.MustParseAddr("2001:db8:8000:4000:2000:1000:900:ffff")}},
+		}},
+		fsm.PutPool{Pool: fsm.Pool{
+			Name: "spent", CIDRs: []netip.Prefix{netip.MustParsePrefix("192.168.182.4/31")},
+			Ranges:       []fsm.AddressRange{{First: netip.MustParseAddr("192.168.183.1"), Last: netip.MustParseAddr("192.168.183.1")}},
+			Reservations: []fsm.Reservation{{Address: netip.MustParseAddr("192.168.183.1")}},
+		}},
+		fsm.PutVIP{VIP: fsm.VIP{Address: netip.MustParseAddr("192.168.182.4")}},
+		fsm.PutVIP{VIP: fsm.VIP{Address: netip.MustParseAddr("192.168.182.5")}},
 		fsm.PutInstance{Name: "wide", Kind: fsm.InstanceECMP},
 		fsm.PutVIP{VIP: fsm.VIP{Address: netip.MustParseAddr("192.168.181.1"), Instance: "wide", Announce: fsm.AnnounceBGP}},
 		fsm.PutService{Service: fsm.Service{

@@ -147,7 +147,7 @@ var familyOf = map[string][]string{
 	"VIP":     {"VIP"},
 	"Service": {"Service"}, "ServiceStatus": {"Service"},
 	"Endpoint": {"Endpoint"}, "EndpointStatus": {"Endpoint"}, "Probe": {"Probe"},
-	"Pool": {"Pool"}, "PoolStatus": {"Pool"},
+	"Pool": {"Pool"}, "PoolStatus": {"Pool"}, "PoolBrief": {"Pool"},
 }
 
 // requestSchemas are those that arrive in a body as a replicated type. Nothing

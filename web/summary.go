@@ -58,6 +58,11 @@ func Summarise(s Status) Summary {
 		note(LevelWarn, "%s", n)
 	}
 	endpointNotes(s.Services, note)
+	for _, p := range s.Pools {
+		if p.Free == 0 { // no harm to what is served: the next service is refused
+			note(LevelOK, "Pool %s has no free address left: the next service that asks it for one is refused.", p.Name)
+		}
+	}
 	if len(s.Warnings) > 0 {
 		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}

@@ -22,6 +22,7 @@ type Status struct {
 	VIPs        []fsm.VIP         `json:"vips"`
 	Services    []ServiceStatus   `json:"services"`
 	Replication []PeerReplication `json:"replication" doc:"One entry for each peer that flows are sent to."`
+	Pools       []PoolBrief       `json:"pools" doc:"The address pools, without what each address is used for. Filled in by the API."`
 
 	Lease        *LeaseStatus      `json:"lease,omitempty" doc:"For how long this node may claim its VIPs without hearing from a quorum anew. Not of a witness."`
 	Failovers    []fsm.Failover    `json:"failovers" doc:"The newest changes of mastership with their timelines, newest first."`
@@ -195,6 +196,7 @@ func (s *Status) normalise() {
 	for i := range s.Services {
 		s.Services[i].Endpoints = notNil(s.Services[i].Endpoints)
 	}
+	s.Pools = notNil(s.Pools)
 	s.Replication = normaliseReplication(s.Replication)
 	s.Interfaces = notNil(s.Interfaces)
 	s.BFD = notNil(s.BFD)

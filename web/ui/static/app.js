@@ -60,6 +60,8 @@ function show(st) {
   draw("flows", [st.flows, flowHistory], () => view.flows(st, flowHistory));
   draw("nodes", [st.nodes, st.cluster.applied, st.self], () => view.nodes(st));
   draw("instances", [st.instances, st.vips], () => view.instances(st));
+  draw("pools", st.pools, () => view.pools(st));
+  byId("pools-section").hidden = !st.pools.length;
   draw("failovers", st.failovers, () => view.failovers(st));
   const still = ({ traffic, latency_p50_ms, latency_p99_ms, ...rest }) => rest; // what changes all the time has a section of its own, or none
   draw("services", st.services.map((s) => ({ ...still(s), endpoints: s.endpoints.map(still) })), () => view.services(st));

@@ -4,7 +4,7 @@
 import { bar, chip, chips, h, spark, table } from "./dom.js";
 import { age, big, bits, bytes, clock, frontend, ms, num, percent, perSecond, plural, span } from "./format.js";
 
-const MAX_SERVICES = 50, MAX_ENDPOINTS = 32;
+const MAX_SERVICES = 50, MAX_ENDPOINTS = 32, MAX_PARTS = 4;
 const OPEN_BELOW = 12; // so many endpoints in all are shown without being asked for, where there is room
 const empty = (...text) => h("p", { class: "panel empty" }, ...text);
 const code = (text) => h("code", {}, text);
@@ -193,6 +193,20 @@ export function liveness(st) {
     { name: "Detects in", num: true, show: (b) => ms(b.interval_ms * b.multiplier) },
   ], st.bfd)));
   return h("div", {}, out);
+}
+
+export function pools(st) {
+  const state = (p) => p.free ? num(p.free) : chip("exhausted", "warn");
+  const parts = (p) => [...(p.cidrs || []), ...(p.ranges || [])];
+  return panel(table("Address pools", [
+    { name: "Pool", show: (p) => [p.name, p.default && h("span", { class: "muted" }, " · default")].filter(Boolean) },
+    { name: "Addresses", show: (p) => [...parts(p).slice(0, MAX_PARTS).map((a) => h("span", { class: "under mono" }, a.split(/(?=[-:])/).flatMap((w, i) => i ? [h("wbr"), w] : [w]))),
+      parts(p).length > MAX_PARTS && h("span", { class: "under" }, `and ${plural(parts(p).length - MAX_PARTS, "more part")}`)].filter(Boolean) },
+    { name: "Instance", show: (p) => [p.instance, h("span", { class: "muted" }, ` by ${p.announce}`)] },
+    { name: "Used", num: true, show: (p) => [bar(p.used / p.size), `${big(p.used)} of ${big(p.size)}`] },
+    { name: "Reserved", num: true, show: (p) => num(p.reserved) },
+    { name: "Free", num: true, show: state },
+  ], st.pools));
 }
 
 // bgp lists this node's sessions with routers; what counts messages is left out, it changes all the time.
