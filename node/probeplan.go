@@ -120,9 +120,10 @@ func findings(s *fsm.State, factors map[string]uint8, results map[uint32]health.
 				own = min(r.Row, r.Probes-min(began, r.Probes))
 			}
 			committed := s.Health(e.ID)
+			known := ownResult(r, svc.Probe, committed, own)
 			out = append(out, finding{
 				service: svc.Name, instance: instance, slowStart: time.Duration(svc.SlowStart), committed: committed,
-				known: ownResult(r, svc.Probe, committed, own), up: r.Up, flapping: r.Flapping,
+				known: known, early: !known && r.Health != health.Unknown, up: r.Up, flapping: r.Flapping,
 				failing: !r.At.IsZero() && !r.Passed, since: r.Since, why: r.Why,
 				probed: r.At, span: time.Duration(svc.Probe.Interval) * time.Duration(svc.Probe.Fall),
 			})

@@ -223,9 +223,14 @@ func TestAProbeFromBeforeTheTakeOverIsNoneOfTheProbers(t *testing.T) {
 	id := svc.Endpoints[0].ID
 	r := health.Result{Key: id, Health: health.Down, At: noon, Probes: 7, Row: 7, Flying: true}
 	known := func() bool {
+		t.Helper()
 		results := map[uint32]health.Result{id: r}
 		p.takeUp(s, results)
-		return findings(s, p.factors, results, p.base)[0].known
+		all := findings(s, p.factors, results, p.base)
+		if next := nextLook(all, false, time.Time{}, noon); (next <= lookOwn) == all[0].known {
+			t.Errorf("it is looked at again after %s, although the prober tells of no change", next)
+		}
+		return all[0].known
 	}
 	if known() {
 		t.Error("what it found before counts")
@@ -241,6 +246,32 @@ func TestAProbeFromBeforeTheTakeOverIsNoneOfTheProbers(t *testing.T) {
 	r.Probes, r.Row, r.Passed = 10, 1, false
 	if !known() {
 		t.Error("its own failure does not count")
+	}
+}
+
+func TestNextLookIsTheSoonestThatIsOfUse(t *testing.T) {
+	early := []finding{{}, {early: true}}
+	for _, tc := range []struct {
+		all       []finding
+		unsettled bool
+		later     time.Duration // 0: never
+		want      time.Duration
+	}{
+		{nil, false, 0, lookVerdicts},
+		{nil, true, 0, retryVerdicts},
+		{early, false, 0, lookOwn},
+		{early, true, time.Second, lookOwn},
+		{nil, false, time.Second, time.Second},
+		{early, true, 50 * time.Millisecond, 50 * time.Millisecond},
+		{nil, false, -time.Second, gatherVerdicts},
+	} {
+		var later time.Time
+		if tc.later != 0 {
+			later = noon.Add(tc.later)
+		}
+		if got := nextLook(tc.all, tc.unsettled, later, noon); got != tc.want {
+			t.Errorf("%+v: %s", tc, got)
+		}
 	}
 }
 

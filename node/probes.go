@@ -23,6 +23,9 @@ const (
 	roundShare = 4
 	// retryVerdicts is the pace of trying again what could not be committed, or is held back.
 	retryVerdicts = 500 * time.Millisecond
+	// lookOwn is the pace while probes say otherwise than what is committed, by too few of them yet: the prober
+	// tells only when its own view changes.
+	lookOwn = 200 * time.Millisecond
 	// commitVerdicts is how long one attempt may take: what there is to say changes meanwhile.
 	commitVerdicts = 2 * time.Second
 	// lookVerdicts is the pace while nothing is to be said.
@@ -141,17 +144,26 @@ func (p *probing) round(ctx context.Context) (next, busy time.Duration) {
 	p.tell(len(held), heldWords(all, held, trouble, p.doubt.witness()), trouble != "" || p.doubt.witness() != "")
 	due, later := dueVerdicts(all, held, start)
 	busy = time.Since(start)
-	next = lookVerdicts
 	if len(due) > 0 {
 		p.commit(ctx, s, due)
 	}
-	if len(due) > 0 || len(held) > 0 {
+	return nextLook(all, len(due)+len(held) > 0, later, time.Now()), busy
+}
+
+// nextLook is after what time to judge again if nothing happens before. unsettled: something was due, or is held back; later is when
+// something will be due without any news, zero for never.
+func nextLook(all []finding, unsettled bool, later, now time.Time) time.Duration {
+	next := lookVerdicts
+	if unsettled {
 		next = retryVerdicts
 	}
-	if !later.IsZero() {
-		next = min(next, max(time.Until(later), gatherVerdicts))
+	if slices.ContainsFunc(all, func(f finding) bool { return f.early }) {
+		next = min(next, lookOwn)
 	}
-	return next, busy
+	if !later.IsZero() {
+		next = min(next, max(later.Sub(now), gatherVerdicts))
+	}
+	return next
 }
 
 // factorsAt is what this node probes at s; see probeFactors.

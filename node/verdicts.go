@@ -24,6 +24,7 @@ type finding struct {
 	committed fsm.Verdict // with the endpoint's id
 
 	known    bool // the probes say something, by as many of them as it takes
+	early    bool // they do, by fewer
 	up       bool
 	flapping bool
 	failing  bool // the last probe failed, be it the first one to do so
