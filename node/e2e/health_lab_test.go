@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,35 +35,6 @@ func behave(t testing.TB, s *backend.Server, b backend.Behaviour) {
 		t.Fatal(err)
 	}
 }
-
-// hiccups knows when this process last stood still for a while.
-type hiccups struct{ last atomic.Int64 }
-
-// watchHiccups looks until the test ends for moments longer than limit in which this process did not run.
-func watchHiccups(t testing.TB, limit time.Duration) *hiccups {
-	t.Helper()
-	h := &hiccups{}
-	background(t, "watch of hiccups", func(ctx context.Context) error {
-		tick := time.NewTicker(10 * time.Millisecond)
-		defer tick.Stop()
-		for last := time.Now(); ; {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-tick.C:
-			}
-			now := time.Now()
-			if now.Sub(last) > limit {
-				h.last.Store(now.UnixNano())
-			}
-			last = now
-		}
-	})
-	return h
-}
-
-// since tells whether it stood still at any time from began on.
-func (h *hiccups) since(began time.Time) bool { return h.last.Load() >= began.UnixNano() }
 
 // endpointSeen is what `endpoint list -o json` says of one endpoint.
 type endpointSeen struct {
