@@ -26,6 +26,7 @@ type draining struct {
 	keeps    bool   // what is left at the deadline goes on
 	left     uint64 // connections it has on this node, copies of other nodes' included
 	unseen   bool   // it has some on another node, of which there are no copies here: what is left is not all
+	on       string // the node whose flows alone are counted, where each has its own; "" if what is left is all
 }
 
 // drains knows how far the draining of each endpoint has come. The zero value knows of none.
@@ -65,7 +66,7 @@ func (d *drains) step(all []draining, now time.Time) []Event {
 			out = append(out, drainedEvent(e, max(e.left, row.last), late))
 		case row.told == 0, 2*e.left <= row.told && now.Sub(row.at) >= drainTellEvery:
 			row.told, row.at = e.left, now
-			out = append(out, drainEvent(e, false, "drains: "+counted(int(e.left), "flow")+" left"))
+			out = append(out, drainEvent(e, false, "drains", counted(int(e.left), "flow")+" left"))
 		}
 		row.last = e.left
 		rows[e.id] = row
@@ -78,31 +79,39 @@ func (d *drains) step(all []draining, now time.Time) []Event {
 func drainedEvent(e draining, had uint64, late bool) Event {
 	switch flows := counted(int(had), "flow"); {
 	case !late || had == 0:
-		return drainEvent(e, true, "is drained: no flow is left")
+		return drainEvent(e, true, "is drained", "no flow is left")
 	case !e.keeps:
-		return drainEvent(e, true, "is drained: its time is over, "+flows+" ended")
+		return drainEvent(e, true, "is drained", "its time is over, "+flows+" ended")
 	case had == 1:
-		return drainEvent(e, true, "is drained: its time is over, "+flows+" goes on")
+		return drainEvent(e, true, "is drained", "its time is over, "+flows+" goes on")
 	default:
-		return drainEvent(e, true, "is drained: its time is over, "+flows+" go on")
+		return drainEvent(e, true, "is drained", "its time is over, "+flows+" go on")
 	}
 }
 
-func drainEvent(e draining, over bool, text string) Event {
+func drainEvent(e draining, over bool, what, text string) Event {
+	if e.on != "" {
+		what += " on " + e.on
+	}
 	fields := map[string]string{
 		"service": e.service, "endpoint": e.endpoint.Address.String(), "drained": strconv.FormatBool(over), "left": strconv.FormatUint(e.left, 10),
 	}
-	return Event{Kind: web.EventHealth, Text: fmt.Sprintf("endpoint %s of service %s %s", e.endpoint.Address, e.service, text), Fields: fields}
+	return Event{Kind: web.EventHealth, Text: fmt.Sprintf("endpoint %s of service %s %s: %s", e.endpoint.Address, e.service, what, text), Fields: fields}
 }
 
 // drainingAt lists the endpoints that are drained, by service and address, without their flows, as self knows of them.
 func drainingAt(s *fsm.State, self fsm.NodeID) []draining {
 	var out []draining
 	for _, svc := range s.Services() {
-		unseen := !allCopied(svc) && forwardedElsewhere(s, svc, self)
+		unseen, on := false, ""
+		if in, ok := s.Instance(instanceFor(s, svc)); ok && !allCopied(svc) {
+			if unseen = in.Master != "" && in.Master != self; in.Kind == fsm.InstanceECMP {
+				on = string(self) // all forward for it
+			}
+		}
 		for _, e := range svc.Endpoints {
 			if e.Admin == fsm.AdminDrain {
-				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e, keeps: svc.OnRemove == fsm.RemoveKeep, unseen: unseen})
+				out = append(out, draining{id: e.ID, service: svc.Name, endpoint: e, keeps: svc.OnRemove == fsm.RemoveKeep, unseen: unseen, on: on})
 			}
 		}
 	}
@@ -114,14 +123,8 @@ func allCopied(svc fsm.Service) bool {
 	return svc.Replicate != fsm.ReplicateNone && svc.ReplicateMinAge == 0
 }
 
-// forwardedElsewhere says whether another node forwards for the service, as its master.
-func forwardedElsewhere(s *fsm.State, svc fsm.Service, self fsm.NodeID) bool {
-	in, ok := s.Instance(instanceFor(s, svc))
-	return ok && in.Master != "" && in.Master != self
-}
-
 // watchDrains raises events as endpoints that are drained lose their flows, and when none is left or their time is over. All nodes do, from
-// their copies; where those are not of all flows, the master alone.
+// their copies; where those are not of all flows, the master alone, or without a master each of its own.
 func (m *member) watchDrains(ctx context.Context) error {
 	tick := time.NewTicker(drainLookEvery)
 	defer tick.Stop()

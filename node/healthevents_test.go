@@ -136,6 +136,25 @@ func TestDrainsTellHowManyFlowsAreLeft(t *testing.T) {
 	}
 }
 
+// Where all nodes forward and hold no copies of each other's flows, each tells of its own, and says so.
+func TestADrainIsToldPerNodeWhereEachHasItsOwnFlows(t *testing.T) {
+	put := webOn("web", "192.0.2.100", "198.51.100.1:80")
+	put.Service.Endpoints[0].Admin = fsm.AdminDrain
+	for replicate, want := range map[fsm.Replicate]string{
+		fsm.ReplicateNone:        "endpoint 198.51.100.1:80 of service web is drained on lb2: no flow is left",
+		fsm.ReplicateEstablished: "endpoint 198.51.100.1:80 of service web is drained: no flow is left",
+	} {
+		put.Service.Replicate = replicate
+		s := stateWith(t, balancers(t, 2), fsm.PutInstance{Name: "wide", Kind: fsm.InstanceECMP},
+			fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100"), Instance: "wide", Announce: fsm.AnnounceBGP}}, put)
+		var d drains
+		d.step(nil, noon)
+		if got := d.step(drainingAt(s, "lb2"), noon); len(got) != 1 || got[0].Text != want {
+			t.Errorf("%s: %+v, want %s", replicate, got, want)
+		}
+	}
+}
+
 // A node without copies knows nothing of what the master has left, and must not tell that it is over.
 func TestADrainIsToldByWhoSeesAllFlows(t *testing.T) {
 	s := stateWith(t, balancers(t, 2), fsm.PutVIP{VIP: fsm.VIP{Address: mustAddr("192.0.2.100")}})

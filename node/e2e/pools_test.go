@@ -68,6 +68,8 @@ func TestThreeNodesHandOutEveryAddressOnce(t *testing.T) {
 	cli(t, first, "pool", "create", "small", "--range", "192.168.80.110-192.168.80.121")
 	t.Run("60 services at once", func(t *testing.T) { sixtyAtOnce(t, l) })
 	t.Run("coming and going", func(t *testing.T) { comingAndGoing(t, l) })
+	cli(t, first, "pool", "create", "wide", "--range", "10.99.0.1-10.99.0.80", "--announce", "none")
+	t.Run("through a leader's death", func(t *testing.T) { throughALeadersDeath(t, l) })
 }
 
 func sixtyAtOnce(t *testing.T, l *lab.Lab) {

@@ -1,0 +1,86 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pontoon/internal/lab"
+)
+
+// throughALeadersDeath has services created on all nodes while the leader dies. What was told stays true, what nobody was told of
+// was done once or not at all, and no address is two services'.
+func throughALeadersDeath(t *testing.T, l *lab.Lab) {
+	const workers, steps = 6, 10
+	ctx := within(t, 60*time.Second)
+	victim := leader(t, l)
+	var g errgroup.Group
+	var mu sync.Mutex
+	told, open, done := map[netip.Addr]string{}, map[string]bool{}, make(chan struct{}, workers*steps)
+	for w := range workers {
+		g.Go(func() error {
+			n := l.Nodes()[w%len(l.Nodes())]
+			for i := range steps {
+				name := fmt.Sprintf("d%d-%d", w, i)
+				got, err := createAuto(ctx, n, name, "wide")
+				done <- struct{}{}
+				refused := new(lab.APIError)
+				mu.Lock()
+				switch {
+				case err != nil && errors.As(err, &refused) && refused.Status < http.StatusInternalServerError:
+					t.Errorf("%s: %s: %v", n.Name(), name, err)
+				case err != nil:
+					open[name] = true // whether it was done is not known
+				default:
+					if other, taken := told[got.VIP.Address]; taken {
+						t.Errorf("%s and %s both have %s", name, other, got.VIP.Address)
+					}
+					told[got.VIP.Address] = name
+				}
+				mu.Unlock()
+				if err != nil && n == victim {
+					return nil // it is dead, and so are its clients
+				}
+			}
+			return nil
+		})
+	}
+	for range workers * 3 {
+		<-done
+	}
+	if err := victim.Kill(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	if err := victim.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	waitHealthy(t, l)
+	waitApplied(t, l)
+	t.Logf("%d were told their address, of %d it is not known whether they were created; the leader was %s", len(told), len(open), victim.Name())
+	for _, n := range l.Nodes() {
+		p := readPool(t, n, "wide")
+		has := p.owners()
+		for at, name := range told {
+			if has[at] != name {
+				t.Errorf("%s has %q on %s, and %s was told so", n.Name(), has[at], at, name)
+			}
+		}
+		for at, name := range has {
+			if told[at] != name && !open[name] {
+				t.Errorf("%s has %q on %s, of which nobody was told", n.Name(), name, at)
+			}
+		}
+		if p.Used != len(has) {
+			t.Errorf("%s: %d used, %d handed out", n.Name(), p.Used, len(has))
+		}
+	}
+}
