@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -54,7 +55,7 @@ func gatherUses(ctx context.Context, nodes []fsm.Node, self fsm.NodeID, own []we
 			asked.Go(func() {
 				uses, err := ask(ctx, n.Node)
 				if err != nil {
-					n.Error = err.Error()
+					n.Error = unasked(err)
 				}
 				n.Uses = uses
 			})
@@ -62,6 +63,18 @@ func gatherUses(ctx context.Context, nodes []fsm.Node, self fsm.NodeID, own []we
 	}
 	asked.Wait()
 	return out
+}
+
+// unasked says why a node gave no answer, in words for who asked for a pool; those of err are about commands.
+func unasked(err error) string {
+	dial := (*dialError)(nil)
+	switch {
+	case errors.As(err, &dial), errors.Is(err, context.DeadlineExceeded):
+		return "it does not answer"
+	case errors.Is(err, errUnknownOutcome):
+		return "its answer cannot be read; it may be of an earlier version"
+	}
+	return err.Error()
 }
 
 // ownUses is what this node uses addresses for.

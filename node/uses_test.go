@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -17,6 +18,8 @@ func TestUsesAreThoseOfAllNodes(t *testing.T) {
 		return []web.AddressUse{{Prefix: netip.MustParsePrefix(s), What: "an address of eth1"}}
 	}
 	nodes := []fsm.Node{
+		{Name: "_", Role: fsm.RoleLB, Alive: true},
+		{Name: "_2", Role: fsm.RoleLB, Alive: true},
 		{Name: "a", Role: fsm.RoleLB, Alive: true},
 		{Name: "b", Role: fsm.RoleLB, Alive: true},
 		{Name: "c", Role: fsm.RoleLB},
@@ -27,6 +30,10 @@ func TestUsesAreThoseOfAllNodes(t *testing.T) {
 		switch n {
 		case "a":
 			return use("10.0.0.1/32"), nil
+		case "_":
+			return nil, fmt.Errorf("%w: reach _: %w", errNotLeader, &dialError{errors.New("refused")})
+		case "_2":
+			return nil, fmt.Errorf("%w: read answer of _2: 404 page not found", errUnknownOutcome)
 		case "d":
 			return nil, errors.New("no route to it")
 		}
@@ -34,6 +41,8 @@ func TestUsesAreThoseOfAllNodes(t *testing.T) {
 		return nil, nil
 	})
 	want := []web.NodeUses{
+		{Node: "_", Error: "it does not answer"},
+		{Node: "_2", Error: "its answer cannot be read; it may be of an earlier version"},
 		{Node: "a", Uses: use("10.0.0.1/32")},
 		{Node: "b", Uses: use("10.0.0.2/32")},
 		{Node: "c", Error: "it is down"},

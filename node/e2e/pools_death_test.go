@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -59,6 +60,13 @@ func throughALeadersDeath(t *testing.T, l *lab.Lab) {
 	}
 	if err := g.Wait(); err != nil {
 		t.Error(err)
+	}
+	other := l.Nodes()[0]
+	if other == victim {
+		other = l.Nodes()[1]
+	}
+	if said := cli(t, other, "pool", "create", "unseen", "--range", "10.97.0.1-10.97.0.9"); !strings.Contains(said, "note: "+victim.Name()+" could not be asked") {
+		t.Errorf("a pool that a dead node was not asked about is made with the words %q", said)
 	}
 	if err := victim.Start(ctx); err != nil {
 		t.Fatal(err)

@@ -66,6 +66,9 @@ func TestThreeNodesHandOutEveryAddressOnce(t *testing.T) {
 	first := l.Nodes()[0]
 	cli(t, first, "pool", "create", "sixty", "--range", "192.168.80.130-192.168.80.189")
 	cli(t, first, "pool", "create", "small", "--range", "192.168.80.110-192.168.80.121")
+	elsewhere := vipOn{"lo", netip.MustParseAddr("10.98.0.9")}
+	elsewhere.add(t, l.Nodes()[1])
+	refused(t, first, "10.98.0.9 is an address of lo on "+l.Nodes()[1].Name(), "pool", "create", "over", "--range", "10.98.0.1-10.98.0.20")
 	t.Run("60 services at once", func(t *testing.T) { sixtyAtOnce(t, l) })
 	t.Run("coming and going", func(t *testing.T) { comingAndGoing(t, l) })
 	cli(t, first, "pool", "create", "wide", "--range", "10.99.0.1-10.99.0.80", "--announce", "none")
