@@ -40,7 +40,9 @@ func benchOpen(b *testing.B, hook string, adopted bool) {
 	var user, system, wall []time.Duration
 	for b.Loop() {
 		if !adopted {
-			if err := Remove(opts.PinDir, opts.Interfaces); err != nil {
+			var err error
+			ns.Do(func() { err = Remove(opts.PinDir, opts.Interfaces) })
+			if err != nil {
 				b.Fatal(err)
 			}
 		}

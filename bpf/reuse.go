@@ -27,11 +27,11 @@ const (
 )
 
 // identity is the same for two sets that are loaded from the same object, with the same settings, on the same maps.
-// Programs cannot be changed once they are loaded, and the kernel never gives the number of a map to another one.
+// Programs cannot be changed once they are loaded, and hold their maps: as long as a set is pinned, no other map has the number of one of them.
 func identity(spec *ebpf.CollectionSpec, on map[string]*ebpf.Map, entry string, xdp bool) (string, error) {
 	sum := sha256.New()
 	sum.Write(_PontoonBytes)
-	note := func(what ...any) { fmt.Fprintf(sum, "%q\n", what) }
+	note := func(what ...any) { fmt.Fprintf(sum, "%#v\n", what) } // %q would make characters of numbers, and large ones all the same
 	note("entry", entry, xdp)
 	for _, name := range slices.Sorted(maps.Keys(spec.Programs)) {
 		note("program", name, spec.Programs[name].Flags)

@@ -43,7 +43,7 @@ func sameSet(t *testing.T, a, b programs) bool {
 	return true
 }
 
-// reopened closes b's data plane and opens it again with changed options; it works, and one set is pinned.
+// reopened opens what b has pinned once more, with changed options; afterwards one set is pinned.
 func reopened(t *testing.T, b *bench, change func(*Options)) *Dataplane {
 	t.Helper()
 	opts := b.opts
@@ -159,6 +159,11 @@ func TestIdentityKnowsEverySetting(t *testing.T) {
 		changed := spec.Copy()
 		changed.Variables[name].Value[0]++
 		check(name, changed, pontoonProgPontoonIngress, false)
+	}
+	for name := range spec.Maps {
+		changed := spec.Copy()
+		changed.Maps[name].MaxEntries += 1 << 21 // no character has such a number
+		check("another size of "+name, changed, pontoonProgPontoonIngress, false)
 	}
 	without := spec.Copy()
 	delete(without.Programs, pontoonProgPontoonXlat)
