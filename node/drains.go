@@ -75,8 +75,12 @@ func (d *drains) step(all []draining, now time.Time) []Event {
 	return out
 }
 
-// drainedEvent tells of a drain that is over. had is how many flows it had at the last look, if not now.
+// drainedEvent tells of a drain that is over. had is how many flows it had at the last look, if not now: those were ended since,
+// unless they are kept.
 func drainedEvent(e draining, had uint64, late bool) Event {
+	if e.keeps {
+		had = e.left
+	}
 	switch flows := counted(int(had), "flow"); {
 	case !late || had == 0:
 		return drainEvent(e, true, "is drained", "no flow is left")

@@ -102,6 +102,10 @@ func TestDrainsAreToldOnce(t *testing.T) {
 	kept.keeps = true
 	expect(later, []draining{kept}, "drains: 2 flows left") // another deadline is another drain
 	expect(later.Add(time.Minute), []draining{kept}, "is drained: its time is over, 2 flows go on")
+	kept.endpoint.DrainUntil = later.Add(time.Hour)
+	expect(later.Add(time.Minute), []draining{kept}, "drains: 2 flows left")
+	kept.left = 0 // by itself, just before its time was over
+	expect(later.Add(time.Hour), []draining{kept}, "is drained: no flow is left")
 }
 
 // However long a drain takes and however many flows there are, it is told of now and then.
