@@ -209,6 +209,10 @@ func TestProbesCountFromTheTakeOver(t *testing.T) {
 	if p.takeUp(s, seen(3, 21+fsm.MaxProbeCount)); len(p.base) != 0 {
 		t.Errorf("long ago: %v", p.base)
 	}
+	p.base[b+1] = 0
+	if p.takeUp(s, seen(3, 22)); len(p.base) != 0 {
+		t.Errorf("of an endpoint that is gone: %v", p.base)
+	}
 }
 
 // A node was cut off, found everything dead, and becomes prober as the cut has just ended: what was sent into the cut fails yet,

@@ -221,12 +221,12 @@ func (p *probing) takeUp(s *fsm.State, results map[uint32]health.Result) {
 	p.epochs = epochs
 }
 
-// settle forgets what was noted of endpoints that have been probed often enough since, or are counted anew because they are
-// probed otherwise.
+// settle forgets what was noted of endpoints that have been probed often enough since, are counted anew because they are
+// probed otherwise, or are probed no more.
 func (p *probing) settle(results map[uint32]health.Result) {
 	maps.DeleteFunc(p.base, func(id uint32, base uint64) bool {
-		n := results[id].Probes
-		return n+1 < base || n >= base+fsm.MaxProbeCount
+		r, probed := results[id]
+		return !probed || r.Probes+1 < base || r.Probes >= base+fsm.MaxProbeCount
 	})
 }
 
