@@ -83,7 +83,7 @@ func (s *server) checkUses(ctx context.Context, p, old fsm.Pool) ([]string, erro
 		words = append(words, c+" on "+strings.Join(on[c], ", "))
 	}
 	if n := len(clashes) - most; n > 0 {
-		words = append(words, count(n, "more clash"))
+		words = append(words, fmt.Sprintf("and %d more", n))
 	}
 	return nil, refusef(fsm.ErrInUse, "pool %s: %s: leave it out, with ranges around it", p.Name, strings.Join(words, "; "))
 }

@@ -58,11 +58,7 @@ func Summarise(s Status) Summary {
 		note(LevelWarn, "%s", n)
 	}
 	endpointNotes(s.Services, note)
-	for _, p := range s.Pools {
-		if p.Free == 0 { // no harm to what is served: the next service is refused
-			note(LevelOK, "Pool %s has no free address left: the next service that asks it for one is refused.", p.Name)
-		}
-	}
+	poolNotes(s.Pools, note)
 	if len(s.Warnings) > 0 {
 		sum.Level = worse(sum.Level, LevelWarn) // they stand beside the notes
 	}
@@ -102,6 +98,15 @@ func noteInstances(s Status, note func(l Level, format string, args ...any)) {
 	for _, svc := range s.Services {
 		for _, words := range choiceNotes(svc.Service, svc.Instance, kinds[svc.Instance]) {
 			note(LevelOK, "%s", words)
+		}
+	}
+}
+
+// poolNotes says which pools are exhausted: no harm to what is served.
+func poolNotes(pools []PoolBrief, note func(l Level, format string, args ...any)) {
+	for _, p := range pools {
+		if p.Free == 0 {
+			note(LevelOK, "Pool %s has no free address left: the next service that asks it for one is refused.", p.Name)
 		}
 	}
 }
