@@ -27,7 +27,7 @@
 // Endpoints that hang have their probes under way for the whole timeout, and there may be thousands. So
 // probes by the loop, probes by goroutines, and those of the latter whose last one failed are counted
 // apart, and none of the three waits for another. At the default timers 12000 endpoints may hang before
-// others are delayed; 2000 that are probed through TLS, and of these only others that are down.
+// others are delayed; 2000 of those that goroutines probe, and then only those of them whose last probe failed.
 //
 // New checks are spread over their interval. If nothing at all is known about them a few are probed at
 // once, each given a millisecond; many take the whole interval. When the factor of a target falls, as on
