@@ -199,16 +199,22 @@ func checkEffects(t *testing.T, l *lab.Lab, _ []*door) {
 		}
 	}
 	set("--all-down", "closed")
+	expectClosed(t, l, all)
+	for _, e := range all {
+		cli(t, n, "service", "delete", e.name)
+	}
+}
+
+// expectClosed holds that new flows are refused, and that it is told why.
+func expectClosed(t *testing.T, l *lab.Lab, all []effect) {
+	t.Helper()
 	for _, e := range all {
 		if c, err := e.call(t, l); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("%s: all are down and the service is closed: answer %q, error %v", e.name, c.who, err)
 		}
 	}
-	if shown := cli(t, n, "service", "show", "tcp6"); strings.Count(shown, "down: connection refused") != 2 {
+	if shown := cli(t, l.Nodes()[1], "service", "show", "tcp6"); strings.Count(shown, "down: connection refused") != 2 {
 		t.Errorf("service show does not tell why both are out:\n%s", shown)
-	}
-	for _, e := range all {
-		cli(t, n, "service", "delete", e.name)
 	}
 }
 

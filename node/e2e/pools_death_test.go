@@ -15,6 +15,32 @@ import (
 	"pontoon/internal/lab"
 )
 
+// answersOf are what clients were told about services on addresses of a pool.
+type answersOf struct {
+	mu   sync.Mutex
+	told map[netip.Addr]string // who was given each address
+	open map[string]bool       // the services of which nobody knows whether they were created
+}
+
+// note takes in what a node has answered.
+func (a *answersOf) note(t *testing.T, n *lab.Node, name string, got given, err error) {
+	t.Helper()
+	refused := new(lab.APIError)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case err != nil && errors.As(err, &refused) && refused.Status < http.StatusInternalServerError:
+		t.Errorf("%s: %s: %v", n.Name(), name, err)
+	case err != nil:
+		a.open[name] = true
+	default:
+		if other, taken := a.told[got.VIP.Address]; taken {
+			t.Errorf("%s and %s both have %s", name, other, got.VIP.Address)
+		}
+		a.told[got.VIP.Address] = name
+	}
+}
+
 // throughALeadersDeath has services created on all nodes while the leader dies. What was told stays true, what nobody was told of
 // was done once or not at all, and no address is two services'.
 func throughALeadersDeath(t *testing.T, l *lab.Lab) {
@@ -22,8 +48,7 @@ func throughALeadersDeath(t *testing.T, l *lab.Lab) {
 	ctx := within(t, 60*time.Second)
 	victim := leader(t, l)
 	var g errgroup.Group
-	var mu sync.Mutex
-	told, open, done := map[netip.Addr]string{}, map[string]bool{}, make(chan struct{}, workers*steps)
+	answers, done := &answersOf{told: map[netip.Addr]string{}, open: map[string]bool{}}, make(chan struct{}, workers*steps)
 	for w := range workers {
 		g.Go(func() error {
 			n := l.Nodes()[w%len(l.Nodes())]
@@ -31,20 +56,7 @@ func throughALeadersDeath(t *testing.T, l *lab.Lab) {
 				name := fmt.Sprintf("d%d-%d", w, i)
 				got, err := createAuto(ctx, n, name, "wide")
 				done <- struct{}{}
-				refused := new(lab.APIError)
-				mu.Lock()
-				switch {
-				case err != nil && errors.As(err, &refused) && refused.Status < http.StatusInternalServerError:
-					t.Errorf("%s: %s: %v", n.Name(), name, err)
-				case err != nil:
-					open[name] = true // whether it was done is not known
-				default:
-					if other, taken := told[got.VIP.Address]; taken {
-						t.Errorf("%s and %s both have %s", name, other, got.VIP.Address)
-					}
-					told[got.VIP.Address] = name
-				}
-				mu.Unlock()
+				answers.note(t, n, name, got, err)
 				if err != nil && n == victim {
 					return nil // it is dead, and so are its clients
 				}
@@ -73,17 +85,24 @@ func throughALeadersDeath(t *testing.T, l *lab.Lab) {
 	}
 	waitHealthy(t, l)
 	waitApplied(t, l)
-	t.Logf("%d were told their address, of %d it is not known whether they were created; the leader was %s", len(told), len(open), victim.Name())
+	t.Logf("the leader was %s", victim.Name())
+	answers.hold(t, l)
+}
+
+// hold holds what the nodes have of the pool wide against what clients were told.
+func (a *answersOf) hold(t *testing.T, l *lab.Lab) {
+	t.Helper()
+	t.Logf("%d were told their address, of %d it is not known whether they were created", len(a.told), len(a.open))
 	for _, n := range l.Nodes() {
 		p := readPool(t, n, "wide")
 		has := p.owners()
-		for at, name := range told {
+		for at, name := range a.told {
 			if has[at] != name {
 				t.Errorf("%s has %q on %s, and %s was told so", n.Name(), has[at], at, name)
 			}
 		}
 		for at, name := range has {
-			if told[at] != name && !open[name] {
+			if a.told[at] != name && !a.open[name] {
 				t.Errorf("%s has %q on %s, of which nobody was told", n.Name(), name, at)
 			}
 		}
