@@ -47,7 +47,7 @@ func allCommands() []Command {
 		SetEndpointAdmin{Service: "web", Endpoint: addrPort("10.1.0.1:8080"), Admin: AdminDrain, Until: epoch0},
 		RecordFailover{Failover: failover(3)},
 		SetHealth{Instance: "default", Node: "lb1", Epoch: 4, Verdicts: []Verdict{
-			{Endpoint: 7, Health: HealthDown, Since: epoch0, Why: "connection refused", Flapping: true}, {Endpoint: 8, Health: HealthUp, Since: epoch0, Share: 10},
+			{Endpoint: 7, Health: HealthDown, Since: epoch0, Why: "connection refused", Flapping: true, Question: 9}, {Endpoint: 8, Health: HealthUp, Since: epoch0, Share: 10},
 		}},
 		PutBGP{BGP: BGP{
 			AS: 65001, RestartTime: MinRestartTime, Nodes: []BGPNode{{Node: "lb1", AS: 65002, RouterID: addr("192.0.2.7")}, {Node: "lb2", AS: 1}},

@@ -55,6 +55,10 @@ type Verdict struct {
 	Why      string    `json:"why,omitempty"`      // in plain words, what the last probe found; "" when it is up
 	Share    uint8     `json:"share,omitempty"`    // percent of its weight that it gets (slow start); 0 is all of it, see Percent
 	Flapping bool      `json:"flapping,omitempty"` // it changes so often that it is kept down for longer
+
+	// Question is what was asked, see State.Asked; 0 is whatever is asked when the verdict
+	// is committed. In SetHealth only: the state does not keep it.
+	Question uint32 `json:"question,omitempty"`
 }
 
 // Percent is the part of its weight that the endpoint gets, 1 to 100.
@@ -96,7 +100,7 @@ func oneLine(s string, most int) string {
 // SetHealth is what the prober of an instance has found out about its
 // endpoints: those that are named have this verdict from now on, or none
 // (HealthUnknown). Verdicts about endpoints that are gone, that belong to another
-// instance or that nothing probes are passed over. Refused with ErrNotFound,
+// instance, that nothing probes or that are asked something else by now are passed over. Refused with ErrNotFound,
 // ErrInvalid, and with ErrStale unless Node is the instance's prober, in the epoch
 // it has; see State.Prober.
 type SetHealth struct {
@@ -126,6 +130,7 @@ func (c SetHealth) apply(d *draft) error {
 		if !mine.has(v.Endpoint) {
 			continue
 		}
+		v.Question = 0
 		old := d.health.get(v.Endpoint)
 		switch {
 		case v.Health == HealthUnknown && old != nil:
@@ -181,7 +186,8 @@ func (s *idSet) add(id uint32) {
 }
 
 // probedIn picks, of the endpoints that verdicts are about, those that are
-// probed and belong to the instance.
+// probed, belong to the instance and are asked what the verdicts answer. The verdicts
+// are sorted by endpoint.
 func (d *draft) probedIn(instance string, verdicts []Verdict) *idSet {
 	var asked, mine idSet
 	for _, v := range verdicts {
@@ -195,11 +201,7 @@ func (d *draft) probedIn(instance string, verdicts []Verdict) *idSet {
 		if v := d.vips.get(svc.VIP); v == nil || v.Instance != instance {
 			continue
 		}
-		for _, e := range svc.Endpoints {
-			if asked.has(e.ID) {
-				mine.add(e.ID)
-			}
-		}
+		svc.answered(verdicts, &asked, &mine)
 	}
 	return &mine
 }

@@ -144,6 +144,9 @@ func (p *probing) round(ctx context.Context) (next, busy time.Duration) {
 	p.tell(len(held), heldWords(all, held, trouble, p.doubt.witness()), trouble != "" || p.doubt.witness() != "")
 	due, later := dueVerdicts(all, held, start)
 	busy = time.Since(start)
+	for _, verdicts := range due {
+		s.Asked(verdicts)
+	}
 	if len(due) > 0 {
 		p.commit(ctx, s, due)
 	}

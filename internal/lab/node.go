@@ -208,6 +208,18 @@ func (n *Node) Kill(ctx context.Context) error {
 	return p.Kill(ctx)
 }
 
+// Stacks ends the daemon, which tells in its log first where each of its goroutines stands (SIGQUIT).
+func (n *Node) Stacks(ctx context.Context) error {
+	if err := n.signal(syscall.SIGQUIT); err != nil {
+		return err
+	}
+	p := n.Process()
+	if err := p.Wait(ctx); p.Running() {
+		return fmt.Errorf("end %s: %w", n.Name(), err)
+	}
+	return nil
+}
+
 // Terminate asks the daemon to end (SIGTERM) and waits until it is gone.
 func (n *Node) Terminate(ctx context.Context) error {
 	if err := n.signal(syscall.SIGTERM); err != nil {

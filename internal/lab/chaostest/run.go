@@ -202,6 +202,7 @@ func (r *run) story(ctx, observing context.Context, g *errgroup.Group) error {
 	if err == nil && ctx.Err() == nil {
 		if why := r.waitWhole(ctx, r.cfg.Limits.Converge+10*time.Second); why != nil {
 			r.h.Why = why.Error()
+			r.stacks(ctx)
 		} else {
 			r.h.Converged = r.now()
 		}
@@ -396,6 +397,17 @@ func (r *run) masterNow() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.master
+}
+
+// stacks has all daemons tell in their logs what they were at: a cluster that does not become whole may have one that hangs.
+func (r *run) stacks(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	for _, n := range r.lab.Nodes() {
+		if err := n.Stacks(ctx); err != nil { // as of one that does not run
+			r.h.Why += "; " + err.Error()
+		}
+	}
 }
 
 // keepLogs copies the daemons' logs.
