@@ -8,6 +8,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // The kernel looks through programs one by one for whoever asks, and through those that are asked for at the same time on as many
@@ -16,6 +17,9 @@ import (
 // verifiers is how many programs are looked through at the same time at most; each takes some tens of megabytes of the
 // kernel's memory meanwhile.
 const verifiers = 4
+
+// ordinary is the system call's answer for a nice value of 0, getpriority(2); more than that is before others.
+const ordinary = 20
 
 // makeOwnMaps makes those maps of spec that are not given: what belongs to the programs alone, their constants among it.
 func makeOwnMaps(spec *ebpf.CollectionSpec, given map[string]*ebpf.Map) (*ebpf.Collection, error) {
@@ -35,6 +39,7 @@ func verifyAll(specs map[string]*ebpf.ProgramSpec, mapOf func(name string) *ebpf
 	loaded := map[string]*ebpf.Program{}
 	for name, spec := range specs {
 		group.Go(func() error {
+			yield()
 			p, err := verify(spec, mapOf)
 			if err != nil {
 				return fmt.Errorf("program %s: %w", name, err)
@@ -50,6 +55,17 @@ func verifyAll(specs map[string]*ebpf.ProgramSpec, mapOf func(name string) *ebpf
 		return nil, err
 	}
 	return loaded, nil
+}
+
+// yield gives the rest of this goroutine's life a thread of ordinary priority, which ends with the goroutine: the kernel may work for a
+// second on what it is given, and a daemon that was put before others on its machine must not use that against
+// its own timers, and those of others like it.
+func yield() {
+	runtime.LockOSThread() // never unlocked: the thread is not used again
+	tid := unix.Gettid()
+	if is, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil && is > ordinary {
+		_ = unix.Setpriority(unix.PRIO_PROCESS, tid, 0) // less is granted to everybody
+	}
 }
 
 func verify(spec *ebpf.ProgramSpec, mapOf func(name string) *ebpf.Map) (*ebpf.Program, error) {

@@ -188,19 +188,9 @@ func (m *member) tellDisk(trouble string) {
 // verifyLeader asks a quorum whether this node leads, for as long as it may take.
 // Raft answers only between two writes to its disk.
 func (m *member) verifyLeader() error {
-	done := make(chan error, 1)
-	m.verifies.Go(func() error {
-		done <- m.raft.VerifyLeader().Error()
-		return nil
-	})
-	t := time.NewTimer(reportTimeout)
-	defer t.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-t.C:
-		return fmt.Errorf("no word from the quorum within %s", reportTimeout)
-	}
+	ctx, cancel := context.WithTimeoutCause(context.Background(), reportTimeout, fmt.Errorf("no word from the quorum within %s", reportTimeout))
+	defer cancel()
+	return answerOf(ctx, func() raft.Future { return m.raft.VerifyLeader() })
 }
 
 // leaderToTell is whom to send this node's report, "" while nobody is known. A node

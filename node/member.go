@@ -48,8 +48,7 @@ type member struct {
 	host     *host.Host // a witness only looks
 	detector *detector
 
-	verifies errgroup.Group // questions to the quorum that nobody waits for any more
-	turn     atomic.Uint32  // see leaderToTell
+	turn atomic.Uint32 // see leaderToTell
 
 	outcast    atomic.Bool // see removed
 	superseded atomic.Bool // likewise, and for good; see supersede.go
@@ -244,7 +243,7 @@ func (m *member) run(stop context.Context) error {
 	if err == nil && stop.Err() != nil { // in order, and to come back
 		err = m.leaveLease()
 	}
-	return errors.Join(err, m.close(), m.verifies.Wait())
+	return errors.Join(err, m.close())
 }
 
 // runMember starts what every member does.

@@ -195,6 +195,20 @@ func (g *raftGroup) lastCommand(index uint64) uint64 {
 	return found
 }
 
+// answerOf asks Raft something and waits for the answer until ctx ends; then the error is the cause of that. Raft never
+// answers what it has not looked at yet when it is shut down. So nobody may wait for such an answer without an end, and the
+// goroutine that does belongs to no group: the end of a member would wait for it.
+func answerOf(ctx context.Context, ask func() raft.Future) error {
+	answer := make(chan error, 1)
+	go func() { answer <- ask().Error() }()
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (g *raftGroup) isLeader() bool { return g.State() == raft.Leader }
 
 // hasQuorum says whether this node hears from a leader, or is one.

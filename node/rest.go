@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"pontoon/fsm"
 	"pontoon/web"
 )
@@ -176,17 +178,9 @@ func (m *member) yield(ctx context.Context) {
 	if !m.leads() {
 		return
 	}
-	done := make(chan error, 1)
-	m.verifies.Go(func() error { // a disk that hangs holds Raft up
-		done <- m.raft.LeadershipTransfer().Error()
-		return nil
-	})
-	select {
-	case err := <-done:
-		if err != nil {
-			m.logger.Debug("leadership not handed over before the stop", "err", err)
-		}
-	case <-ctx.Done():
+	err := answerOf(ctx, func() raft.Future { return m.raft.LeadershipTransfer() }) // a disk that hangs holds Raft up
+	if err != nil && ctx.Err() == nil {
+		m.logger.Debug("leadership not handed over before the stop", "err", err)
 	}
 }
 
