@@ -90,9 +90,7 @@ func (m *member) commitDues(d dues) {
 		m.logger.Log(context.Background(), level, "verdicts and reports not committed", "verdicts", len(d.verdicts), "reports", len(d.reports), "err", err)
 		return
 	}
-	// A follower learns that an entry is committed from the next one. The
-	// successor may be a follower, so the next one comes at once.
-	m.raft.Barrier(0)
+	m.raft.spread() // the successor may be a follower
 	for _, v := range d.verdicts {
 		m.logger.Info("verdict", "node", v.Node, "alive", v.Alive, "reason", v.Reason, "took", time.Since(start))
 	}

@@ -195,6 +195,13 @@ func (g *raftGroup) lastCommand(index uint64) uint64 {
 	return found
 }
 
+// spreadTimeout bounds spread: Raft takes an entry at once unless it waits for its disk, and for that nobody waits here.
+const spreadTimeout = 100 * time.Millisecond
+
+// spread tells followers without delay that what was committed is: they learn it from the next entry, or after up to twice
+// raftCommit.
+func (g *raftGroup) spread() { g.Barrier(spreadTimeout) }
+
 // answerOf asks Raft something and waits for the answer until ctx ends; then the error is the cause of that. Raft never
 // answers what it has not looked at yet when it is shut down. So nobody may wait for such an answer without an end, and the
 // goroutine that does belongs to no group: the end of a member would wait for it.

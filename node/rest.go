@@ -109,11 +109,9 @@ func (m *member) proposedHere(p proposal) (uint64, error) {
 	}
 	index, err := m.applyIf(p)
 	if err == nil {
-		// A follower learns that an entry is committed from the next one, up to twice raftCommit later when
-		// nothing follows. A caller that is one answers its own only once it has applied the command, and of a
-		// moved mastership the old master should hear when the new one does: routers see both announce alike
-		// in between.
-		m.raft.Barrier(0)
+		// A caller that is a follower answers its own only once it has applied the command, and of a moved mastership the
+		// old master should hear when the new one does: routers see both announce alike in between.
+		m.raft.spread()
 	}
 	return index, err
 }
