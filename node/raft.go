@@ -100,9 +100,7 @@ func openRaft(dir, name, address string, bootstrap bool, layer raft.StreamLayer,
 	if st.votes.Renewed() {
 		logger.Warn("the file of this node's term and vote was missing or damaged; going on from a later term, in which nothing can have been promised", "dir", dir)
 	}
-	transport := newRaftTransport(raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true,
-	}))
+	transport := newRaftTransport(networkTransport(layer, hl))
 	g := &raftGroup{stores: st, logs: cache, transport: transport, disk: watch, over: over}
 	votes := patientVotes{injectVotes(dir, st.votes), watch, over}
 	conf := raftConfig(name, hl)
@@ -201,6 +199,18 @@ const spreadTimeout = 100 * time.Millisecond
 // spread tells followers without delay that what was committed is: they learn it from the next entry, or after up to twice
 // raftCommit.
 func (g *raftGroup) spread() { g.Barrier(spreadTimeout) }
+
+// raftInFlight is one request to each follower at a time, whatever else is to be said waits for its answer. With more, which Raft
+// calls pipelining, what sends and what reads the answers wait for each other for ever when the reader gives up over a refusal while
+// the sender has another request to hand over (v1.7.3, pipelineReplicate): the follower gets nothing until the leader changes, and
+// a leader that was never ends.
+const raftInFlight = 1
+
+func networkTransport(layer raft.StreamLayer, hl hclog.Logger) *raft.NetworkTransport {
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true, MaxRPCsInFlight: raftInFlight,
+	})
+}
 
 // answerOf asks Raft something and waits for the answer until ctx ends; then the error is the cause of that. Raft never
 // answers what it has not looked at yet when it is shut down. So nobody may wait for such an answer without an end, and the

@@ -103,29 +103,3 @@ func (t *raftTransport) AppendEntries(id raft.ServerID, target raft.ServerAddres
 	}
 	return t.NetworkTransport.AppendEntries(id, target, args, resp)
 }
-
-// AppendEntriesPipeline implements raft.Transport.
-func (t *raftTransport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
-	if t.mum.Load() {
-		return nil, errMute
-	}
-	p, err := t.NetworkTransport.AppendEntriesPipeline(id, target)
-	if err != nil {
-		return nil, err
-	}
-	return mutablePipeline{p, t}, nil
-}
-
-// mutablePipeline is a pipeline that was opened before its node fell silent.
-type mutablePipeline struct {
-	raft.AppendPipeline
-	t *raftTransport
-}
-
-// AppendEntries implements raft.AppendPipeline.
-func (p mutablePipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	if p.t.mum.Load() {
-		return nil, errMute
-	}
-	return p.AppendPipeline.AppendEntries(args, resp)
-}
