@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"encoding/json"
 	"hash/fnv"
 	"net/netip"
@@ -36,6 +37,20 @@ func questionTo(question []byte, e Endpoint) uint32 {
 	return max(h.Sum32(), 1)
 }
 
+// questions tells what is asked of those endpoints of a service that are wanted.
+func (svc Service) questions(wanted func(id uint32) bool, tell func(id, question uint32)) {
+	var question []byte
+	for _, e := range svc.Endpoints {
+		if !wanted(e.ID) {
+			continue
+		}
+		if question == nil {
+			question = svc.question()
+		}
+		tell(e.ID, questionTo(question, e))
+	}
+}
+
 // Asked fills in which questions the verdicts answer, if s is the state by which
 // the endpoints were probed.
 func (s *State) Asked(verdicts []Verdict) {
@@ -43,39 +58,22 @@ func (s *State) Asked(verdicts []Verdict) {
 	for i := range verdicts {
 		at[verdicts[i].Endpoint] = i
 	}
+	named := func(id uint32) bool {
+		_, is := at[id]
+		return is
+	}
 	for _, r := range s.services.rows {
-		svc := r.val
-		var question []byte
-		for _, e := range svc.Endpoints {
-			i, named := at[e.ID]
-			if !named {
-				continue
-			}
-			if question == nil {
-				question = svc.question()
-			}
-			verdicts[i].Question = questionTo(question, e)
-		}
+		r.val.questions(named, func(id, question uint32) { verdicts[at[id]].Question = question })
 	}
 }
 
 // answered picks, of the endpoints of a service, those that are named by a verdict
 // which answers what the service asks them now. The verdicts are sorted by endpoint.
 func (svc Service) answered(verdicts []Verdict, asked, mine *idSet) {
-	var question []byte
-	for _, e := range svc.Endpoints {
-		if !asked.has(e.ID) {
-			continue
+	svc.questions(asked.has, func(id, question uint32) {
+		i, _ := slices.BinarySearchFunc(verdicts, id, func(v Verdict, id uint32) int { return cmp.Compare(v.Endpoint, id) })
+		if q := verdicts[i].Question; q == 0 || q == question {
+			mine.add(id)
 		}
-		i, _ := slices.BinarySearchFunc(verdicts, e.ID, func(v Verdict, id uint32) int { return int(v.Endpoint) - int(id) })
-		if verdicts[i].Question != 0 {
-			if question == nil {
-				question = svc.question()
-			}
-			if verdicts[i].Question != questionTo(question, e) {
-				continue
-			}
-		}
-		mine.add(e.ID)
-	}
+	})
 }

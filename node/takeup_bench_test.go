@@ -35,17 +35,7 @@ func benchTakeUp(b *testing.B, six bool, vips int) {
 		b.Fatal(err)
 	}
 	b.ReportAllocs()
-	carry := func(s *fsm.State) (took time.Duration) {
-		d.ns.Do(func() {
-			began := time.Now()
-			err = d.carryOut(b.Context(), s, true)
-			took = time.Since(began)
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		return took
-	}
+	carry := func(s *fsm.State) time.Duration { return timedTurn(b, d, s) }
 	carry(lost)
 	var all []time.Duration
 	for b.Loop() {
@@ -77,6 +67,21 @@ func benchTakeUp(b *testing.B, six bool, vips int) {
 type takeUp struct {
 	*driver
 	ns *bpftest.NS
+}
+
+// timedTurn is how long the driver takes to make the machine what s says.
+func timedTurn(b *testing.B, d *takeUp, s *fsm.State) (took time.Duration) {
+	b.Helper()
+	var err error
+	d.ns.Do(func() {
+		began := time.Now()
+		err = d.carryOut(b.Context(), s, true)
+		took = time.Since(began)
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return took
 }
 
 func newTakeUp(tb testing.TB) *takeUp {

@@ -23,18 +23,7 @@ func BenchmarkVerdictsReachTheDataPlane(b *testing.B) {
 func benchVerdicts(b *testing.B, services int) {
 	d := newTakeUp(b)
 	well := mourning(b, services)
-	carry := func(s *fsm.State) (took time.Duration) {
-		var err error
-		d.ns.Do(func() {
-			began := time.Now()
-			err = d.carryOut(b.Context(), s, true)
-			took = time.Since(began)
-		})
-		if err != nil {
-			b.Fatal(err)
-		}
-		return took
-	}
+	carry := func(s *fsm.State) time.Duration { return timedTurn(b, d, s) }
 	carry(well)
 	var all []time.Duration
 	for b.Loop() {

@@ -328,7 +328,7 @@ func TestTwoDeathsAtOnceAreFoundTogether(t *testing.T) {
 	waitSameFlows(t, l.Nodes()[:3], 100)
 	old := master(t, l, "")
 	heir := heirOf(t, l, old)
-	pass(t, 2500*time.Millisecond) // who has just started calls nobody lost
+	pass(t, newcomer)
 	late := stalls(t)
 	w := clients.Window()
 	var g errgroup.Group
