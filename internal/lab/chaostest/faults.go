@@ -26,6 +26,9 @@ var errNotNow = errors.New("not now")
 // stepTime bounds one step of hurting or healing.
 const stepTime = 15 * time.Second
 
+// leaveTime is longer than the daemon waits for each thing that it may have to wait for.
+const leaveTime = 45 * time.Second
+
 // play lets one fault happen at its time.
 func (r *run) play(ctx context.Context, f Fault) error {
 	if !pass(ctx, f.At-r.now()) {
@@ -113,7 +116,11 @@ func (r *run) candidates(t Target) []*lab.Node {
 
 // hurt does to a node what the fault says.
 func (r *run) hurt(ctx context.Context, n *lab.Node, f Fault) (done, error) {
-	ctx, cancel := context.WithTimeout(ctx, stepTime)
+	limit := stepTime
+	if f.Kind == KindRejoin {
+		limit = leaveTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	if rules, ok := badCables(f); ok {
 		undo, err := r.cables.hurt(always(n, rules))
@@ -264,6 +271,9 @@ func (r *run) leave(ctx context.Context, n *lab.Node) (done, error) {
 		return done{}, fmt.Errorf("%w: no other node knows the flows", errNotNow)
 	}
 	_, err := n.CLI(ctx, "leave")
+	if err != nil && (ctx.Err() != nil || strings.Contains(err.Error(), "may or may not have happened")) {
+		return done{undo: func(ctx context.Context) error { return r.look(ctx, n) }}, nil
+	}
 	if err != nil && member(n) {
 		r.back(n, false)
 		return done{}, err
@@ -276,6 +286,34 @@ func (r *run) leave(ctx context.Context, n *lab.Node) (done, error) {
 func member(n *lab.Node) bool {
 	_, err := os.Stat(filepath.Join(n.DataDir(), "member.json"))
 	return err == nil
+}
+
+// look finds out, as an operator has to, what came of a leave whose outcome was unknown. Of a node that is a member
+// still a token can be made through it: that is committed after whatever was in doubt.
+func (r *run) look(ctx context.Context, n *lab.Node) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*stepTime)
+	defer cancel()
+	gone := false
+	err := lab.WaitFor(ctx, n.Name()+" to be a member for certain, or none", func(ctx context.Context) error {
+		if !member(n) {
+			gone = true
+			return nil
+		}
+		_, err := n.CLI(ctx, "token", "create")
+		if err == nil || !strings.Contains(err.Error(), "was removed from its cluster") {
+			return err
+		}
+		_, err = n.CLI(ctx, "leave")
+		return errors.Join(errors.New("it was removed"), err)
+	})
+	if err != nil {
+		return err
+	}
+	if gone {
+		return r.join(ctx, n)
+	}
+	r.back(n, false)
+	return nil
 }
 
 // join makes n a member again, through whoever can do it.
