@@ -17,10 +17,15 @@ import (
 
 	"pontoon/fsm"
 	"pontoon/transport"
+	"pontoon/web"
 )
 
-// joinTimeout bounds a join as a whole.
-const joinTimeout = 15 * time.Second
+const (
+	// joinTimeout bounds a join as a whole, of who joins.
+	joinTimeout = 15 * time.Second
+	// admitTimeout bounds it where it is asked for: less, so that who joins hears that there is no leader.
+	admitTimeout = 10 * time.Second
+)
 
 // joinRequest is what a joiner sends over the one protocol of the cluster port
 // that takes no client certificate. The connection is bound to the CA the
@@ -57,7 +62,7 @@ func (m *member) serveJoin(w http.ResponseWriter, r *http.Request) {
 		answer(w, 0, nil, fmt.Errorf("read join request: %w", err))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), joinTimeout)
+	ctx, cancel := context.WithTimeout(r.Context(), admitTimeout)
 	defer cancel()
 	reply, err := m.admitAnywhere(ctx, req)
 	answer(w, 0, reply, err)
@@ -81,7 +86,7 @@ func (m *member) admitAnywhere(ctx context.Context, req joinRequest) (joinReply,
 		}
 		select {
 		case <-ctx.Done():
-			return joinReply{}, errors.New("the cluster has no leader: join again when `pontoon status` names one")
+			return joinReply{}, &remoteError{kind: web.ErrNoLeader, text: "the cluster has no leader: join again when `pontoon status` names one"}
 		case <-again.C:
 		}
 	}
@@ -100,6 +105,7 @@ func (m *member) serveForwardedJoin(w http.ResponseWriter, r *http.Request) {
 
 // admit decides, on the leader. The token is spent and the node becomes a
 // member in one committed step; the Raft group follows by itself (adjustGroup).
+// Who asks again with the same key, because the answer was lost, gets it again.
 func (m *member) admit(ctx context.Context, req joinRequest) (joinReply, error) {
 	if !m.raft.isLeader() {
 		return joinReply{}, errNotLeader
@@ -116,51 +122,87 @@ func (m *member) admit(ctx context.Context, req joinRequest) (joinReply, error) 
 		},
 	}
 	s := m.store.State()
-	if err := s.Check(cmd); err != nil {
+	if _, ok := entered(s, cmd.Node); !ok {
+		if err := s.Check(cmd); err != nil {
+			return joinReply{}, err
+		}
+	}
+	cert, ca, err := m.certify(req)
+	if err != nil {
 		return joinReply{}, err
 	}
+	n, err := m.enter(ctx, cmd)
+	if err != nil {
+		return joinReply{}, err
+	}
+	m.wakeLeader()
+	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca, Slot: n.Slot}, nil
+}
+
+// certify signs the key of who joins, and returns what it is signed with beside it.
+func (m *member) certify(req joinRequest) (cert, issuer []byte, err error) {
 	addr, err := netip.ParseAddrPort(req.Address)
 	if err != nil {
-		return joinReply{}, fmt.Errorf("address %q: %w", req.Address, err)
+		return nil, nil, fmt.Errorf("address %q: %w", req.Address, err)
 	}
 	ca, err := transport.LoadCA(m.cfg.DataDir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return joinReply{}, errors.New("the leader has not received the CA key yet: join again in a few seconds")
+		return nil, nil, errors.New("the leader has not received the CA key yet: join again in a few seconds")
 	} else if err != nil {
-		return joinReply{}, err
+		return nil, nil, err
 	}
-	cert, err := ca.Sign(req.CSR, req.Name, []netip.Addr{addr.Addr()})
-	if err != nil {
-		return joinReply{}, err
-	}
-	index, err := m.Propose(ctx, cmd)
-	if err != nil {
-		return joinReply{}, err
-	}
-	n, ok := m.store.State().Node(cmd.Node.Name)
-	if !ok {
-		return joinReply{}, fmt.Errorf("node %s was removed again right after it joined at index %d", req.Name, index)
-	}
-	m.wakeLeader()
-	return joinReply{ClusterID: s.Cluster().ID, Cert: cert, CA: ca.Certificate(), Slot: n.Slot}, nil
+	cert, err = ca.Sign(req.CSR, req.Name, []netip.Addr{addr.Addr()})
+	return cert, ca.Certificate(), err
 }
 
-// requestJoin asks the member at address to admit a node of configuration cfg.
+// enter makes the node of cmd a member, if it is none by the same key already, and returns it as it is committed.
+func (m *member) enter(ctx context.Context, cmd fsm.JoinNode) (fsm.Node, error) {
+	if n, ok := entered(m.store.State(), cmd.Node); ok {
+		return n, nil
+	}
+	index, err := m.Propose(ctx, cmd)
+	n, ok := entered(m.store.State(), cmd.Node)
+	switch {
+	case ok:
+		return n, nil // also where it is refused because it has happened before
+	case err == nil:
+		err = fmt.Errorf("node %s was removed again right after it joined at index %d", cmd.Node.Name, index)
+	}
+	return n, err
+}
+
+// entered finds the member that joined as want did: by its name, with its key.
+func entered(s *fsm.State, want fsm.Node) (fsm.Node, bool) {
+	n, ok := s.Node(want.Name)
+	return n, ok && bytes.Equal(n.Key, want.Key)
+}
+
+// requestJoin asks the member at address to admit a node of configuration cfg, and again with the same key while it is
+// unknown what came of it.
 func requestJoin(ctx context.Context, cfg Config, address string, token transport.Token) (*transport.Identity, joinReply, error) {
 	var reply joinReply
 	csr, err := transport.NewRequest(cfg.Name)
 	if err != nil {
 		return nil, reply, err
 	}
-	conn, err := transport.DialJoin(ctx, address, token.CAHash)
-	if err != nil {
-		return nil, reply, err
-	}
-	defer conn.Close()
-	a, err := post(ctx, conn, "/join", joinRequest{
-		TokenID: token.ID, Secret: token.Secret[:], Name: cfg.Name, Role: cfg.Role,
-		Address: cfg.Cluster.Address, GossipPort: cfg.Cluster.GossipPort, CSR: csr.CSR(),
-	})
+	var a peerAnswer
+	asked := false
+	err = untilKnown(ctx, func(ctx context.Context) error {
+		conn, err := transport.DialJoin(ctx, address, token.CAHash)
+		switch {
+		case err != nil && asked:
+			return fmt.Errorf("%w: %w", errUnknownOutcome, err)
+		case err != nil:
+			return err
+		}
+		defer conn.Close()
+		asked = true
+		a, err = post(ctx, conn, "/join", joinRequest{
+			TokenID: token.ID, Secret: token.Secret[:], Name: cfg.Name, Role: cfg.Role,
+			Address: cfg.Cluster.Address, GossipPort: cfg.Cluster.GossipPort, CSR: csr.CSR(),
+		})
+		return err
+	}, func() bool { return false }, func(string) {})
 	if err != nil {
 		return nil, reply, err
 	}
@@ -171,7 +213,7 @@ func requestJoin(ctx context.Context, cfg Config, address string, token transpor
 	return id, reply, err
 }
 
-// post speaks one HTTP exchange on a connection that exists already.
+// post speaks one HTTP exchange on a connection that exists already. Without an answer the outcome is unknown.
 func post(ctx context.Context, conn net.Conn, path string, in any) (peerAnswer, error) {
 	var a peerAnswer
 	b, err := json.Marshal(in)
@@ -188,15 +230,15 @@ func post(ctx context.Context, conn net.Conn, path string, in any) (peerAnswer, 
 		}
 	}
 	if err := req.Write(conn); err != nil {
-		return a, fmt.Errorf("send request: %w", err)
+		return a, fmt.Errorf("%w: send request: %w", errUnknownOutcome, err)
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
 	if err != nil {
-		return a, fmt.Errorf("read answer to the request: %w", err)
+		return a, fmt.Errorf("%w: read answer to the request: %w", errUnknownOutcome, err)
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&a); err != nil {
-		return a, fmt.Errorf("read answer to the request: %w", err)
+		return a, fmt.Errorf("%w: read answer to the request: %w", errUnknownOutcome, err)
 	}
 	if a.Error != "" {
 		return a, errorOf(a.Kind, a.Error)

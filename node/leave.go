@@ -9,18 +9,13 @@ import (
 
 	"pontoon/fsm"
 	"pontoon/node/plan"
-	"pontoon/web"
 )
 
 // Limits of the steps of leaving.
 const (
 	handOverTimeout = 10 * time.Second
 	departTimeout   = 10 * time.Second
-	doubtTimeout    = 10 * time.Second
 )
-
-// doubtEvery is how often a command whose outcome is unknown is proposed again.
-const doubtEvery = 50 * time.Millisecond
 
 func (m *member) managedVIPs() []netip.Addr {
 	var out []netip.Addr
@@ -90,43 +85,6 @@ func (m *member) leave(ctx context.Context, force bool, progress func(string)) e
 		return errors.Join(fmt.Errorf("leave: %w", err), undo())
 	}
 	return m.waitDeparture(ctx)
-}
-
-// proposeSurely is Propose for a command that does no harm when it happens twice: in doubt it is proposed
-// again, and what that says is the outcome. A node that has been removed meanwhile gets nil.
-func (m *member) proposeSurely(ctx context.Context, cmd fsm.Command, progress func(string)) error {
-	return untilKnown(ctx, func(ctx context.Context) error {
-		_, err := m.Propose(ctx, cmd)
-		return err
-	}, m.removed, progress)
-}
-
-// untilKnown calls propose, and again while nobody can say what came of it: until there is an answer, or moot
-// is true. It returns the doubt when that lasts for doubtTimeout.
-func untilKnown(ctx context.Context, propose func(context.Context) error, moot func() bool, progress func(string)) error {
-	doubt := propose(ctx)
-	if !errors.Is(doubt, errUnknownOutcome) {
-		return doubt
-	}
-	progress("the leader was lost meanwhile: asking again")
-	ctx, cancel := context.WithTimeout(ctx, doubtTimeout)
-	defer cancel()
-	again := time.NewTicker(doubtEvery)
-	defer again.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return doubt
-		case <-again.C:
-		}
-		if moot() {
-			return nil
-		}
-		err := propose(ctx)
-		if !errors.Is(err, errUnknownOutcome) && !errors.Is(err, web.ErrNoLeader) {
-			return err
-		}
-	}
 }
 
 // handOver drains this node and waits until nobody depends on it: another

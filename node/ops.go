@@ -159,10 +159,13 @@ func (d *daemon) Join(ctx context.Context, req web.JoinRequest) (web.JoinResult,
 	if err := forget(d.cfg.DataDir); err != nil {
 		return res, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	// Who asked may go away: a member that does not know that it is one is worse than either end.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), joinTimeout)
 	defer cancel()
 	id, reply, err := requestJoin(ctx, d.cfg, req.Address, token)
-	if err != nil {
+	if errors.Is(err, errUnknownOutcome) {
+		return res, fmt.Errorf("%w; if `pontoon status` on another node names %s, take it out there with `pontoon node remove %s` first", err, d.cfg.Name, d.cfg.Name)
+	} else if err != nil {
 		return res, err
 	}
 	if err := d.becomeMember(id, reply); err != nil {
