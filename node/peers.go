@@ -50,7 +50,7 @@ func newPeerClient(mux *transport.Mux, addressOf func(node string) (string, bool
 	}
 	return &peerClient{http: http.Client{Transport: &http.Transport{
 		DialTLSContext:      dial,
-		MaxIdleConnsPerHost: 4,
+		MaxIdleConnsPerHost: 32, // more that ask at once pay for a handshake each
 		IdleConnTimeout:     time.Minute,
 	}}}
 }

@@ -22,41 +22,6 @@ func rank[T any](sorted []T, p int) T {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// BenchmarkCommitLatency reports how long a change takes from the request on a
-// node's socket to the answer with its index: committed by a majority, on
-// disk, applied on that node. Three nodes share this machine and its disk.
-func BenchmarkCommitLatency(b *testing.B) {
-	const writes = 300
-	l := newCluster(b, lab.Config{Topology: lab.OneLeg, Nodes: 3})
-	cli(b, l.Nodes()[0], "vip", "create", lab.ServiceVIP().String())
-	leader := status(b, l.Nodes()[0]).Cluster.Leader
-	var follower *lab.Node
-	for _, n := range l.Nodes() {
-		if n.Name() != leader {
-			follower = n
-		}
-	}
-	for b.Loop() {
-		for _, via := range []struct {
-			name string
-			node *lab.Node
-		}{{"leader", l.Node(leader)}, {"follower", follower}} {
-			var took []time.Duration
-			for i := range writes {
-				s := service("bench", 2000+i%1000) // each write changes something
-				began := time.Now()
-				if _, err := put(within(b, 10*time.Second), via.node, "/v1/services/bench", s); err != nil {
-					b.Fatal(err)
-				}
-				took = append(took, time.Since(began))
-			}
-			slices.Sort(took)
-			b.ReportMetric(ms(rank(took, 50)), "ms-p50-"+via.name)
-			b.ReportMetric(ms(rank(took, 99)), "ms-p99-"+via.name)
-		}
-	}
-}
-
 // BenchmarkReplicationNewFlows opens and closes TCP connections through a
 // fullnat service as fast as one client host can and reports how many there
 // were, how many flow records the backups acknowledged, and how old the oldest
