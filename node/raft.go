@@ -208,7 +208,7 @@ const raftInFlight = 1
 
 func networkTransport(layer raft.StreamLayer, hl hclog.Logger) *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger: hl, Stream: layer, MaxPool: 3, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true, MaxRPCsInFlight: raftInFlight,
+		Logger: hl, Stream: layer, MaxPool: raftPool, Timeout: raftRPCTimeout, MsgpackUseNewTimeFormat: true, MaxRPCsInFlight: raftInFlight,
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -86,6 +87,37 @@ func (t *raftTransport) standNow(ctx context.Context, id, address string) error 
 		return fmt.Errorf("stand for election: %w", ctx.Err())
 	case <-t.done:
 		return fmt.Errorf("stand for election: %w", raft.ErrTransportShutdown)
+	}
+}
+
+const (
+	// raftPool is how many connections to each node are kept for what is asked next.
+	raftPool = 3
+	// freshTrouble is how soon a connection fails that has been dead before it was used.
+	freshTrouble = 50 * time.Millisecond
+)
+
+// RequestVote implements raft.Transport. A connection that was kept may be of an earlier life of the target, which is found by using
+// it; and who asks for a vote asks once, and without it waits for an election timeout. So it is asked for again over another
+// connection; a voter gives the same answer to the same candidate.
+func (t *raftTransport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	return pastStale(func() error { return t.NetworkTransport.RequestVote(id, target, args, resp) })
+}
+
+// RequestPreVote implements raft.WithPreVote, as RequestVote.
+func (t *raftTransport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return pastStale(func() error { return t.NetworkTransport.RequestPreVote(id, target, args, resp) })
+}
+
+// pastStale asks until there is an answer, or so often that no kept connection can be left, or until one fails so late that the
+// target, and not the connection, is at fault.
+func pastStale(ask func() error) error {
+	for left := raftPool; ; left-- {
+		began := time.Now()
+		err := ask()
+		if err == nil || left == 0 || time.Since(began) > freshTrouble {
+			return err
+		}
 	}
 }
 
